@@ -1,0 +1,1 @@
+"""The Gradio image chat. Import it as ``mobillama_v.demo``."""

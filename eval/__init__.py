@@ -1,0 +1,1 @@
+"""Evaluation: benchmarks, runner, report. Import it as ``mobillama_v.eval``."""

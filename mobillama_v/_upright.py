@@ -1,0 +1,84 @@
+"""Turning a Pillow image of any mode and orientation into upright 8-bit RGB."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from PIL import ExifTags, Image
+
+_WHITE = (255, 255, 255)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_quiet_lock = threading.Lock()
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The same image, upright, 8-bit RGB and without metadata; ``image`` itself where nothing is to be done.
+
+    ``image`` is not changed. Transparency is composited on white. Raises what Pillow raises on damaged data.
+    """
+    image.load()
+    # After load(), since Pillow turns a TIFF itself while loading it and then drops the tag.
+    turn = _TURNS.get(_orientation(image))
+    grey = image.mode.startswith("I") or image.mode == "F"
+    rgb = Image.fromarray(_grey_to_8_bits(image)) if grey else image
+    if rgb.mode in ("P", "PA") and not (rgb.palette and rgb.palette.palette):
+        raise ValueError("its palette is missing")
+    if rgb.mode == "La":
+        rgb = rgb.convert("LA")
+    if rgb.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in rgb.info:
+        layer = rgb.convert("RGBA")
+        rgb = Image.new("RGB", layer.size, _WHITE)
+        rgb.paste(layer, mask=layer.getchannel("A"))
+    elif rgb.mode != "RGB":
+        rgb = rgb.convert("RGB")
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    if rgb is image and (image.info or type(image) is not Image.Image):
+        rgb = image.copy()
+    if rgb is not image:
+        rgb.info = {}  # the orientation must not be applied a second time by whoever gets this image
+    return rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        with quiet():
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata raises anything, and the picture is good without it
+        return 1
+
+
+def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    # Pillow gives a 16-bit PGM (and, before 11, a 16-bit PNG) the 32-bit mode "I".
+    if image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM")):
+        return (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    fitting = [scale for scale in scales if low >= 0 and high <= scale]
+    # No usual range holds these values (elevations, temperatures): the darkest becomes black and the lightest white.
+    start, span = (0.0, fitting[0]) if fitting else (low, high - low or 1.0)
+    scaled = np.nan_to_num((values.astype(np.float64) - start) / span, nan=0.0, posinf=1.0, neginf=0.0)
+    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Pillow's warnings (large image, damaged metadata) from being printed."""
+    # catch_warnings swaps process-wide state, which threads would otherwise restore in the wrong order.
+    with _quiet_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
