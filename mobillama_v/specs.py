@@ -17,10 +17,10 @@ PROJECTOR_TYPES = ("linear", "mlp2x_gelu", "pixel_shuffle_mlp", "avg_pool_mlp")
 TEMPLATES = ("plain", "v1")
 
 # What transformers itself writes into a config.json; everything else must be a field below.
-_BOOKKEEPING = {
+BOOKKEEPING = {
     "_name_or_path", "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder",
     "label2id", "model_type", "output_attentions", "output_hidden_states", "problem_type", "return_dict",
-    "torch_dtype", "transformers_version", "use_cache",
+    "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def build(cls: type[T], values: dict[str, Any], where: str) -> T:
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a mapping, not {type(values).__name__}.")
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known - _BOOKKEEPING)
+    unknown = sorted(set(values) - known - BOOKKEEPING)
     if unknown:
         raise ConfigError(f"{where} has unknown keys: {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
     chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
@@ -174,7 +174,7 @@ def spec_from_config(config: dict[str, Any], where: str = "config.json") -> Mode
             f"{where} describes a model of type {config.get('model_type')!r}, not 'mobillama_v'; "
             "give a folder that this project saved."
         )
-    unknown = sorted(set(config) - set(_PARTS) - {"template"} - _BOOKKEEPING)
+    unknown = sorted(set(config) - set(_PARTS) - {"template"} - BOOKKEEPING)
     if unknown:
         raise ConfigError(f"{where} has unknown keys: {', '.join(unknown)}.")
     parts = {name: build(cls, config.get(name) or {}, f"{name} in {where}") for name, cls in _PARTS.items()}

@@ -1,0 +1,318 @@
+"""The models that transformers users meet: the decoder with its head, and the whole vision-language model.
+
+Both are thin shells around :class:`~mobillama_v.decoder.Decoder`. With labels, logits are computed only at supervised
+positions: image and prompt positions cost nothing in the head.
+
+Shapes: B rows, T positions, N images, P' visual tokens an image, D decoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mobillama_v.configuration import MobiLlamaConfig, MobiLlamaVConfig
+from mobillama_v.decoder import Decoder, RMSNorm, position_ids_from_mask
+from mobillama_v.errors import PromptError
+from mobillama_v.projector import build_projector, projected_tokens
+from mobillama_v.vision import build_tower
+
+IGNORE_INDEX = -100
+
+
+def supervised_loss(
+    hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None
+) -> Tensor:
+    """Next-token cross entropy over supervised positions only.
+
+    Args:
+        hidden: [B,T,D].
+        head: D to V.
+        labels: [B,T], aligned with the inputs (shifted here), ``-100`` where not supervised.
+        num_items_in_batch: supervised tokens over all accumulation steps and ranks; None means those of this batch.
+
+    Returns:
+        A scalar; 0 (with a gradient path) where nothing is supervised.
+    """
+    targets = labels[:, 1:]
+    chosen = targets != IGNORE_INDEX
+    logits = head(hidden[:, :-1][chosen])  # [M,V], M supervised positions
+    total = F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
+    count = chosen.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return total / count
+
+
+def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
+    """Put projected features [N,P',D] at the True positions of ``image_mask`` [B,T], in order.
+
+    Raises:
+        PromptError: a row whose slots are no whole number of images, or another number of images than given.
+    """
+    images, per_image, _ = features.shape
+    slots = image_mask.sum(-1)
+    wrong = slots % per_image
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise PromptError(
+            f"row {row} has {int(slots[row])} image slots, which is no multiple of the {per_image} visual tokens "
+            "that one image makes; build prompts with this model's own processor."
+        )
+    if int(slots.sum()) != images * per_image:
+        raise PromptError(
+            f"the prompts hold slots for {int(slots.sum()) // per_image} images and {images} images were given."
+        )
+    return inputs_embeds.masked_scatter(image_mask[..., None].to(inputs_embeds.device), features.to(inputs_embeds))
+
+
+class _DecoderRunner(PreTrainedModel, GenerationMixin):
+    """What both models share: masks, positions, cache, head and loss around a decoder."""
+
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' own declaration)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _can_compile_fullgraph = True
+
+    lm_head: nn.Linear
+
+    def _init_weights(self, module: nn.Module) -> None:
+        std = self._decoder.spec.initializer_range
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+
+    @property
+    def _decoder(self) -> Decoder:
+        raise AttributeError(f"{type(self).__name__} names no decoder")
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embeddings [V,D]."""
+        return self._decoder.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings."""
+        assert isinstance(value, nn.Embedding)
+        self._decoder.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The untied head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replace the head."""
+        self.lm_head = new_embeddings
+
+    def _run(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        config: MobiLlamaConfig,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+        labels: Tensor | None,
+        use_cache: bool | None,
+        logits_to_keep: int | Tensor,
+        output_hidden_states: bool | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> CausalLMOutputWithPast:
+        length = inputs_embeds.shape[1]
+        use_cache = (config.use_cache if use_cache is None else use_cache) and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=config)
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            if attention_mask is not None and attention_mask.dim() == 2:
+                position_ids = position_ids_from_mask(attention_mask)[:, past : past + length]
+            else:
+                position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
+        mask = create_causal_mask(
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        hidden = self._decoder(
+            inputs_embeds, position_ids=position_ids, mask=mask, cache=past_key_values, hidden_states=states
+        )
+        loss = logits = None
+        if labels is not None:
+            loss = supervised_loss(hidden, self.lm_head, labels, num_items_in_batch)
+        else:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden[:, keep])
+        return CausalLMOutputWithPast(
+            loss=loss,  # type: ignore[arg-type]
+            logits=logits,  # type: ignore[arg-type]
+            past_key_values=past_key_values,
+            hidden_states=tuple(states) if states else None,
+        )
+
+
+class MobiLlamaForCausalLM(_DecoderRunner):
+    """The MobiLlama decoder with its language-model head (text only)."""
+
+    config_class = MobiLlamaConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: MobiLlamaConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config.spec)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self.model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the decoder on ``input_ids`` [B,T] or ``inputs_embeds`` [B,T,D].
+
+        Returns:
+            ``logits`` [B,T,V] (the last ``logits_to_keep`` positions; 0 keeps all) without labels, ``loss`` with them.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        return self._run(
+            self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds,
+            config=self.config,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            output_hidden_states=output_hidden_states,
+            num_items_in_batch=num_items_in_batch,
+        )
+
+
+class MobiLlamaVForConditionalGeneration(_DecoderRunner):
+    """CLIP image tower, projector and MobiLlama decoder: answers about images."""
+
+    config_class = MobiLlamaVConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+
+    def __init__(self, config: MobiLlamaVConfig) -> None:
+        super().__init__(config)
+        spec = config.spec
+        self.vision_tower = build_tower(spec.tower, image_size=spec.image.size)
+        self.projector = build_projector(
+            spec.projector, tower_width=self.vision_tower.width, decoder_width=spec.decoder.hidden_size
+        )
+        self.language_model = Decoder(spec.decoder)
+        self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def _decoder(self) -> Decoder:
+        return self.language_model
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens P' that one image makes."""
+        tower = self.vision_tower
+        return projected_tokens(self.projector.spec, extra=tower.extra, patches=tower.patches)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Encode and project images [N,3,S,S] to visual tokens [N,P',D]."""
+        features = self.vision_tower(pixel_values.to(self.projector.linear_1.weight.dtype))
+        return self.projector(features, extra=self.vision_tower.extra)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **_: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the model.
+
+        Args:
+            input_ids: [B,T]; any valid id stands at image slots.
+            pixel_values: [N,3,S,S], the images of all rows in order.
+            image_mask: [B,T] boolean, True at image slots.
+            attention_mask: [B,S], 1 where a position exists; left or right padding.
+            position_ids: [B,T].
+            past_key_values: a transformers cache.
+            inputs_embeds: [B,T,D] instead of ``input_ids``.
+            labels: [B,T], -100 where not supervised.
+            use_cache: keep keys and values for later calls.
+            logits_to_keep: how many last positions get logits; 0 means all.
+            output_hidden_states: return the input of each layer and the final state.
+            num_items_in_batch: supervised tokens over accumulation and ranks, for the loss.
+            **_: ignored; transformers passes more than this model needs.
+
+        Returns:
+            ``logits`` [B,T,V] without labels, ``loss`` with them.
+
+        Raises:
+            PromptError: image slots and images disagree.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        embeds = self.language_model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if (pixel_values is None) != (image_mask is None or not bool(image_mask.any())):
+            raise PromptError("pixel_values and image_mask go together: one was given without the other.")
+        if pixel_values is not None:
+            assert image_mask is not None
+            embeds = place_image_features(embeds, image_mask, self.get_image_features(pixel_values))
+        return self._run(
+            embeds,
+            config=self.config.text_config,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            output_hidden_states=output_hidden_states,
+            num_items_in_batch=num_items_in_batch,
+        )
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Give the images to the prefill only; later steps find them in the cache."""
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs["pixel_values"] = inputs["image_mask"] = None
+        return inputs

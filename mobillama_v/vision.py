@@ -1,0 +1,104 @@
+"""The image tower: any open_clip vision transformer, read at a chosen layer.
+
+LLaVA-1.5 (arXiv 2310.03744) reads ViT-L/14-336 at the layer before the last, without the final norm, and drops the CLS
+token. The tower here is open_clip's own module, so its state dict keeps open_clip's names under ``visual.``.
+
+Shapes: N images, S image side in pixels, E extra (CLS) tokens kept, P patches, Dv tower width.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobillama_v.errors import ConfigError
+from mobillama_v.specs import TowerSpec
+
+# A text tower that is thrown away at once; open_clip has no public way to build the image tower alone.
+_SMALLEST_TEXT = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+
+
+class ImageTower(nn.Module):
+    """Pixels [N,3,S,S] to features [N,E+P,Dv] of one layer."""
+
+    def __init__(self, visual: nn.Module, spec: TowerSpec) -> None:
+        super().__init__()
+        self.visual: Any = visual
+        self.spec = spec
+        trunk: Any = getattr(visual, "trunk", None)
+        if trunk is not None and hasattr(trunk, "num_prefix_tokens"):  # a timm vision transformer
+            self.width, prefix = int(trunk.embed_dim), int(trunk.num_prefix_tokens)
+            grid, depth = trunk.patch_embed.grid_size, len(trunk.blocks)
+        elif hasattr(visual, "transformer") and hasattr(visual, "conv1"):  # open_clip's own
+            self.width, prefix = int(visual.conv1.out_channels), 1  # type: ignore[union-attr,arg-type]
+            grid, depth = visual.grid_size, len(visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]
+        else:
+            raise ConfigError(f"tower {spec.model} is not a vision transformer; choose a ViT model of open_clip.")
+        if -spec.feature_layer > depth:
+            raise ConfigError(f"tower {spec.model} has {depth} blocks; feature_layer {spec.feature_layer} is none of them.")
+        self.patches = math.prod(grid)
+        self.extra = prefix if spec.select == "cls_patch" else 0
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Features of the layer that the spec names."""
+        out = self.visual.forward_intermediates(
+            pixel_values,
+            indices=[self.spec.feature_layer],
+            stop_early=True,
+            normalize_intermediates=False,
+            intermediates_only=True,
+            output_fmt="NLC",
+            output_extra_tokens=self.extra > 0,
+        )
+        patches = out["image_intermediates"][0]
+        if not self.extra:
+            return patches
+        return torch.cat((out["image_intermediates_prefix"][0], patches), dim=1)
+
+
+def build_tower(spec: TowerSpec, *, image_size: int) -> ImageTower:
+    """Make the tower that ``spec`` names, with its pretrained weights if it names any, else at random.
+
+    Raises:
+        ConfigError: no such model or tag; a model whose activation (QuickGELU or not) is not the one that its
+            weights were trained with; weights that are neither a known tag nor a file.
+    """
+    import open_clip
+
+    config = open_clip.get_model_config(spec.model)
+    if config is None:
+        raise ConfigError(f"open_clip has no model {spec.model!r}; `open_clip.list_models()` names those it has.")
+    options: dict[str, Any] = {"force_image_size": image_size}
+    if spec.pretrained is None:
+        options |= {"text_cfg": _SMALLEST_TEXT, "load_weights": False, "pretrained_image": False}
+    else:
+        _check_weights(spec, quick_gelu=bool(config.get("quick_gelu", False)))
+        options["pretrained"] = spec.pretrained
+    model = open_clip.create_model(spec.model, **options)
+    return ImageTower(model.visual, spec)
+
+
+def _check_weights(spec: TowerSpec, *, quick_gelu: bool) -> None:
+    """Refuse unknown weights, and weights trained with another activation: open_clip only warns of the latter."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    assert spec.pretrained is not None
+    if Path(spec.pretrained).is_file():
+        return
+    tag = get_pretrained_cfg(spec.model, spec.pretrained)
+    if not tag:
+        known = ", ".join(list_pretrained_tags_by_model(spec.model)) or "none"
+        raise ConfigError(
+            f"tower {spec.model} has no pretrained weights {spec.pretrained!r}, and there is no such file; "
+            f"its tags are: {known}."
+        )
+    if bool(tag.get("quick_gelu", False)) != quick_gelu:
+        wanted = spec.model.removesuffix("-quickgelu") if quick_gelu else f"{spec.model}-quickgelu"
+        raise ConfigError(
+            f"the weights {spec.pretrained!r} were trained {'without' if quick_gelu else 'with'} QuickGELU and "
+            f"tower {spec.model} is built {'with' if quick_gelu else 'without'} it; use tower {wanted}."
+        )
