@@ -2,7 +2,7 @@
 
 Plain torch, whole on this page, used by training, by transformers' ``generate()`` and by our own generation. The
 arithmetic is Llama's (pre-norm RMSNorm, rotary positions, SwiGLU, no biases) and the parameter names are those of
-transformers' ``LlamaModel``, except that the shared network is held once, as ``feed_forward``, and handed to the blocks.
+transformers' ``LlamaModel``, except that the shared network is held once, as ``feed_forward``, and given to the blocks.
 transformers' Llama modules are not imported: that costs 5 s of start-up, and they own an FFN each.
 
 Shapes: B batch, T new positions, S positions attended to (cache included), D hidden, H query heads, K key/value heads,
@@ -21,7 +21,7 @@ from mobillama_v.specs import DecoderSpec
 
 
 class KVCache(Protocol):
-    """What attention needs of a cache; transformers' caches satisfy it, as does :class:`~mobillama_v.cache.StaticCache`."""
+    """What attention needs of a cache; transformers' own caches satisfy it."""
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Store new keys and values [B,K,T,C] of a layer; return all of that layer's [B,K,S,C]."""
@@ -69,9 +69,7 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
 
-    def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """Attend from ``x`` [B,T,D]; ``mask`` [B,1,T,S] is True (or 0) where allowed, None means causal."""
         batch, length, _ = x.shape
         q, k, v = (
@@ -160,9 +158,7 @@ class Decoder(nn.Module):
             The normalised hidden state [B,T,D].
         """
         x = inputs_embeds
-        rotary = rotary_tables(
-            position_ids, head_dim=self.spec.head_dim, theta=self.spec.rope_theta, dtype=x.dtype
-        )
+        rotary = rotary_tables(position_ids, head_dim=self.spec.head_dim, theta=self.spec.rope_theta, dtype=x.dtype)
         for block in self.layers:
             if hidden_states is not None:
                 hidden_states.append(x)

@@ -27,9 +27,7 @@ from mobillama_v.vision import build_tower
 IGNORE_INDEX = -100
 
 
-def supervised_loss(
-    hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None
-) -> Tensor:
+def supervised_loss(hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
     """Next-token cross entropy over supervised positions only.
 
     Args:
@@ -224,6 +222,8 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
         super().__init__(config)
         spec = config.spec
         self.vision_tower = build_tower(spec.tower, image_size=spec.image.size)
+        for module in self.vision_tower.modules():
+            module._is_hf_initialized = True  # open_clip has initialised it, and as CLIP should be
         self.projector = build_projector(
             spec.projector, tower_width=self.vision_tower.width, decoder_width=spec.decoder.hidden_size
         )

@@ -76,9 +76,7 @@ class DecoderSpec:
             f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
             f"{self.num_key_value_heads}.",
         )
-        _check(
-            self.ffn_sharing in ("all", "none"), f"ffn_sharing must be 'all' or 'none', not {self.ffn_sharing!r}."
-        )
+        _check(self.ffn_sharing in ("all", "none"), f"ffn_sharing must be 'all' or 'none', not {self.ffn_sharing!r}.")
 
     @property
     def head_dim(self) -> int:
@@ -102,9 +100,7 @@ class TowerSpec:
 
     def __post_init__(self) -> None:
         _check(self.feature_layer < 0, f"feature_layer counts from the end (-1, -2, …), not {self.feature_layer}.")
-        _check(
-            self.select in ("patch", "cls_patch"), f"select must be 'patch' or 'cls_patch', not {self.select!r}."
-        )
+        _check(self.select in ("patch", "cls_patch"), f"select must be 'patch' or 'cls_patch', not {self.select!r}.")
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,9 @@ class ImageTower(nn.Module):
         else:
             raise ConfigError(f"tower {spec.model} is not a vision transformer; choose a ViT model of open_clip.")
         if -spec.feature_layer > depth:
-            raise ConfigError(f"tower {spec.model} has {depth} blocks; feature_layer {spec.feature_layer} is none of them.")
+            raise ConfigError(
+                f"tower {spec.model} has {depth} blocks; feature_layer {spec.feature_layer} is none of them."
+            )
         self.patches = math.prod(grid)
         self.extra = prefix if spec.select == "cls_patch" else 0
 
@@ -60,8 +62,11 @@ class ImageTower(nn.Module):
         return torch.cat((out["image_intermediates_prefix"][0], patches), dim=1)
 
 
-def build_tower(spec: TowerSpec, *, image_size: int) -> ImageTower:
-    """Make the tower that ``spec`` names, with its pretrained weights if it names any, else at random.
+def build_tower(spec: TowerSpec, *, image_size: int, pretrained: bool = False) -> ImageTower:
+    """Make the tower that ``spec`` names: at random, or with ``pretrained`` holding the weights that it names.
+
+    A model that is about to be filled from a checkpoint wants the former. It is made on torch's default device, which
+    is how transformers makes models without memory.
 
     Raises:
         ConfigError: no such model or tag; a model whose activation (QuickGELU or not) is not the one that its
@@ -72,14 +77,14 @@ def build_tower(spec: TowerSpec, *, image_size: int) -> ImageTower:
     config = open_clip.get_model_config(spec.model)
     if config is None:
         raise ConfigError(f"open_clip has no model {spec.model!r}; `open_clip.list_models()` names those it has.")
-    options: dict[str, Any] = {"force_image_size": image_size}
-    if spec.pretrained is None:
-        options |= {"text_cfg": _SMALLEST_TEXT, "load_weights": False, "pretrained_image": False}
-    else:
+    options: dict[str, Any] = {"force_image_size": image_size, "device": torch.get_default_device()}
+    if spec.pretrained is not None:
         _check_weights(spec, quick_gelu=bool(config.get("quick_gelu", False)))
+    if pretrained and spec.pretrained is not None:
         options["pretrained"] = spec.pretrained
-    model = open_clip.create_model(spec.model, **options)
-    return ImageTower(model.visual, spec)
+    else:
+        options |= {"text_cfg": _SMALLEST_TEXT, "load_weights": False, "pretrained_image": False}
+    return ImageTower(open_clip.create_model(spec.model, **options).visual, spec)
 
 
 def _check_weights(spec: TowerSpec, *, quick_gelu: bool) -> None:

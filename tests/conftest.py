@@ -1,0 +1,36 @@
+"""Shared fixtures: a tiny random model; nothing is downloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# With pytest's importlib mode tests cannot import each other; this one helper module is loaded by its path.
+_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "tiny.py")
+assert _spec is not None and _spec.loader is not None
+tiny = importlib.util.module_from_spec(_spec)
+sys.modules["tiny"] = tiny
+_spec.loader.exec_module(tiny)
+
+
+@pytest.fixture(scope="session")
+def tower_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a tiny open_clip tower."""
+    return tiny.register_tower(tmp_path_factory.mktemp("open_clip"))
+
+
+@pytest.fixture
+def tiny_model(tower_name: str):
+    """A tiny random MobiLlama-V in fp32, in evaluation mode."""
+    import torch
+
+    from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration
+
+    torch.manual_seed(0)
+    return MobiLlamaVForConditionalGeneration(MobiLlamaVConfig(**tiny.model_config())).eval()
