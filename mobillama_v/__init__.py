@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from mobillama_v._register import register
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -30,3 +32,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register()

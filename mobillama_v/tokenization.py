@@ -1,0 +1,54 @@
+"""Text to token ids and back, over the ``tokenizers`` library; no special token can be typed by a user.
+
+transformers' tokenizers read the same ``tokenizer.json``; this one needs no import of transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from mobillama_v.errors import CheckpointError
+
+
+class TextTokenizer:
+    """A ``tokenizer.json`` with the ids of its special tokens.
+
+    Segments of a prompt are encoded one by one and concatenated. Sentencepiece-style tokenizers (LLaMA's) put a word
+    boundary before every text they are given: there, the space that starts a segment is that boundary, and is not
+    encoded twice.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, bos_id: int, eos_id: int, pad_id: int) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.encode_special_tokens = True  # `</s>` in a text is four characters, not the end of the sequence
+        self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        letter = tokenizer.encode("a", add_special_tokens=False).tokens
+        self._adds_boundary = bool(letter) and letter[0].startswith("▁")
+
+    @classmethod
+    def from_file(cls, path: Path, *, bos_id: int, eos_id: int, pad_id: int) -> TextTokenizer:
+        """Read a ``tokenizer.json``.
+
+        Raises:
+            CheckpointError: no such file, or not a tokenizer.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; a model folder needs its tokenizer.json.")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise CheckpointError(f"{path} is not a tokenizer that can be read ({error}); copy it again.") from error
+        return cls(tokenizer, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``, without special tokens and whatever it spells."""
+        if self._adds_boundary and text.startswith(" "):
+            text = text[1:]
+        return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ``ids``; special tokens are left out."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True)

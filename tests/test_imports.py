@@ -1,0 +1,89 @@
+"""Imports go one way, and every module imports with the core install only."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {"mobillama_v": "mobillama_v", **{f: f"mobillama_v.{f}" for f in ("projector", "train", "eval", "demo")}}
+
+# A module may import modules of a lower number, or of its own (where the number is a package's).
+LAYERS = {
+    "errors": 0,
+    "_upright": 1,
+    "images": 2,
+    "specs": 3,
+    "tokenization": 4,
+    "prompts": 4,
+    "decoder": 4,
+    "vision": 4,
+    "projector": 4,
+    "configuration": 4,
+    "modeling": 5,
+    "_register": 6,
+    "train": 9,
+    "eval": 9,
+    "demo": 10,
+}
+# What only an extra installs; no module may import it before a function needs it.
+OPTIONAL = ("accelerate", "deepspeed", "datasets", "gradio", "easy_vqa", "matplotlib", "pytest")
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *[p for p in parts if p != "__init__"]])] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names
+
+
+def unit(name: str) -> str:
+    return [*name.split("."), ""][1]
+
+
+@pytest.mark.parametrize("name", [n for n in modules() if n != "mobillama_v"])
+def test_no_upward_import(name: str) -> None:
+    mine = unit(name)
+    assert mine in LAYERS, f"give {name} a layer"
+    for other in imported(modules()[name]):
+        if other.startswith("mobillama_v.") and unit(other) in LAYERS and unit(other) != mine:
+            assert LAYERS[unit(other)] < LAYERS[mine], f"{name} imports {other}, which is not below it"
+
+
+def test_every_module_imports_without_the_extras() -> None:
+    blocked = "\n".join(f"sys.modules[{name!r}] = None" for name in OPTIONAL)
+    loads = "\n".join(f"importlib.import_module({name!r})" for name in modules() if not name.endswith("__main__"))
+    subprocess.run([sys.executable, "-c", f"import importlib, sys\n{blocked}\n{loads}"], check=True, cwd="/")
+
+
+@pytest.mark.parametrize("name", ["mobillama_v", "mobillama_v.prompts", "mobillama_v.specs"])
+def test_light_modules_stay_light(name: str) -> None:
+    code = f"import {name}, sys; print([m for m in ('torch', 'transformers', 'open_clip') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd="/")
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names_resolve() -> None:
+    package = importlib.import_module("mobillama_v")
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018
