@@ -220,6 +220,8 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
 
     def __init__(self, config: MobiLlamaVConfig) -> None:
         super().__init__(config)
+        # transformers makes masks for the part that owns the decoder; without this it would make none.
+        config.text_config._attn_implementation = config._attn_implementation
         spec = config.spec
         self.vision_tower = build_tower(spec.tower, image_size=spec.image.size)
         for module in self.vision_tower.modules():
@@ -309,10 +311,13 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Give the images to the prefill only; later steps find them in the cache."""
+        """Give the images to the prefill only; later steps find them in the cache (or, without one, run all again)."""
         inputs = super().prepare_inputs_for_generation(
             input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs["pixel_values"] = inputs["image_mask"] = None
+        elif inputs.get("image_mask") is not None:
+            mask = inputs["image_mask"]
+            inputs["image_mask"] = F.pad(mask, (0, input_ids.shape[1] - mask.shape[1]))
         return inputs

@@ -25,6 +25,8 @@ LAYERS = {
     "vision": 4,
     "projector": 4,
     "configuration": 4,
+    "cache": 4,
+    "generation": 5,
     "modeling": 5,
     "_register": 6,
     "train": 9,

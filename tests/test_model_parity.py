@@ -148,3 +148,20 @@ def test_round_trip_is_exact(pair, tmp_path) -> None:
     assert again.config.spec == ours.config.spec
     for name, tensor in ours.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_with_images_equal_single_rows(pair, side: str) -> None:
+    ours, _ = pair
+    ids, pixels = prompts(rows=3)
+    lengths, total = [PATCHES + 9, PATCHES + 6, PATCHES + 7], PATCHES + 9
+    rows, mask = torch.zeros(3, total, dtype=torch.long), torch.zeros(3, total, dtype=torch.long)
+    places = [slice(0, n) if side == "right" else slice(total - n, total) for n in lengths]
+    for i, (n, place) in enumerate(zip(lengths, places, strict=True)):
+        rows[i, place], mask[i, place] = ids[i, :n], 1
+    with torch.no_grad():
+        batch = ours(input_ids=rows, pixel_values=pixels, image_mask=rows == IMAGE_ID, attention_mask=mask).logits
+        for i, (n, place) in enumerate(zip(lengths, places, strict=True)):
+            one = ids[i : i + 1, :n]
+            alone = ours(input_ids=one, pixel_values=pixels[i : i + 1], image_mask=one == IMAGE_ID).logits[0]
+            torch.testing.assert_close(batch[i, place], alone, rtol=1e-4, atol=1e-3)

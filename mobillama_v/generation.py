@@ -1,0 +1,210 @@
+"""Prefill, decode, sampling, stopping and streaming, for batches whose rows stop on their own.
+
+The model is anything with a :class:`~mobillama_v.decoder.Decoder` as ``language_model`` and a head as ``lm_head``.
+Greedy results are those of transformers' ``generate()``.
+
+Shapes: B rows, T prompt positions (padded on the left), D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mobillama_v.cache import StaticCache
+from mobillama_v.decoder import causal_mask, position_ids_from_mask
+from mobillama_v.errors import ConfigError, PromptError
+
+_REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character yet
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen and when to stop. Temperature 0 is greedy; ``stop`` strings are not part of the text."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}.")
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if "" in self.stop:
+            raise ConfigError("a stop string is empty; leave it out.")
+
+
+class Detokenizer(Protocol):
+    """What generation needs of a tokenizer."""
+
+    eos_id: int
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids."""
+        ...
+
+
+@dataclass
+class Completion:
+    """One row's result so far; ``finish_reason`` is ``stop`` (end token or stop string) or ``length``."""
+
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class TextStream:
+    """Turns one row's tokens into text that can be printed at once.
+
+    Held back are bytes that are not a whole character yet, and anything that may be the start of a stop string.
+    """
+
+    def __init__(self, tokenizer: Detokenizer, stop: tuple[str, ...]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+        self._ids: list[int] = []
+        self._sent = 0
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Take one token; return the text that became certain."""
+        self._ids.append(token)
+        whole = self._tokenizer.decode(self._ids)
+        found = [at for at in (whole.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self.stopped = True
+            return self._send(whole[: min(found)])
+        whole = whole.rstrip(_REPLACEMENT)
+        return self._send(whole[: len(whole) - self._pending(whole)])
+
+    def flush(self) -> str:
+        """Return what was held back; the answer has ended."""
+        return "" if self.stopped else self._send(self._tokenizer.decode(self._ids))
+
+    def _pending(self, text: str) -> int:
+        """Length of the longest end of ``text`` that starts a stop string."""
+        longest = max((len(stop) - 1 for stop in self._stop), default=0)
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stop):
+                return size
+        return 0
+
+    def _send(self, certain: str) -> str:
+        piece, self._sent = certain[self._sent :], max(self._sent, len(certain))
+        self.text += piece
+        return piece
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """Choose one token [B] from logits [B,V]: the greatest, or by temperature within the smallest set of mass top_p."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most likely token is always inside
+        probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered.masked_fill(outside, 0))
+    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+
+
+def prefill(model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: StaticCache) -> Tensor:
+    """Run the prompt [B,T,D] into the cache; logits [B,V] for the first new token."""
+    length = inputs_embeds.shape[1]
+    mask = None if bool(attention_mask.all()) else causal_mask(attention_mask, length)
+    positions = position_ids_from_mask(attention_mask)
+    hidden = model.language_model(inputs_embeds, position_ids=positions, mask=mask, cache=cache)
+    return model.lm_head(hidden[:, -1])
+
+
+def decode_one_token(model: Any, tokens: Tensor, attention_mask: Tensor, cache: StaticCache) -> Tensor:
+    """Run one token a row [B] against the cache; ``attention_mask`` [B,S] covers it. Logits [B,V] for the next."""
+    mask = None if bool(attention_mask.all()) else causal_mask(attention_mask, 1)
+    positions = position_ids_from_mask(attention_mask)[:, -1:]
+    embeds = model.language_model.embed_tokens(tokens[:, None])
+    hidden = model.language_model(embeds, position_ids=positions, mask=mask, cache=cache)
+    return model.lm_head(hidden[:, -1])
+
+
+@torch.inference_mode()
+def stream(
+    model: Any, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
+) -> Iterator[tuple[list[str], list[Completion]]]:
+    """Answer B prompts, a step at a time.
+
+    Args:
+        model: see the module.
+        tokenizer: decodes ids and names the end token.
+        inputs_embeds: [B,T,D], padded on the left.
+        attention_mask: [B,T], 1 where a position exists.
+        sampling: see :class:`Sampling`.
+
+    Yields:
+        The new text of every row (often empty), and the rows' completions, the same objects at every step.
+
+    Raises:
+        PromptError: the prompt fills the context.
+    """
+    rows, length, _ = inputs_embeds.shape
+    room = model.language_model.spec.max_position_embeddings - length
+    if room < 1:
+        raise PromptError(f"the prompt has {length} tokens and the model's context is {length + room}; shorten it.")
+    budget = min(sampling.max_new_tokens, room)
+    device = inputs_embeds.device
+    generator = None
+    if sampling.seed is not None:
+        generator = torch.Generator(device=device).manual_seed(sampling.seed)
+    cache = StaticCache(
+        model.language_model.spec, rows=rows, capacity=length + budget, dtype=inputs_embeds.dtype, device=device
+    )
+    existing = torch.cat((attention_mask.long(), torch.ones(rows, budget, dtype=torch.long, device=device)), dim=1)
+    streams = [TextStream(tokenizer, sampling.stop) for _ in range(rows)]
+    completions = [Completion() for _ in range(rows)]
+    logits = prefill(model, inputs_embeds, attention_mask, cache)
+    for step in range(budget):
+        tokens = sample(logits, sampling, generator)
+        last = step == budget - 1
+        yield _advance(tokens.tolist(), tokenizer.eos_id, streams, completions, last=last), completions
+        if last or all(c.finish_reason for c in completions):
+            return
+        logits = decode_one_token(model, tokens, existing[:, : length + step + 1], cache)
+
+
+def _advance(
+    tokens: list[int], eos_id: int, streams: list[TextStream], completions: list[Completion], *, last: bool
+) -> list[str]:
+    """Give every unfinished row its token; finish rows that ended. Returns each row's new text."""
+    pieces = []
+    for token, text, completion in zip(tokens, streams, completions, strict=True):
+        piece = ""
+        if completion.finish_reason is None:
+            if token == eos_id:
+                completion.finish_reason = "stop"
+            else:
+                completion.ids.append(token)
+                piece = text.push(token)
+                if text.stopped:
+                    completion.finish_reason = "stop"
+                elif last:
+                    completion.finish_reason = "length"
+            if completion.finish_reason:
+                piece += text.flush()
+            completion.text = text.text
+        pieces.append(piece)
+    return pieces
+
+
+def generate(
+    model: Any, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
+) -> list[Completion]:
+    """:func:`stream` to its end."""
+    *_, (_, completions) = stream(model, tokenizer, inputs_embeds, attention_mask, sampling)
+    return completions
