@@ -221,6 +221,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
     def __init__(self, config: MobiLlamaVConfig) -> None:
         super().__init__(config)
         # transformers makes masks for the part that owns the decoder; without this it would make none.
+        assert isinstance(config.text_config, MobiLlamaConfig)
         config.text_config._attn_implementation = config._attn_implementation
         spec = config.spec
         self.vision_tower = build_tower(spec.tower, image_size=spec.image.size)

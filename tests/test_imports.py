@@ -26,6 +26,7 @@ LAYERS = {
     "projector": 4,
     "configuration": 4,
     "cache": 4,
+    "checkpoint": 4,
     "generation": 5,
     "modeling": 5,
     "_register": 6,

@@ -1,0 +1,109 @@
+"""Weights from a model folder into a module, strictly, and without running anything that a file holds.
+
+safetensors is the format; ``.bin`` is read with ``weights_only=True``, which refuses everything that is no tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobillama_v.errors import CheckpointError
+
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SHOWN = 3  # names in a message; a wrong model would else print hundreds
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: one, or the shards that its index names.
+
+    Raises:
+        CheckpointError: none, a shard is missing, or an index that cannot be read or points out of the folder.
+    """
+    for single, index in zip(_SINGLE, _INDEX, strict=True):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / index).is_file():
+            return _shards(folder, folder / index)
+    raise CheckpointError(f"{folder} holds no weights; a model folder needs {' or '.join(_SINGLE)}.")
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of weight files; copy it again.") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} names the file {name!r}, which is not in its own folder; do not trust it.")
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} lacks {name}, which its index names; copy it again.")
+    return [folder / name for name in names]
+
+
+def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything in one weight file; safetensors are read one tensor at a time.
+
+    Raises:
+        CheckpointError: a damaged file, or a ``.bin`` that holds anything but tensors.
+    """
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a mapping)
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
+        return
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises several kinds for one cause
+        raise CheckpointError(
+            f"{path} is damaged or holds more than tensors, and nothing else is ever loaded; convert it to safetensors."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise CheckpointError(f"{path} is not a mapping of names to tensors; save the model's state dict.")
+    yield from state.items()
+
+
+def load_weights(module: nn.Module, folder: Path) -> None:
+    """Fill ``module`` from ``folder``; every tensor must be there, expected, and of the right shape.
+
+    Values are converted to the module's own dtype and device. On an error the module may be partly filled.
+
+    Raises:
+        CheckpointError: missing, extra or mis-shaped tensors, named.
+    """
+    expected = dict(module.state_dict(keep_vars=True))
+    seen: set[str] = set()
+    extra: list[str] = []
+    wrong: list[str] = []
+    for path in weight_files(folder):
+        for name, tensor in iterate_tensors(path):
+            target = expected.get(name)
+            if target is None:
+                extra.append(name)
+            elif target.shape != tensor.shape:
+                wrong.append(f"{name} is {list(tensor.shape)} and must be {list(target.shape)}")
+            else:
+                with torch.no_grad():
+                    target.copy_(tensor)
+            seen.add(name)
+    missing = [name for name in expected if name not in seen]
+    problems = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("has unknown", extra)) if names]
+    problems += [f"has mis-shaped tensors: {_some(wrong)}"] if wrong else []
+    if problems:
+        raise CheckpointError(f"{folder} does not fit its configuration: it {'; it '.join(problems)}.")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
