@@ -1,1 +1,1 @@
-"""How the embedded model ``nano`` is made: drawn scenes with exact ground truth, and what is asked about them."""
+"""What trains the embedded default model: drawn scenes with exact answers, public sets, and the recipe around them."""

@@ -1,0 +1,183 @@
+"""Write drawn scenes to disk as LLaVA records, captions, cell labels and held-out questions."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from mobillama_v.train.nano.grid import cell_labels
+from mobillama_v.train.nano.lexicon import HELD_OUT_WORDS, TRAIN_WORDS
+from mobillama_v.train.nano.questions import FAMILIES, QA, YES_NO_FAMILIES, caption, describe, questions
+from mobillama_v.train.nano.scenes import STYLES, Scene, draw, sample_scene
+
+DEFAULT_STYLES: dict[str, float] = {"single": 0.2, "few": 0.25, "count": 0.2, "word": 0.22, "two_words": 0.13}
+DESCRIPTION_SHARE = 0.4
+UNSEEN_READING = "reading-unseen"
+"""Family of held-out questions about words that no training split shows."""
+
+_STYLES_FOR = {
+    "reading": ("word", "two_words"),
+    UNSEEN_READING: ("word",),
+    "count": ("few", "count", "count", "word"),
+    "position": ("single", "few", "count"),
+    "relation": ("few", "count"),
+}
+_CHUNK = 64
+_T = TypeVar("_T")
+
+
+def write_split(
+    out_dir: Path,
+    *,
+    name: str,
+    count: int,
+    seed: int,
+    styles: dict[str, float] | None = None,
+    workers: int = 1,
+) -> None:
+    """Write ``count`` training pictures and their records; the result depends on ``name`` and ``seed`` alone.
+
+    Files: ``images/<name>/<i>.png``, ``<name>.json`` (LLaVA conversations of 4 to 6 turns, with a parallel list
+    ``families``), ``<name>-captions.json`` (one caption each) and ``<name>-cells.npy`` (:func:`grid.cell_labels`).
+
+    Args:
+        styles: relative weight of each style of :data:`scenes.STYLES`; :data:`DEFAULT_STYLES` if not given.
+        workers: processes to use.
+    """
+    (out_dir / "images" / name).mkdir(parents=True, exist_ok=True)
+    job = partial(_training_picture, out_dir, name, seed, styles or DEFAULT_STYLES)
+    records, captions, cells = [], [], []
+    for record, text, labels in _spread(job, count, workers):
+        records.append(record)
+        captions.append(_record(record["id"], record["image"], [("<image>", text)]))
+        cells.append(labels)
+    _write_json(out_dir / f"{name}.json", records)
+    _write_json(out_dir / f"{name}-captions.json", captions)
+    np.save(out_dir / f"{name}-cells.npy", np.stack(cells))
+
+
+def write_questions(out_dir: Path, *, name: str, count: int, seed: int, workers: int = 1) -> None:
+    """Write ``count`` held-out questions, each on a picture of its own, to ``<name>-questions.jsonl``.
+
+    Families take turns, :data:`UNSEEN_READING` among them, and within yes/no families the two answers do.
+    """
+    (out_dir / "images" / name).mkdir(parents=True, exist_ok=True)
+    lines = _spread(partial(_held_out_question, out_dir, name, seed), count, workers)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (out_dir / f"{name}-questions.jsonl").write_text(text, encoding="utf-8")
+
+
+# --- one picture ----------------------------------------------------------------------------------------------------
+
+
+def _training_picture(
+    out_dir: Path, name: str, seed: int, styles: dict[str, float], index: int
+) -> tuple[dict[str, Any], str, np.ndarray]:
+    rng = random.Random(f"{name}:{seed}:{index}")
+    scene = sample_scene(rng, rng.choices(tuple(styles), tuple(styles.values()))[0])
+    image = _save(scene, out_dir, name, index)
+    turns = _conversation(scene, rng)
+    record = _record(f"{name}-{index:06d}", image, [(turn.question, turn.answer) for turn in turns])
+    first = record["conversations"][0]
+    first["value"] = f"<image>\n{first['value']}"
+    record["families"] = [turn.family for turn in turns]
+    return record, caption(scene), cell_labels(scene)
+
+
+def _conversation(scene: Scene, rng: random.Random) -> list[QA]:
+    total = rng.randint(4, 6)
+    turns: list[QA] = []
+    if rng.random() < DESCRIPTION_SHARE:
+        turns.append(QA(*describe(scene, rng), "description"))
+    turns += _choose(questions(scene, rng), total - len(turns), rng)
+    rng.shuffle(turns)
+    # A question that quotes a drawn word would give later reading away.
+    return sorted(turns, key=lambda turn: turn.family not in ("reading", "description") and _quotes(turn, scene))
+
+
+def _quotes(turn: QA, scene: Scene) -> bool:
+    return any(word.text in turn.question for word in scene.words)
+
+
+def _choose(asked: Sequence[QA], total: int, rng: random.Random) -> list[QA]:
+    """Up to ``total`` different questions, taking one of each family before any second one."""
+    order = list(asked)
+    rng.shuffle(order)
+    # Reading is the hardest skill and has the fewest pictures: wherever there is text, ask about it first.
+    order.sort(key=lambda turn: turn.family != "reading")
+    seen: dict[str, int] = {}
+    ranked = []
+    for position, turn in enumerate(order):
+        seen[turn.family] = seen.get(turn.family, 0) + 1
+        ranked.append((seen[turn.family], position, turn))
+    unique = {_plain(turn.question): turn for _, _, turn in reversed(sorted(ranked, key=lambda item: item[:2]))}
+    return list(reversed(unique.values()))[:total]
+
+
+def _plain(question: str) -> str:
+    return question.split("\n")[0].lower().rstrip("?.")
+
+
+def _held_out_question(out_dir: Path, name: str, seed: int, index: int) -> dict[str, Any]:
+    rng = random.Random(f"{name}:{seed}:{index}")
+    families = (*FAMILIES, UNSEEN_READING)
+    family = families[index % len(families)]
+    wanted = ("yes", "no")[index // len(families) % 2] if family in YES_NO_FAMILIES else None
+    scene, chosen = _scene_with(family, wanted, rng)
+    return {
+        "question_id": f"{name}-{index:06d}",
+        "image": _save(scene, out_dir, name, index),
+        "text": chosen.question,
+        "answer": chosen.answer,
+        "family": family,
+    }
+
+
+def _scene_with(family: str, wanted: str | None, rng: random.Random) -> tuple[Scene, QA]:
+    words = HELD_OUT_WORDS if family == UNSEEN_READING else TRAIN_WORDS
+    asked_as = "reading" if family == UNSEEN_READING else family
+    while True:
+        scene = sample_scene(rng, rng.choice(_STYLES_FOR.get(family, STYLES)), words=words)
+        fitting = [turn for turn in questions(scene, rng) if turn.family == asked_as]
+        if wanted and family == "relation":  # the family's open questions count as neither answer
+            fitting = [turn for turn in fitting if turn.answer not in ("yes", "no") or turn.answer == wanted]
+        elif wanted:
+            fitting = [turn for turn in fitting if turn.answer == wanted]
+        if fitting:
+            return scene, rng.choice(fitting)
+
+
+def _save(scene: Scene, out_dir: Path, name: str, index: int) -> str:
+    path = f"images/{name}/{index:06d}.png"
+    draw(scene).save(out_dir / path, compress_level=1)
+    return path
+
+
+# --- records and processes ------------------------------------------------------------------------------------------
+
+
+def _record(identity: str, image: str, turns: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    conversation = []
+    for question, answer in turns:
+        conversation.append({"from": "human", "value": question})
+        conversation.append({"from": "gpt", "value": answer})
+    return {"id": identity, "image": image, "conversations": conversation}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def _spread(job: Callable[[int], _T], count: int, workers: int) -> list[_T]:
+    if workers <= 1:
+        return [job(index) for index in range(count)]
+    # An executor, unlike a Pool, gives up when a worker cannot start instead of starting it for ever.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(job, range(count), chunksize=_CHUNK))

@@ -1,0 +1,68 @@
+"""One-sentence captions of scenes, and the prompts that ask for them."""
+
+from __future__ import annotations
+
+import random
+
+from mobillama_v.train.nano.lexicon import text_kind
+from mobillama_v.train.nano.phrases import DESCRIBE_PROMPTS
+from mobillama_v.train.nano.scenes import SIDE, Scene, Thing, clear_size, nearest_region
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+
+
+def caption(scene: Scene) -> str:
+    """What the picture shows, in one sentence: words first, then the shapes in reading order."""
+    shapes = [
+        f"{_noun_phrase(thing)} {place_phrase(nearest_region(thing))}"
+        for thing in sorted(scene.shapes, key=_reading_order)
+    ]
+    ground = f"on {article(scene.background)} {scene.background} background"
+    if scene.words:
+        return f"{_words_phrase(scene)} {ground}{', with ' + _listed(shapes) if shapes else ''}."
+    if len(shapes) == 1:
+        return f"A drawing of {shapes[0]}, {ground}."
+    return f"A drawing with {_NUMBERS[len(shapes)]} shapes {ground}: {_listed(shapes)}."
+
+
+def describe(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A prompt from :data:`DESCRIBE_PROMPTS` and the scene's caption; the first prompt is by far the most frequent."""
+    prompt = DESCRIBE_PROMPTS[0] if rng.random() < 0.3 else rng.choice(DESCRIBE_PROMPTS)
+    return prompt, caption(scene)
+
+
+def _noun_phrase(thing: Thing) -> str:
+    words = [word for word in (clear_size(thing), thing.colour, thing.shape) if word]
+    return f"{article(words[0])} {' '.join(words)}"
+
+
+def _words_phrase(scene: Scene) -> str:
+    words = sorted(scene.words, key=_reading_order)
+    kinds = {text_kind(word.text) for word in words}
+    colours = {word.colour for word in words}
+    kind = kinds.pop() if len(kinds) == 1 else "word"
+    name = "letters" if kind == "letters" else kind + ("s" if len(words) > 1 else "")
+    if len(colours) == 1:
+        return f"The {name} {_listed([word.text for word in words])} in {words[0].colour}"
+    return f"The {name} {_listed([f'{word.text} in {word.colour}' for word in words])}"
+
+
+def _reading_order(thing: Thing) -> tuple[int, float]:
+    x, y = thing.centre
+    return int(y * 3 / SIDE), x
+
+
+def place_phrase(name: str) -> str:
+    """A region's name as it follows a verb: ``at the top left``, ``on the right``, ``in the center``."""
+    if name == "center":
+        return "in the center"
+    return f"on the {name}" if name in ("left", "right") else f"at the {name}"
+
+
+def _listed(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def article(word: str) -> str:
+    """The indefinite article that goes before ``word``."""
+    return "an" if word[0] in "aeiou" else "a"
