@@ -6,11 +6,11 @@ import dataclasses
 import json
 
 import pytest
-from tiny import model_config
 
 from mobillama_v import MobiLlamaConfig, MobiLlamaVConfig
 from mobillama_v.errors import ConfigError
 from mobillama_v.specs import DecoderSpec, ModelSpec, spec_from_config
+from tiny import model_config
 
 
 def test_the_two_forms_have_the_same_fields_and_defaults() -> None:

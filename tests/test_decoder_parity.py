@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import DECODER
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mobillama_v import MobiLlamaConfig, MobiLlamaForCausalLM
+from tiny import DECODER
 
 TOLERANCE = 1e-4  # the project's bound on logits in fp32; the same kernels in the same order measured 0
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import DECODER, IMAGE_SIZE
 
 from mobillama_v.cache import StaticCache
 from mobillama_v.errors import ConfigError, PromptError
 from mobillama_v.generation import Completion, Sampling, TextStream, decode_one_token, generate, prefill, sample, stream
 from mobillama_v.modeling import place_image_features
 from mobillama_v.specs import DecoderSpec
+from tiny import DECODER, IMAGE_SIZE
 
 EOS = 2
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import DECODER, IMAGE_SIZE, PATCH, TOWER_LAYERS, TOWER_WIDTH, model_config
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration
 from mobillama_v.errors import PromptError
+from tiny import DECODER, IMAGE_SIZE, PATCH, TOWER_LAYERS, TOWER_WIDTH, model_config
 
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
 IMAGE_ID = DECODER["vocab_size"] - 1

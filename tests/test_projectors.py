@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from mobillama_v.projector import build_projector, projected_tokens
 
 from mobillama_v.errors import ConfigError
+from mobillama_v.projector import build_projector, projected_tokens
 from mobillama_v.specs import ProjectorSpec
 
 

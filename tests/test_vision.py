@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import IMAGE_SIZE, PATCH, TOWER_WIDTH
 
 from mobillama_v.errors import ConfigError
 from mobillama_v.specs import TowerSpec
 from mobillama_v.vision import build_tower
+from tiny import IMAGE_SIZE, PATCH, TOWER_WIDTH
 
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
 

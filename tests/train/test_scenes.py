@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mobillama_v.train.nano import scenes
 from mobillama_v.train.nano.build_scenes import DEFAULT_STYLES, write_split
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES, cell_labels

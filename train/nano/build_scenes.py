@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
 from mobillama_v.train.nano.grid import cell_labels
 from mobillama_v.train.nano.lexicon import HELD_OUT_WORDS, TRAIN_WORDS
 from mobillama_v.train.nano.questions import FAMILIES, QA, YES_NO_FAMILIES, caption, describe, questions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 
 import numpy as np
+
 from mobillama_v.train.nano import figures
 from mobillama_v.train.nano.scenes import COLOUR_NAMES, SIDE, Scene, Thing, clear_size, thing_mask
 

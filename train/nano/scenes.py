@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from PIL import Image, ImageDraw
+
 from mobillama_v.train.nano import figures
 from mobillama_v.train.nano.figures import COLOURS, SHAPES, SIMILAR
 from mobillama_v.train.nano.lexicon import TRAIN_WORDS, sample_text
-from PIL import Image, ImageDraw
 
 SIDE = 224
 STYLES: tuple[str, ...] = ("single", "few", "count", "word", "two_words")
