@@ -171,9 +171,7 @@ class _Sampler:
         return self.rng.choice([name for name in COLOUR_NAMES if not alike(name, self.background)])
 
     def text_colour(self) -> str:
-        back = _luminance(self.background)
-        usable = (name for name in COLOUR_NAMES if abs(_luminance(name) - back) > 60)
-        return self.rng.choice([name for name in usable if not alike(name, self.background)])
+        return self.rng.choice([name for name in COLOUR_NAMES if _legible(name, self.background)])
 
     def distinct_kinds(self, total: int) -> list[tuple[str, str]]:
         kinds: list[tuple[str, str]] = []
@@ -230,9 +228,14 @@ def _sample_background(rng: random.Random) -> str:
     return "black" if draw < 0.55 else rng.choice(COLOUR_NAMES)
 
 
-def _luminance(colour: str) -> float:
-    red, green, blue = COLOURS[colour][0]
-    return 0.3 * red + 0.59 * green + 0.11 * blue
+def _legible(colour: str, background: str) -> bool:
+    """Whether thin strokes of any shade of ``colour`` stand out from any shade of ``background``."""
+    pairs = ((ink, paper) for ink in COLOURS[colour] for paper in COLOURS[background])
+    return not alike(colour, background) and all(abs(_luminance(a) - _luminance(b)) > 56 for a, b in pairs)
+
+
+def _luminance(rgb: tuple[int, int, int]) -> float:
+    return 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]
 
 
 def _touch(first: PixelBox, second: PixelBox) -> bool:
