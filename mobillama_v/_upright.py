@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -20,6 +20,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PIECE = 1 << 20  # pixels
 _quiet_lock = threading.Lock()
 
 
@@ -28,7 +29,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
     ``image`` is not changed. Transparency is composited on white. Raises what Pillow raises on damaged data.
     """
-    image.load()
+    # Only TIFF warns while loading (of damaged tags); the lock would keep threads from decoding side by side.
+    with quiet() if image.format == "TIFF" else nullcontext():
+        image.load()
     # After load(), since Pillow turns a TIFF itself while loading it and then drops the tag.
     turn = _TURNS.get(_orientation(image))
     grey = image.mode.startswith("I") or image.mode == "F"
@@ -38,9 +41,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if rgb.mode == "La":
         rgb = rgb.convert("LA")
     if rgb.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in rgb.info:
-        layer = rgb.convert("RGBA")
+        layer = rgb if rgb.mode == "RGBA" else rgb.convert("RGBA")
         rgb = Image.new("RGB", layer.size, _WHITE)
-        rgb.paste(layer, mask=layer.getchannel("A"))
+        rgb.paste(layer, mask=layer)
     elif rgb.mode != "RGB":
         rgb = rgb.convert("RGB")
     if turn is not None:
@@ -61,18 +64,35 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
-    values = np.asarray(image)
+    values = np.asarray(image).ravel()
+    grey = np.empty(values.shape, np.uint8)
+    # In pieces: the float64 steps below would take gigabytes for a large image at once.
+    count = values.size // _PIECE + 1
+    pieces = list(zip(np.array_split(values, count), np.array_split(grey, count), strict=True))
     # Pillow gives a 16-bit PGM (and, before 11, a 16-bit PNG) the 32-bit mode "I".
     if image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM")):
-        return (np.clip(values, 0, 65535) >> 8).astype(np.uint8)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    fitting = [scale for scale in scales if low >= 0 and high <= scale]
-    # No usual range holds these values (elevations, temperatures): the darkest becomes black and the lightest white.
-    start, span = (0.0, fitting[0]) if fitting else (low, high - low or 1.0)
-    scaled = np.nan_to_num((values.astype(np.float64) - start) / span, nan=0.0, posinf=1.0, neginf=0.0)
-    return np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+        for source, out in pieces:
+            out[:] = np.clip(source, 0, 65535) >> 8
+    else:
+        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        low, high = _finite_range([source for source, _ in pieces])
+        fitting = [scale for scale in scales if low >= 0 and high <= scale]
+        # No usual range holds these values (elevations, temperatures): the darkest becomes black, the lightest white.
+        start, span = (0.0, fitting[0]) if fitting else (low, high - low or 1.0)
+        for source, out in pieces:
+            with np.errstate(invalid="ignore"):  # some NaN patterns warn when they are cast
+                scaled = (source.astype(np.float64) - start) / span
+            out[:] = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0), 0, 1) * 255)
+    return grey.reshape(image.height, image.width)
+
+
+def _finite_range(pieces: list[np.ndarray]) -> tuple[float, float]:
+    low, high = np.inf, -np.inf
+    for piece in pieces:
+        finite = piece[np.isfinite(piece)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
 
 
 @contextmanager

@@ -23,13 +23,14 @@ from PIL import Image, UnidentifiedImageError
 from mobillama_v._upright import quiet, upright_rgb
 from mobillama_v.errors import ConfigError, ImageError
 
-# The bound above which Pillow itself refuses to open a file (twice its warning bound: half a gigabyte of RGB). A higher
-# one could not take effect without changing Pillow's global for the whole process, and a lower one would refuse
-# photographs and scans that people really have.
+# The bound above which Pillow itself refuses to open a file (twice its warning bound), 0.7 GB at the 4 bytes that it
+# keeps for an RGB pixel. A higher one could not take effect without changing Pillow's global for the whole process,
+# and a lower one would refuse photographs and scans that people really have.
 MAX_PIXELS = 178_956_970
 
 #: Formats that are tried, by Pillow's names: rasters decoded inside Pillow. Formats that start another program (EPS),
-#: that need a stub handler (HDF5, GRIB) or that have no signature and so match stray bytes (TGA) are left out.
+#: that need a stub handler (HDF5, GRIB), that match stray bytes for want of a real signature (TGA, PCX, SGI, DIB), that
+#: hold an image larger than their header says (ICO, ICNS) or that decode in slow Python (QOI) are left out.
 #: Multi-picture JPEGs (MPO) are opened through JPEG, animated PNGs through PNG.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
@@ -86,7 +87,8 @@ def load_image(
         where = name or repr(path)
         try:
             with open(path, "rb") as file:
-                return _decode(file, max_pixels, where, target)
+                # A pipe, as in `ask <(curl ...)`, cannot be rewound.
+                return _decode(file if file.seekable() else BytesIO(file.read()), max_pixels, where, target)
         except FileNotFoundError:
             raise ImageError(f"{where} does not exist: check the path of the image") from None
         except IsADirectoryError:
@@ -116,11 +118,11 @@ def find_images(path: Path) -> list[Path]:
         ImageError: ``path`` is not a folder that can be listed, or it holds no image.
     """
     try:
-        entries = list(Path(path).iterdir())
+        entries = [e for e in Path(path).iterdir() if e.suffix.lower() in SUFFIXES and not e.name.startswith(".")]
+        found = [e for e in entries if e.is_file()]
     except OSError as error:
         reason = error.strerror or error
         raise ImageError(f"{str(path)!r} cannot be listed ({reason}): name a folder that holds images") from None
-    found = [e for e in entries if e.suffix.lower() in SUFFIXES and not e.name.startswith(".") and e.is_file()]
     if not found:
         raise ImageError(f"{str(path)!r} holds no image: name a folder with .jpg, .png or .webp files in it")
     return sorted(found, key=_natural_key)
@@ -132,8 +134,9 @@ class ImageTransform:
 
     Modes:
         ``pad``: the long side is resized to ``size`` and the rest of the square is ``background``, the image in the
-        centre. The image is resized before it is padded: padding first, as LLaVA-1.5 does, gives the same but for the
-        pixels at the seam, and would need a canvas of long side x long side.
+        centre. The image is resized before it is padded, since padding first, as LLaVA-1.5 does, needs a canvas of long
+        side x long side. Both agree but for the seam where the padding is a whole number of output pixels (4:3 at 336);
+        elsewhere the content lies up to about half an output pixel apart.
         ``crop``: the short side is resized to ``size`` (the long one to ``int(size * long / short)``) and the centre is
         kept, with torchvision's rounding. An image longer than 8:1 is first cut to 8:1 around its centre, so that a
         panorama does not become millions of pixels wide.
@@ -264,8 +267,10 @@ def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
 def _damage_refused(where: str) -> Iterator[None]:
     try:
         yield
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError:
+        raise ImageError(f"{where} needs more memory than there is: make it smaller first") from None
     except Image.DecompressionBombError:
         raise ImageError(
             f"{where} has more than the {MAX_PIXELS:,} pixels that can be read: make it smaller first"
