@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mobillama_v.errors import ConfigError
+from mobillama_v.hybrid import IMAGE_SIZE, HybridTrunk, HybridVisual
 from mobillama_v.specs import TowerSpec
+
+HYBRID = "mobillama-v-hybrid-lite0"
+"""open_clip name of :mod:`mobillama_v.hybrid`."""
+_HYBRID_TRUNK = "vit_hybrid_lite0_s32_224"  # its timm name, which open_clip's configuration of HYBRID gives
+_CONFIGS = Path(__file__).parent / "open_clip_configs"
 
 # A text tower that is thrown away at once; open_clip has no public way to build the image tower alone.
 _SMALLEST_TEXT = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
@@ -72,8 +78,16 @@ def build_tower(spec: TowerSpec, *, image_size: int, pretrained: bool = False) -
         ConfigError: no such model or tag; a model whose activation (QuickGELU or not) is not the one that its
             weights were trained with; weights that are neither a known tag nor a file.
     """
+    if spec.model == HYBRID:  # the same tensors as through open_clip, without seconds of imports
+        if image_size != IMAGE_SIZE:
+            raise ConfigError(f"tower {HYBRID} reads images of {IMAGE_SIZE} pixels a side, not {image_size}.")
+        if spec.pretrained is not None:
+            raise ConfigError(f"tower {HYBRID} has no pretrained weights of its own; they come with the checkpoint.")
+        return ImageTower(HybridVisual(), spec)
+
     import open_clip
 
+    register_towers()
     config = open_clip.get_model_config(spec.model)
     if config is None:
         raise ConfigError(f"open_clip has no model {spec.model!r}; `open_clip.list_models()` names those it has.")
@@ -85,6 +99,27 @@ def build_tower(spec: TowerSpec, *, image_size: int, pretrained: bool = False) -
     else:
         options |= {"text_cfg": _SMALLEST_TEXT, "load_weights": False, "pretrained_image": False}
     return ImageTower(open_clip.create_model(spec.model, **options).visual, spec)
+
+
+def register_towers() -> None:
+    """Make timm and open_clip know the hybrid tower, so that ``open_clip.create_model(HYBRID)`` builds it."""
+    import open_clip
+    from timm.models import is_model, register_model
+
+    if not is_model(_HYBRID_TRUNK):
+        register_model(vit_hybrid_lite0_s32_224)
+    open_clip.add_model_config(_CONFIGS)
+
+
+def vit_hybrid_lite0_s32_224(pretrained: bool = False, **options: Any) -> HybridTrunk:
+    """timm's entry point of the hybrid trunk; timm's options for other heads have no effect on it.
+
+    Raises:
+        ConfigError: pretrained weights were asked for.
+    """
+    if pretrained:
+        raise ConfigError(f"{_HYBRID_TRUNK} has no pretrained weights of its own; they come with the checkpoint.")
+    return HybridTrunk()
 
 
 def _check_weights(spec: TowerSpec, *, quick_gelu: bool) -> None:

@@ -22,6 +22,7 @@ LAYERS = {
     "tokenization": 4,
     "prompts": 4,
     "decoder": 4,
+    "hybrid": 3,
     "vision": 4,
     "projector": 4,
     "configuration": 4,
