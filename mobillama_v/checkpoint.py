@@ -97,11 +97,19 @@ def load_weights(module: nn.Module, folder: Path) -> None:
                 with torch.no_grad():
                     target.copy_(tensor)
             seen.add(name)
-    missing = [name for name in expected if name not in seen]
+    refuse_misfits(folder, missing=[name for name in expected if name not in seen], extra=extra, wrong=wrong)
+
+
+def refuse_misfits(where: Path | str, *, missing: list[str], extra: list[str], wrong: list[str]) -> None:
+    """Name what does not fit: tensors that are ``missing``, ``extra``, or of a ``wrong`` shape (said in the entry).
+
+    Raises:
+        CheckpointError: any of the lists holds something.
+    """
     problems = [f"{what} {_some(names)}" for what, names in (("lacks", missing), ("has unknown", extra)) if names]
     problems += [f"has mis-shaped tensors: {_some(wrong)}"] if wrong else []
     if problems:
-        raise CheckpointError(f"{folder} does not fit its configuration: it {'; it '.join(problems)}.")
+        raise CheckpointError(f"{where} does not fit its configuration: it {'; it '.join(problems)}.")
 
 
 def _some(names: list[str]) -> str:

@@ -8,19 +8,22 @@ Shapes: B rows, T positions, N images, P' visual tokens an image, D decoder widt
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mobillama_v.checkpoint import refuse_misfits
 from mobillama_v.configuration import MobiLlamaConfig, MobiLlamaVConfig
 from mobillama_v.decoder import Decoder, RMSNorm, position_ids_from_mask
-from mobillama_v.errors import PromptError
+from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.projector import build_projector, projected_tokens
 from mobillama_v.vision import build_tower
 
@@ -79,6 +82,37 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
     _can_compile_fullgraph = True
 
     lm_head: nn.Linear
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load as transformers does, but strictly, and without ever running anything that a file holds.
+
+        transformers warns of tensors that do not fit, fills them at random and goes on; here they are an error, and
+        ``ignore_mismatched_sizes`` and ``weights_only`` have no effect.
+
+        Raises:
+            CheckpointError: missing, extra or mis-shaped tensors, named, or a damaged file.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"ignore_mismatched_sizes": True, "weights_only": True}
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except (SafetensorError, pickle.UnpicklingError) as error:
+            raise CheckpointError(
+                f"the weights of {pretrained_model_name_or_path} are damaged or hold more than tensors; copy them again."
+            ) from error
+        refuse_misfits(
+            pretrained_model_name_or_path,
+            missing=sorted(info["missing_keys"]),
+            extra=sorted(info["unexpected_keys"]),
+            wrong=[
+                f"{name} is {list(found)} and must be {list(wanted)}"
+                for name, found, wanted in sorted(info["mismatched_keys"])
+            ],
+        )
+        return (model, info) if with_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self._decoder.spec.initializer_range
