@@ -24,10 +24,8 @@ from mobillama_v.checkpoint import refuse_misfits
 from mobillama_v.configuration import MobiLlamaConfig, MobiLlamaVConfig
 from mobillama_v.decoder import Decoder, RMSNorm, position_ids_from_mask
 from mobillama_v.errors import CheckpointError, PromptError
-from mobillama_v.projector import build_projector, projected_tokens
-from mobillama_v.vision import build_tower
-
-IGNORE_INDEX = -100
+from mobillama_v.network import VisionLanguage, place_image_features
+from mobillama_v.prompts import IGNORE_INDEX
 
 
 def supervised_loss(hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -48,28 +46,6 @@ def supervised_loss(hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_i
     total = F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
     count = chosen.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return total / count
-
-
-def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
-    """Put projected features [N,P',D] at the True positions of ``image_mask`` [B,T], in order.
-
-    Raises:
-        PromptError: a row whose slots are no whole number of images, or another number of images than given.
-    """
-    images, per_image, _ = features.shape
-    slots = image_mask.sum(-1)
-    wrong = slots % per_image
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise PromptError(
-            f"row {row} has {int(slots[row])} image slots, which is no multiple of the {per_image} visual tokens "
-            "that one image makes; build prompts with this model's own processor."
-        )
-    if int(slots.sum()) != images * per_image:
-        raise PromptError(
-            f"the prompts hold slots for {int(slots.sum()) // per_image} images and {images} images were given."
-        )
-    return inputs_embeds.masked_scatter(image_mask[..., None].to(inputs_embeds.device), features.to(inputs_embeds))
 
 
 class _DecoderRunner(PreTrainedModel, GenerationMixin):
@@ -101,7 +77,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             )
         except (SafetensorError, pickle.UnpicklingError) as error:
             raise CheckpointError(
-                f"the weights of {pretrained_model_name_or_path} are damaged or hold more than tensors; copy them again."
+                f"weights of {pretrained_model_name_or_path} are damaged or hold more than tensors; copy them again."
             ) from error
         refuse_misfits(
             pretrained_model_name_or_path,
@@ -244,7 +220,7 @@ class MobiLlamaForCausalLM(_DecoderRunner):
         )
 
 
-class MobiLlamaVForConditionalGeneration(_DecoderRunner):
+class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
     """CLIP image tower, projector and MobiLlama decoder: answers about images."""
 
     config_class = MobiLlamaVConfig
@@ -258,30 +234,15 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
         assert isinstance(config.text_config, MobiLlamaConfig)
         config.text_config._attn_implementation = config._attn_implementation
         spec = config.spec
-        self.vision_tower = build_tower(spec.tower, image_size=spec.image.size)
+        self.add_tower(spec)
         for module in self.vision_tower.modules():
             module._is_hf_initialized = True  # open_clip has initialised it, and as CLIP should be
-        self.projector = build_projector(
-            spec.projector, tower_width=self.vision_tower.width, decoder_width=spec.decoder.hidden_size
-        )
-        self.language_model = Decoder(spec.decoder)
-        self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=False)
+        self.add_language_parts(spec)
         self.post_init()
 
     @property
     def _decoder(self) -> Decoder:
         return self.language_model
-
-    @property
-    def tokens_per_image(self) -> int:
-        """Visual tokens P' that one image makes."""
-        tower = self.vision_tower
-        return projected_tokens(self.projector.spec, extra=tower.extra, patches=tower.patches)
-
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Encode and project images [N,3,S,S] to visual tokens [N,P',D]."""
-        features = self.vision_tower(pixel_values.to(self.projector.linear_1.weight.dtype))
-        return self.projector(features, extra=self.vision_tower.extra)
 
     def forward(
         self,
@@ -297,6 +258,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        image_features: Tensor | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model.
@@ -314,6 +276,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
             logits_to_keep: how many last positions get logits; 0 means all.
             output_hidden_states: return the input of each layer and the final state.
             num_items_in_batch: supervised tokens over accumulation and ranks, for the loss.
+            image_features: [N,E+P,Dv], the tower's output (of a cache, say) instead of ``pixel_values``.
             **_: ignored; transformers passes more than this model needs.
 
         Returns:
@@ -325,11 +288,17 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embeds = self.language_model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if (pixel_values is None) != (image_mask is None or not bool(image_mask.any())):
-            raise PromptError("pixel_values and image_mask go together: one was given without the other.")
-        if pixel_values is not None:
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("give at most one of pixel_values and image_features")
+        has_images = pixel_values is not None or image_features is not None
+        if has_images != (image_mask is not None and bool(image_mask.any())):
+            raise PromptError(
+                "pixel_values (or image_features) and image_mask go together: one was given without the other."
+            )
+        if has_images:
             assert image_mask is not None
-            embeds = place_image_features(embeds, image_mask, self.get_image_features(pixel_values))
+            tokens = self.project(image_features) if pixel_values is None else self.get_image_features(pixel_values)
+            embeds = place_image_features(embeds, image_mask, tokens)
         return self._run(
             embeds,
             config=self.config.text_config,

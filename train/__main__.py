@@ -1,0 +1,23 @@
+"""``python -m mobillama_v.train RECIPE …``: the command without the rest of the command line."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from mobillama_v.errors import MobiLlamaVError
+from mobillama_v.train.cli import train
+
+
+def main() -> None:
+    """Run the command; an error that the user can mend is one line on stderr and exit code 2."""
+    try:
+        typer.run(train)
+    except MobiLlamaVError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What a training says while it runs: a line on stdout and a line in ``metrics.jsonl``, every few steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from mobillama_v.errors import DataError
+
+
+class Progress(TrainerCallback):
+    """Prints and records the trainer's logs; whole lines only, so that they read as well in a file.
+
+    ``tokens`` is a running count that the trainer adds to.
+    """
+
+    def __init__(self, output: Path, *, resumed_step: int) -> None:
+        self.path, self.tokens = output / "metrics.jsonl", 0
+        self._forget_after(resumed_step)
+        self._since = time.monotonic()
+        self._steps_before: int | None = None
+        self._started = self._since
+
+    def _forget_after(self, step: int) -> None:
+        """Drop what was recorded of steps that a resumed training does again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._since = self._started = time.monotonic()
+        self._steps_before = state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """One line.
+
+        Raises:
+            DataError: the loss is not finite.
+        """
+        if not logs or "loss" not in logs:
+            return
+        now = time.monotonic()
+        tokens, self.tokens = int(self.tokens), 0
+        speed, self._since = tokens / max(now - self._since, 1e-9), now
+        entry = {
+            "step": state.global_step,
+            "loss": logs["loss"],
+            "lr": logs["learning_rate"],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_per_second": round(speed, 1),
+        }
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+        steps = state.global_step - (self._steps_before or 0)
+        left = (state.max_steps - state.global_step) * (now - self._started) / max(steps, 1)
+        norm = "" if entry["grad_norm"] is None else f"  grad {entry['grad_norm']:.2f}"
+        print(
+            f"step {state.global_step}/{state.max_steps}  loss {entry['loss']:.4f}  lr {entry['lr']:.2e}{norm}  "
+            f"{speed:,.0f} tokens/s  {_clock(left)} left",
+            flush=True,
+        )
+        if not math.isfinite(logs["loss"]):
+            raise DataError(
+                f"the loss is {logs['loss']} at step {state.global_step}; lower the learning rates or look at the data."
+            )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,257 @@
+"""Typed training recipes: YAML files whose keys are the fields below, with overrides from the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from mobillama_v.errors import RecipeError
+
+T = TypeVar("T")
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _help(text: str, **options: Any) -> Any:
+    return field(metadata={"help": text}, **options)
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of records in a mix."""
+
+    path: str = _help("JSON or JSON lines file of records")
+    repeat: int = _help("how many times each of its records is seen in an epoch", default=1)
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """What training starts from."""
+
+    start: str = _help(
+        "folder with config.json, tokenizer.json and weights; without weights, a fresh model of that config", default=""
+    )
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What is learnt from, and how it is turned into tokens."""
+
+    json: tuple[DataFile, ...] = _help("files of records, mixed and shuffled by the seed", default=())
+    image_root: str = _help("folder that image paths are relative to", default=".")
+    template: Literal["plain", "v1"] = _help(
+        "conversation template: plain is image and caption, v1 a chat", default="v1"
+    )
+    max_length: int | None = _help("tokens of a sample, images included; null: the model's context", default=None)
+    features: str | None = _help(
+        "folder of the frozen tower's cached outputs, filled when it is missing; null: the tower runs at each step",
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class ModulesSection:
+    """Peak learning rate of each part that learns; null freezes it."""
+
+    projector: float | None = _help("between tower and decoder", default=None)
+    decoder: float | None = _help("the language model and its head", default=None)
+    tower: float | None = _help("the image tower", default=None)
+
+    def learning(self) -> dict[str, float]:
+        """The parts that learn, with their learning rates."""
+        return {name: lr for name, lr in dataclasses.asdict(self).items() if lr is not None}
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """How it is learnt."""
+
+    modules: ModulesSection = _help("what learns", default_factory=ModulesSection)
+    batch_size: int = _help("samples of one forward pass on one device", default=32)
+    gradient_accumulation: int = _help("forward passes of one optimizer step", default=1)
+    epochs: float = _help("passes over the data, where max_steps is null", default=1.0)
+    max_steps: int | None = _help("optimizer steps, instead of epochs", default=None)
+    schedule: Literal["cosine", "linear", "constant"] = _help("of the learning rate after warm-up", default="cosine")
+    warmup_ratio: float = _help("share of the steps in which the learning rate rises", default=0.03)
+    weight_decay: float = _help("AdamW's, for matrices; norms and biases have none", default=0.0)
+    betas: tuple[float, float] = _help("AdamW's", default=(0.9, 0.999))
+    max_grad_norm: float = _help("clip gradients to this norm; 0: never", default=1.0)
+    precision: Literal["fp32", "bf16"] = _help("of the arithmetic; weights are fp32", default="fp32")
+    gradient_checkpointing: bool = _help("recompute activations to save memory", default=False)
+    group_by_length: bool = _help("batches of samples of like length: less padding", default=True)
+    seed: int = _help("of initialisation and order", default=0)
+    log_steps: int = _help("steps between two lines of progress and metrics", default=10)
+    save_steps: int = _help("steps between two checkpoints", default=500)
+    save_total_limit: int = _help("how many checkpoints are kept", default=2)
+    dataloader_workers: int = _help("processes that decode images; 0: the training process itself", default=0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training."""
+
+    name: str = _help("what it is called")
+    model: ModelSection = _help("what it starts from", default_factory=ModelSection)
+    data: DataSection = _help("what is learnt from", default_factory=DataSection)
+    train: TrainSection = _help("how it is learnt", default_factory=TrainSection)
+    output: str = _help("folder for checkpoints, metrics and final/", default="")
+
+    def __post_init__(self) -> None:
+        train = self.train
+        for name in ("batch_size", "gradient_accumulation", "log_steps", "save_steps", "save_total_limit"):
+            _check(getattr(train, name) >= 1, f"train.{name} must be at least 1, not {getattr(train, name)}.")
+        _check(train.epochs > 0, f"train.epochs must be above 0, not {train.epochs}.")
+        _check(
+            train.max_steps is None or train.max_steps >= 1,
+            f"train.max_steps must be at least 1 or null, not {train.max_steps}.",
+        )
+        _check(0 <= train.warmup_ratio < 1, f"train.warmup_ratio must be from 0 to 1, not {train.warmup_ratio}.")
+        for name in ("weight_decay", "max_grad_norm", "dataloader_workers"):
+            _check(getattr(train, name) >= 0, f"train.{name} must not be negative, and is {getattr(train, name)}.")
+        _check(all(0 <= beta < 1 for beta in train.betas), f"train.betas must be from 0 to 1, not {train.betas}.")
+        for name, lr in train.modules.learning().items():
+            _check(lr > 0, f"train.modules.{name} must be a learning rate above 0 or null, not {lr}.")
+        _check(bool(train.modules.learning()), "train.modules gives no part a learning rate; nothing would learn.")
+        _check(
+            self.data.features is None or train.modules.tower is None,
+            "data.features needs a frozen tower; set train.modules.tower=null or data.features=null.",
+        )
+        _check(all(file.repeat >= 1 for file in self.data.json), "data.json: repeat must be at least 1.")
+        _check(self.data.max_length is None or self.data.max_length >= 2, "data.max_length must be at least 2 or null.")
+
+    def require_paths(self) -> None:
+        """Refuse a recipe that leaves open what only its user can know.
+
+        Raises:
+            RecipeError: no start folder, data or output.
+        """
+        for name, value in (("model.start", self.model.start), ("data.json", self.data.json), ("output", self.output)):
+            _check(bool(value), f"recipe {self.name} leaves {name} open; give it as {name}=… on the command line.")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecipeError(message)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """Load a packaged recipe by its name, or a YAML file, and apply ``section.key=value`` overrides.
+
+    Raises:
+        RecipeError: no such recipe, not YAML, an unknown key (the nearest one is suggested), or a value that cannot be.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPES / f"{name_or_path}.yaml"
+        _check(
+            name_or_path in recipe_names(),
+            f"there is no recipe {name_or_path!r}{_suggest(name_or_path, recipe_names())}; give a .yaml file or one of: "
+            f"{', '.join(recipe_names())}.",
+        )
+    try:
+        tree = _yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe {path} cannot be read ({error}); check its path.") from error
+    _check(isinstance(tree, dict), f"recipe {path} is no mapping of sections; see the recipes of the package.")
+    for override in overrides or []:
+        _apply(tree, override)
+    return typing.cast(Recipe, _convert(Recipe, tree, ""))
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The recipe with every default written out; :func:`load_recipe` reads it back."""
+    import yaml
+
+    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        import yaml
+    except ImportError:
+        from mobillama_v.errors import MissingExtraError
+
+        raise MissingExtraError("training needs PyYAML; pip install 'mobillama-v[train]'.") from None
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML ({' '.join(str(error).split())}).") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    _check(bool(equals and key), f"override {override!r} is not of the form section.key=value.")
+    *parents, last = key.split(".")
+    node = tree
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            node[parent] = {}
+        node = node[parent]
+    node[last] = _yaml(text, f"override {override!r}")
+
+
+def _suggest(wrong: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(wrong, known, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    """Make ``value``, as YAML gives it, the type ``kind``; ``where`` is its dotted key."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_section(typing.cast(type, kind), value, where)
+    if origin in (Union, types.UnionType):  # only "or None" occurs
+        return None if value is None else _convert(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is Literal:
+        _check(value in args, f"{where} must be one of {', '.join(args)}, not {value!r}.")
+        return value
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        if args[-1] is Ellipsis:
+            return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        _check(len(items) == len(args), f"{where} must be {len(args)} values, not {value!r}.")
+        return tuple(_convert(arg, item, where) for arg, item in zip(args, items, strict=True))
+    return _convert_scalar(kind, value, where)
+
+
+def _convert_section(kind: type[T], value: Any, where: str) -> T:
+    if kind is DataFile and isinstance(value, str):
+        value = {"path": value}
+    if value is None:
+        value = {}
+    _check(isinstance(value, dict), f"{where} must be a section of keys, not {value!r}.")
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for key in value:
+        _check(key in hints, f"recipe key {prefix}{key} is unknown{_suggest(str(key), list(hints))}.")
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        _check(not required or item.name in value, f"recipe key {prefix}{item.name} is missing.")
+    return kind(**{key: _convert(hints[key], item, f"{prefix}{key}") for key, item in value.items()})
+
+
+def _convert_scalar(kind: type, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    _check(type(value) is kind, f"{where} must be a value of type {kind.__name__}, not {value!r}.")
+    return value

@@ -1,0 +1,210 @@
+"""What a recipe names, built: model with frozen and learning parts, tokenizer, samples, plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mobillama_v.checkpoint import load_weights
+from mobillama_v.configuration import MobiLlamaVConfig
+from mobillama_v.errors import CheckpointError, RecipeError
+from mobillama_v.modeling import MobiLlamaVForConditionalGeneration
+from mobillama_v.specs import spec_from_config
+from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train.dataset import Samples, TrainingSet, check_images_exist, read_files, tokenize
+from mobillama_v.train.features import FeatureCache, compute, fingerprint
+from mobillama_v.train.recipe import Recipe
+from mobillama_v.vision import build_tower
+
+MODULES = {"projector": ("projector",), "decoder": ("language_model", "lm_head"), "tower": ("vision_tower",)}
+"""The model's attributes that each part of a recipe's ``train.modules`` means."""
+
+
+def load_start(folder: Path, *, seed: int) -> MobiLlamaVForConditionalGeneration:
+    """The model of a start folder in fp32: with its weights, or without a weight file freshly made by ``seed``.
+
+    Raises:
+        CheckpointError: no config.json, or weights that do not fit it.
+        ConfigError: a config that cannot be.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); model.start must be a model folder.") from error
+    config = MobiLlamaVConfig.from_spec(spec_from_config(values, str(path)))
+    torch.manual_seed(seed)
+    model = MobiLlamaVForConditionalGeneration(config)
+    if any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*")):
+        load_weights(model, folder)
+    elif config.spec.tower.pretrained is not None:
+        tower = build_tower(config.spec.tower, image_size=config.spec.image.size, pretrained=True)
+        model.vision_tower.load_state_dict(tower.state_dict())
+    return model
+
+
+def load_tokenizer(folder: Path, model: MobiLlamaVForConditionalGeneration) -> TextTokenizer:
+    """The start folder's tokenizer.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, or has more tokens than the model has embeddings.
+    """
+    spec = model.config.spec.decoder
+    tokenizer = TextTokenizer.from_file(
+        folder / "tokenizer.json", bos_id=spec.bos_token_id, eos_id=spec.eos_token_id, pad_id=spec.pad_token_id
+    )
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {spec.vocab_size} embeddings; "
+            "they belong to different models."
+        )
+    return tokenizer
+
+
+def parts(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """The modules of each part that a recipe can let learn."""
+    return {part: [getattr(model, name) for name in names] for part, names in MODULES.items()}
+
+
+def freeze_all_but(model: nn.Module, learning: dict[str, float]) -> None:
+    """Let the named parts learn and nothing else."""
+    model.requires_grad_(False)
+    for part in learning:
+        for module in parts(model)[part]:
+            module.requires_grad_(True)
+
+
+def parameter_groups(model: nn.Module, learning: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups: each part at its learning rate, and norms and biases (less than two dimensions) undecayed."""
+    groups = []
+    for part, lr in learning.items():
+        parameters = [p for module in parts(model)[part] for p in module.parameters()]
+        for decay, chosen in (
+            (weight_decay, [p for p in parameters if p.dim() >= 2]),
+            (0.0, [p for p in parameters if p.dim() < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": lr, "weight_decay": decay})
+    return groups
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a training is."""
+
+    samples: int
+    """Samples learnt from, over all passes."""
+    steps: int
+    """Optimizer steps."""
+    warmup_steps: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, samples: int) -> Plan:
+        """The plan of ``recipe`` for a data set of ``samples``."""
+        train = recipe.train
+        per_step = train.batch_size * train.gradient_accumulation
+        if train.max_steps is not None:
+            total = train.max_steps * per_step
+        else:
+            total = max(1, round(train.epochs * samples))
+        steps = math.ceil(total / per_step)
+        return cls(total, steps, math.ceil(steps * train.warmup_ratio))
+
+
+@dataclass
+class Setup:
+    """Everything that a training needs."""
+
+    recipe: Recipe
+    model: MobiLlamaVForConditionalGeneration
+    tokenizer: TextTokenizer
+    samples: Samples
+    plan: Plan
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Setup:
+        """Build what ``recipe`` names.
+
+        Raises:
+            MobiLlamaVError: the start folder or the data are not what they must be, or the recipe leaves them open.
+        """
+        recipe.require_paths()
+        start, data = Path(recipe.model.start), recipe.data
+        model = load_start(start, seed=recipe.train.seed)
+        model.config.template = data.template  # a saved folder asks as it was taught
+        freeze_all_but(model, recipe.train.modules.learning())
+        tokenizer = load_tokenizer(start, model)
+        context = model.config.spec.decoder.max_position_embeddings
+        max_length = context if data.max_length is None else data.max_length
+        if max_length > context:
+            raise RecipeError(
+                f"data.max_length is {max_length} and the model's context {context}; lower data.max_length."
+            )
+        samples = tokenize(
+            read_files(data.json),
+            tokenizer,
+            template=data.template,
+            tokens_per_image=model.tokens_per_image,
+            max_length=max_length,
+        )
+        return cls(recipe, model, tokenizer, samples, Plan.of(recipe, len(samples)))
+
+    def dataset(self) -> TrainingSet:
+        """The samples with their pictures; computes the cache of features that the recipe names where it is missing.
+
+        Raises:
+            ImageError: images are missing.
+            DataError: a cache that does not fit.
+        """
+        data, paths = self.recipe.data, self.samples.image_paths()
+        root, cache = Path(data.image_root), None
+        if data.features is not None and paths:
+            cache = self._features(Path(data.features), paths, root)
+        else:
+            check_images_exist(paths, root)
+        return TrainingSet(self.samples, image_root=root, transform=self.model.config.spec.image, features=cache)
+
+    def _features(self, folder: Path, paths: list[str], root: Path) -> FeatureCache:
+        print_key = fingerprint(self.model.vision_tower, self.model.config.spec.image)
+        if not FeatureCache.is_complete(folder):
+            check_images_exist(paths, root)
+            compute(self.model, paths, root, folder)
+        cache = FeatureCache.open(folder, fingerprint=print_key)
+        cache.require(paths)
+        return cache
+
+    def describe(self) -> str:
+        """What learns, from what, for how long, as lines of text."""
+        learning, train, plan = self.recipe.train.modules.learning(), self.recipe.train, self.plan
+        lines = [f"recipe   {self.recipe.name}, from {self.recipe.model.start} to {self.recipe.output}"]
+        for part, modules in parts(self.model).items():
+            count = sum(p.numel() for module in modules for p in module.parameters())
+            lr = learning.get(part)
+            lines.append(f"{part:<9}{count:>13,} parameters  {'frozen' if lr is None else f'learns, lr {lr:g}'}")
+        samples, lengths = self.samples, self.samples.lengths
+        lines.append(
+            f"data     {len(samples):,} samples, {len(samples.image_paths()):,} images, {lengths.sum():,} tokens "
+            f"({samples.supervised:,} supervised; mean {lengths.mean():.0f}, longest {lengths.max()})"
+        )
+        if samples.shortened:
+            lines.append(f"         {samples.shortened:,} samples lost their last turns to fit data.max_length")
+        lines.append(
+            f"steps    {plan.steps:,} of {train.batch_size} x {train.gradient_accumulation} samples, "
+            f"{plan.samples / len(samples):.2f} epochs, warm-up {plan.warmup_steps}, {train.schedule}, {train.precision}"
+        )
+        return "\n".join(lines)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed training must share with the one that it continues: recipe and data."""
+        recipe = dataclasses.asdict(self.recipe)
+        for name in ("log_steps", "save_steps", "save_total_limit", "dataloader_workers"):
+            del recipe["train"][name]
+        del recipe["output"]
+        return {"recipe": recipe, "data": self.samples.digest()}

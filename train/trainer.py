@@ -1,0 +1,206 @@
+"""The trainer: transformers' own, thinly extended.
+
+Added are learning rates by part, an order of samples that resuming cannot disturb, the count of tokens, and checkpoints
+that are model folders, complete or not there at all. The loss is normalised by the supervised tokens of a whole
+optimizer step, over accumulation and ranks: transformers counts them and the model divides by them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from mobillama_v.errors import CheckpointError
+from mobillama_v.train import checkpoints
+from mobillama_v.train.collate import Collator
+from mobillama_v.train.dataset import TrainingSet
+from mobillama_v.train.order import TrainingOrder
+from mobillama_v.train.progress import Progress
+from mobillama_v.train.recipe import Recipe, to_yaml
+from mobillama_v.train.setup import Plan, Setup, parameter_groups
+
+_STATE = "training.json"  # in a checkpoint: what a resumed training must share with it
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+class StageTrainer(Trainer):
+    """transformers' Trainer for one recipe."""
+
+    def __init__(self, setup: Setup, dataset: TrainingSet, progress: Progress) -> None:
+        self.setup, self.progress = setup, progress
+        super().__init__(
+            model=setup.model,
+            args=training_arguments(setup.recipe, setup.plan),
+            data_collator=Collator(setup.tokenizer.pad_id),
+            train_dataset=dataset,
+            callbacks=[progress],
+        )
+        self.remove_callback(PrinterCallback)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a group for each part."""
+        if self.optimizer is None:
+            train = self.setup.recipe.train
+            groups = parameter_groups(self.setup.model, train.modules.learning(), train.weight_decay)
+            self.optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=True)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> TrainingOrder:
+        train, samples = self.setup.recipe.train, self.setup.samples
+        return TrainingOrder(
+            len(samples),
+            total=self.setup.plan.samples,
+            batch_size=train.batch_size * train.gradient_accumulation,
+            seed=train.seed,
+            lengths=samples.lengths if train.group_by_length else None,
+        )
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Keep a frozen tower in evaluation mode (transformers puts the whole model in training mode), count tokens."""
+        if self.setup.recipe.train.modules.tower is None:
+            self.setup.model.vision_tower.eval()
+        self.progress.tokens += int(inputs["attention_mask"].sum())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
+        """Not counted: transformers walks all parameters for it, at every step."""
+        return 0
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes a checkpoint: aside, until it is whole."""
+        return str(Path(self.args.output_dir) / checkpoints.PARTIAL)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        output = Path(self.args.output_dir)
+        partial = checkpoints.partial_folder(output)
+        super()._save_checkpoint(model, trial)
+        name = f"checkpoint-{self.state.global_step}"
+        (partial / name / _STATE).write_text(json.dumps(self.setup.fingerprint()), encoding="utf-8")
+        checkpoints.publish(partial / name, output / name)
+        checkpoints.rotate(output, self.setup.recipe.train.save_total_limit)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """A model folder: weights, config, tokenizer, recipe. transformers would add a pickle of its arguments."""
+        assert output_dir is not None
+        save_model_folder(self.setup, Path(output_dir), state_dict)
+
+
+def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+    """Write a folder that can be loaded, described with, and trained on, as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    setup.model.save_pretrained(folder, state_dict=state_dict)
+    shutil.copyfile(Path(setup.recipe.model.start) / "tokenizer.json", folder / "tokenizer.json")
+    (folder / "recipe.yaml").write_text(to_yaml(setup.recipe), encoding="utf-8")
+
+
+def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
+    """transformers' arguments; nothing is reported anywhere, and all passes are one epoch of :class:`TrainingOrder`."""
+    train = recipe.train
+    accelerator = torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=recipe.output,
+        use_cpu=not accelerator,
+        per_device_train_batch_size=train.batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation,
+        num_train_epochs=1,
+        lr_scheduler_type=_SCHEDULES[train.schedule],
+        warmup_steps=plan.warmup_steps,
+        max_grad_norm=train.max_grad_norm,
+        bf16=train.precision == "bf16",
+        seed=train.seed,
+        logging_steps=train.log_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        dataloader_num_workers=train.dataloader_workers,
+        dataloader_persistent_workers=train.dataloader_workers > 0,
+        dataloader_pin_memory=accelerator,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def run(recipe: Recipe, *, resume: bool = False) -> Path:
+    """Train by ``recipe``; prints the plan and the progress.
+
+    Args:
+        recipe: what to do.
+        resume: go on from the last complete checkpoint in ``output``, or start where there is none.
+
+    Returns:
+        The folder of the trained model, ``output/final``.
+
+    Raises:
+        MobiLlamaVError: what the recipe names is not there or cannot be; an output that holds a training already; a
+            checkpoint of another recipe or of other data.
+    """
+    recipe.require_paths()
+    output = Path(recipe.output)
+    final, found = output / checkpoints.FINAL, checkpoints.checkpoints(output)
+    if (found or final.exists()) and not resume:
+        raise CheckpointError(f"{output} holds a training already; continue it with --resume or choose another output.")
+    setup = Setup.of(recipe)
+    print(setup.describe(), flush=True)
+    last = found[-1] if found else None
+    if last is not None:
+        _check_same_training(setup, last)
+        print(f"resuming from {last}", flush=True)
+    dataset = setup.dataset()
+    if recipe.train.gradient_checkpointing:
+        enable_gradient_checkpointing(setup.model)
+    output.mkdir(parents=True, exist_ok=True)
+    partial = checkpoints.partial_folder(output)
+    trainer = StageTrainer(setup, dataset, Progress(output, resumed_step=_step(last)))
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    save_model_folder(setup, partial / checkpoints.FINAL)
+    checkpoints.publish(partial / checkpoints.FINAL, final)
+    shutil.rmtree(partial, ignore_errors=True)
+    print(f"trained model in {final}", flush=True)
+    return final
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Recompute activations in the backward pass, without re-entering autograd."""
+    enable = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.2x; before it, the other name
+    if enable is not None:
+        enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _step(checkpoint: Path | None) -> int:
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def _check_same_training(setup: Setup, checkpoint: Path) -> None:
+    try:
+        before = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint} is no checkpoint of this trainer ({error}); remove it.") from error
+    now = json.loads(json.dumps(setup.fingerprint()))
+    if now["recipe"] != before["recipe"]:
+        changed = ", ".join(_differences(before["recipe"], now["recipe"]))
+        raise CheckpointError(
+            f"{checkpoint} was trained by a recipe that differs in {changed}; resume with the same recipe, or start "
+            "another training from that folder with model.start."
+        )
+    if now["data"] != before["data"]:
+        raise CheckpointError(f"{checkpoint} was trained on other data than data.json now holds; restore them.")
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [where]
+    keys = dict.fromkeys([*before, *now])
+    nested = (_differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys)
+    return [name for names in nested for name in names]
+
+
+__all__ = ["StageTrainer", "enable_gradient_checkpointing", "run", "save_model_folder", "training_arguments"]
