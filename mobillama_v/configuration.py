@@ -44,7 +44,7 @@ class MobiLlamaConfig(PreTrainedConfig):
     """Configuration of the decoder alone; the fields are those of :class:`~mobillama_v.specs.DecoderSpec`."""
 
     model_type = "mobillama"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own declaration)
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 (transformers' own declaration)
 
     vocab_size: int = 32000
     hidden_size: int = 2048

@@ -8,6 +8,7 @@ Shapes: B rows, T positions, N images, P' visual tokens an image, D decoder widt
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -26,6 +27,11 @@ from mobillama_v.decoder import Decoder, RMSNorm, position_ids_from_mask
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.network import VisionLanguage, place_image_features
 from mobillama_v.prompts import IGNORE_INDEX
+
+# transformers 5.24 calls `cache` what was `past_key_values`; a model that knows only one of them runs without a cache
+# under the other, and generates nonsense.
+_OUTPUT_FIELDS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
+_CACHE = "cache" if "cache" in _OUTPUT_FIELDS else "past_key_values"
 
 
 def supervised_loss(hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -54,7 +60,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' own declaration)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _can_compile_fullgraph = True
 
     lm_head: nn.Linear
@@ -127,7 +133,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         config: MobiLlamaConfig,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         labels: Tensor | None,
         use_cache: bool | None,
         logits_to_keep: int | Tensor,
@@ -136,10 +142,10 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         length = inputs_embeds.shape[1]
         use_cache = (config.use_cache if use_cache is None else use_cache) and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=config)
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             if attention_mask is not None and attention_mask.dim() == 2:
                 position_ids = position_ids_from_mask(attention_mask)[:, past : past + length]
             else:
@@ -148,13 +154,11 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             config=config,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             position_ids=position_ids,
+            **{_CACHE: cache},
         )
         states: list[Tensor] | None = [] if output_hidden_states else None
-        hidden = self._decoder(
-            inputs_embeds, position_ids=position_ids, mask=mask, cache=past_key_values, hidden_states=states
-        )
+        hidden = self._decoder(inputs_embeds, position_ids=position_ids, mask=mask, cache=cache, hidden_states=states)
         loss = logits = None
         if labels is not None:
             loss = supervised_loss(hidden, self.lm_head, labels, num_items_in_batch)
@@ -164,8 +168,8 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,  # type: ignore[arg-type]
             logits=logits,  # type: ignore[arg-type]
-            past_key_values=past_key_values,
             hidden_states=tuple(states) if states else None,
+            **{_CACHE: cache},
         )
 
 
@@ -190,13 +194,14 @@ class MobiLlamaForCausalLM(_DecoderRunner):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        past_key_values: Cache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run the decoder on ``input_ids`` [B,T] or ``inputs_embeds`` [B,T,D].
@@ -211,7 +216,7 @@ class MobiLlamaForCausalLM(_DecoderRunner):
             config=self.config,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
@@ -251,7 +256,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
         image_mask: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -259,6 +264,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         image_features: Tensor | None = None,
+        past_key_values: Cache | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model.
@@ -269,7 +275,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
             image_mask: [B,T] boolean, True at image slots.
             attention_mask: [B,S], 1 where a position exists; left or right padding.
             position_ids: [B,T].
-            past_key_values: a transformers cache.
+            cache: a transformers cache.
             inputs_embeds: [B,T,D] instead of ``input_ids``.
             labels: [B,T], -100 where not supervised.
             use_cache: keep keys and values for later calls.
@@ -277,6 +283,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
             output_hidden_states: return the input of each layer and the final state.
             num_items_in_batch: supervised tokens over accumulation and ranks, for the loss.
             image_features: [N,E+P,Dv], the tower's output (of a cache, say) instead of ``pixel_values``.
+            past_key_values: ``cache`` as transformers before 5.24 names it.
             **_: ignored; transformers passes more than this model needs.
 
         Returns:
@@ -304,7 +311,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
             config=self.config.text_config,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
