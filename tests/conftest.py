@@ -34,3 +34,9 @@ def tiny_model(tower_name: str):
 
     torch.manual_seed(0)
     return MobiLlamaVForConditionalGeneration(MobiLlamaVConfig(**tiny.model_config())).eval()
+
+
+@pytest.fixture(scope="session")
+def nano_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of the embedded model's architecture, tiny and random; do not change it."""
+    return tiny.save_nano_like(tmp_path_factory.mktemp("models") / "nano-like")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,69 @@ def model_config(**changes: Any) -> dict[str, Any]:
         "projector": {"type": "mlp2x_gelu"},
         "image": {"size": IMAGE_SIZE},
     } | changes
+
+
+SENTENCES = [
+    "A chat between a curious user and an artificial intelligence assistant.",
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+    "USER: Describe the image. ASSISTANT: There is a red circle above a small blue square.",
+    "USER: What is this? ASSISTANT: A dog on the grass. USER: How many dogs? ASSISTANT: Two.",
+]
+
+
+def save_nano_like(folder: Path) -> Path:
+    """Write a model folder of the embedded model's architecture: real tower, tiny decoder, random weights in fp16."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from mobillama_v.network import Network
+    from mobillama_v.presets import PRESETS
+    from mobillama_v.specs import ModelSpec
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+    nano = PRESETS["nano"].spec
+    assert isinstance(nano, ModelSpec)
+    decoder = dataclasses.replace(
+        nano.decoder,
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+    )
+    spec = dataclasses.replace(nano, decoder=decoder)
+    config = {
+        "model_type": "mobillama_v",
+        "text_config": dataclasses.asdict(decoder),
+        "tower": dataclasses.asdict(spec.tower),
+        "projector": dataclasses.asdict(spec.projector),
+        "image": dataclasses.asdict(spec.image),
+        "template": spec.template,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    torch.manual_seed(1)
+    network = Network(spec)
+    with torch.no_grad():
+        # Class names start as zeros and a decoder at 0.02: neither would let a picture change an answer.
+        torch.nn.init.normal_(network.vision_tower.visual.trunk.class_names.table)
+        for part in (network.language_model, network.lm_head, network.projector):
+            for parameter in part.parameters():
+                if parameter.dim() > 1:
+                    torch.nn.init.normal_(parameter, std=0.3)
+    save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, folder / "model.safetensors")
+    return folder

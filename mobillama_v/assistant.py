@@ -1,0 +1,370 @@
+"""Images and a conversation to a reply: the one thing behind the command line, the demo, the server and the evaluation.
+
+>>> assistant = load("nano")
+>>> assistant.ask(["cat.jpg"], "What is this?").text
+
+An image is encoded once: what :meth:`Assistant.see` returns can be given wherever an image is wanted, and a
+:class:`Chat` does so by itself.
+
+Shapes: B rows, T positions, N images, P' visual tokens an image, D decoder width.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mobillama_v.errors import CheckpointError, ConfigError, PromptError
+from mobillama_v.generation import Completion, Sampling, stream
+from mobillama_v.hub import DEFAULT, find_model, read_spec
+from mobillama_v.images import load_image
+from mobillama_v.network import Network, load_network, place_image_features
+from mobillama_v.prompts import Encoded, Message, encode, user
+from mobillama_v.prompts import assistant as assistant_turn
+from mobillama_v.tokenization import TextTokenizer
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | SeenImage"
+Question: TypeAlias = "str | Sequence[Message]"
+
+
+@dataclass(frozen=True)
+class SeenImage:
+    """An image as the decoder sees it, [P',D], and the seconds that decoding and encoding it took."""
+
+    features: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds: reading and encoding images that were not seen before, the prompt, and all new tokens after the first.
+
+    In a batch ``prefill`` and ``decode`` are those of the whole batch.
+    """
+
+    images: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer; ``finish_reason`` is ``stop`` (the model or a stop string ended it) or ``length``.
+
+    ``prompt_tokens`` counts everything before the answer, the visual tokens (``image_tokens``) included; ``new_tokens``
+    is the length of the answer without its end token.
+    """
+
+    text: str
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    image_tokens: int
+    new_tokens: int
+    timings: Timings
+
+
+class ReplyStream(Iterator[str]):
+    """Iterate it for the pieces of text; afterwards (and only then) ``reply`` is the whole answer."""
+
+    def __init__(self, pieces: Iterator[tuple[str, Reply | None]]) -> None:
+        self._pieces = pieces
+        self._reply: Reply | None = None
+
+    def __next__(self) -> str:
+        piece, reply = next(self._pieces)
+        self._reply = reply or self._reply
+        return piece
+
+    @property
+    def reply(self) -> Reply:
+        """The whole answer.
+
+        Raises:
+            RuntimeError: the stream has not ended.
+        """
+        if self._reply is None:
+            raise RuntimeError("the answer has not ended; iterate the stream first")
+        return self._reply
+
+
+@dataclass
+class _Row:
+    """One prompt, ready to run: ids [T] and slots, its images, and the seconds they took."""
+
+    encoded: Encoded
+    images: list[SeenImage]
+    seconds: float
+
+
+class _Step(NamedTuple):
+    """One step of :func:`~mobillama_v.generation.stream`, with the seconds of prefill and decode so far."""
+
+    pieces: list[str]
+    completions: list[Completion]
+    prefill: float
+    decode: float
+
+
+class Assistant:
+    """A loaded model with its tokenizer; made by :func:`load`. It holds no conversation, so calls are independent."""
+
+    def __init__(self, name: str, network: Network, tokenizer: TextTokenizer) -> None:
+        self.name, self.network, self.tokenizer = name, network, tokenizer
+        self.spec = network.spec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.network.lm_head.weight.device
+
+    @property
+    def context(self) -> int:
+        """How many tokens a conversation may have, the answer included."""
+        return self.spec.decoder.max_position_embeddings
+
+    @torch.inference_mode()
+    def see(self, image: Source) -> SeenImage:
+        """Read and encode one image; one that was seen already is returned as it is.
+
+        Raises:
+            ImageError: it is missing, not readable, not an image, damaged or too large.
+        """
+        if isinstance(image, SeenImage):
+            return image
+        start = time.perf_counter()
+        picture = load_image(image, target=self.spec.image.size)
+        pixels = torch.from_numpy(self.spec.image(picture))[None].to(self.device)
+        features = self.network.get_image_features(pixels)[0]
+        _wait_for(features)
+        return SeenImage(features, time.perf_counter() - start)
+
+    def ask(self, images: Sequence[Source], question: Question, sampling: Sampling | None = None) -> Reply:
+        """Answer one question.
+
+        Args:
+            images: any number, also none; paths, bytes, streams, Pillow images or what :meth:`see` returned.
+            question: a text, which the images precede, or a conversation that ends with the user's turn and has a slot
+                for every image.
+            sampling: greedy with at most 128 new tokens by default.
+
+        Raises:
+            ImageError: an image cannot be read.
+            PromptError: the conversation is longer than the context (both numbers given), has its roles out of order,
+                or has another number of slots than images.
+        """
+        return self.ask_batch([(images, question)], sampling)[0]
+
+    def stream(self, images: Sequence[Source], question: Question, sampling: Sampling | None = None) -> ReplyStream:
+        """:meth:`ask`, giving text as it comes; the errors are raised by this call and not by the iteration."""
+        row = self._row(images, question)
+        return ReplyStream(self._pieces(row, sampling or Sampling()))
+
+    def ask_batch(
+        self, prompts: Iterable[tuple[Sequence[Source], Question]], sampling: Sampling | None = None
+    ) -> list[Reply]:
+        """Answer several independent (images, question) pairs at once; arguments and errors as in :meth:`ask`.
+
+        All run together, so memory grows with their number.
+        """
+        rows = [self._row(images, question) for images, question in prompts]
+        if not rows:
+            return []
+        *_, last = self._run(rows, sampling or Sampling())
+        return [_reply(row, last, i) for i, row in enumerate(rows)]
+
+    def chat(self, images: Sequence[Source] = ()) -> Chat:
+        """A conversation that begins with these images (also none).
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        chat = Chat(self)
+        for image in images:
+            chat.add_image(image)
+        return chat
+
+    def _row(self, images: Sequence[Source], question: Question) -> _Row:
+        new = [not isinstance(image, SeenImage) for image in images]
+        messages = [user(question, images=len(images))] if isinstance(question, str) else list(question)
+        slots = sum(message.images for message in messages)
+        if slots != len(images):
+            raise PromptError(f"the conversation has places for {slots} images and {len(images)} were given.")
+        if messages and messages[-1].role != "user":
+            raise PromptError(
+                f"the conversation ends with the {messages[-1].role}'s turn and must end with the user's."
+            )
+        encoded = encode(
+            messages,
+            self.tokenizer,
+            template=self.spec.template,
+            tokens_per_image=self.network.tokens_per_image,
+        )
+        if len(encoded.input_ids) >= self.context:
+            raise PromptError(
+                f"the conversation has {len(encoded.input_ids)} tokens and the model's context is {self.context}, with "
+                "room needed for the answer; shorten it or start a new one."
+            )
+        seen = [self.see(image) for image in images]
+        return _Row(encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh))
+
+    def _pieces(self, row: _Row, sampling: Sampling) -> Iterator[tuple[str, Reply | None]]:
+        begun = False
+        for step in self._run([row], sampling):
+            piece = step.pieces[0] if begun else step.pieces[0].lstrip()  # a template puts a space before the answer
+            begun = begun or bool(piece)
+            if piece:
+                yield piece, None
+        yield "", _reply(row, step, 0)
+
+    def _run(self, rows: list[_Row], sampling: Sampling) -> Iterator[_Step]:
+        start = time.perf_counter()
+        embeds, exists = self._embed(rows)
+        first = 0.0
+        for pieces, completions in stream(self.network, self.tokenizer, embeds, exists, sampling):
+            now = time.perf_counter()
+            first = first or now
+            yield _Step(pieces, completions, first - start, now - first)
+
+    @torch.inference_mode()
+    def _embed(self, rows: list[_Row]) -> tuple[Tensor, Tensor]:
+        """Embeddings [B,T,D] of prompts padded on the left, and which positions exist [B,T]."""
+        longest = max(len(row.encoded.input_ids) for row in rows)
+        ids = torch.full((len(rows), longest), self.tokenizer.pad_id)
+        slots = torch.zeros((len(rows), longest), dtype=torch.bool)
+        exists = torch.zeros((len(rows), longest), dtype=torch.long)
+        for i, row in enumerate(rows):
+            start = longest - len(row.encoded.input_ids)
+            ids[i, start:] = torch.tensor(row.encoded.input_ids)
+            slots[i, start:] = torch.tensor(row.encoded.image_mask)
+            exists[i, start:] = 1
+        embeds = self.network.language_model.embed_tokens(ids.to(self.device))
+        features = [image.features for row in rows for image in row.images]
+        if features:
+            embeds = place_image_features(embeds, slots, torch.stack(features))
+        return embeds, exists.to(self.device)
+
+
+@dataclass
+class Chat:
+    """A conversation about images; each image is encoded once, when it is added.
+
+    ``messages`` and ``images`` are what has been said and shown; images that are added go before the next question. A
+    turn that fails or is broken off leaves the conversation as it was.
+    """
+
+    assistant: Assistant
+    messages: list[Message] = field(default_factory=list)
+    images: list[SeenImage] = field(default_factory=list)
+    waiting: list[SeenImage] = field(default_factory=list)
+
+    def add_image(self, image: Source) -> None:
+        """Show an image with the next question.
+
+        Raises:
+            ImageError: it cannot be read; the conversation goes on without it.
+        """
+        self.waiting.append(self.assistant.see(image))
+
+    def clear(self) -> None:
+        """Forget everything, the images too."""
+        self.messages.clear()
+        self.images.clear()
+        self.waiting.clear()
+
+    def ask(self, text: str, sampling: Sampling | None = None) -> Reply:
+        """Say ``text`` and return the answer.
+
+        Raises:
+            PromptError: the conversation has become longer than the context.
+        """
+        answer = self.stream(text, sampling)
+        for _ in answer:
+            pass
+        return answer.reply
+
+    def stream(self, text: str, sampling: Sampling | None = None) -> ReplyStream:
+        """:meth:`ask`, giving text as it comes. The turn is part of the conversation once the stream has ended."""
+        messages = [*self.messages, user(text, images=len(self.waiting))]
+        images = [*self.images, *self.waiting]
+        answer = self.assistant.stream(images, messages, sampling)
+        return ReplyStream(self._remembered(answer, messages, images))
+
+    def _remembered(
+        self, answer: ReplyStream, messages: list[Message], images: list[SeenImage]
+    ) -> Iterator[tuple[str, Reply | None]]:
+        for piece in answer:
+            yield piece, None
+        self.messages, self.images, self.waiting = [*messages, assistant_turn(answer.reply.text)], images, []
+        yield "", answer.reply
+
+
+def load(name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None = None) -> Assistant:
+    """Load a model.
+
+    Args:
+        name: an embedded model (``nano``), a folder, or a Hugging Face id.
+        device: ``auto`` (CUDA, else MPS, else CPU) or a torch device such as ``cuda:1``.
+        dtype: of weights and activations; by default bfloat16 on CUDA and float32 elsewhere.
+
+    Raises:
+        ModelNotFoundError: there is no such model, or it cannot be downloaded.
+        ConfigError: a configuration with unknown keys or impossible values; a device that is not there.
+        CheckpointError: files that are missing, damaged or do not fit the configuration.
+    """
+    folder = find_model(name)
+    spec = read_spec(folder)
+    where = choose_device(device)
+    decoder = spec.decoder
+    tokenizer = TextTokenizer.from_file(
+        folder / "tokenizer.json", bos_id=decoder.bos_token_id, eos_id=decoder.eos_token_id, pad_id=decoder.pad_token_id
+    )
+    if tokenizer.vocab_size > decoder.vocab_size:
+        raise CheckpointError(
+            f"{str(folder)!r} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
+            f"{decoder.vocab_size}; copy the tokenizer.json that belongs to this model."
+        )
+    if dtype is None:
+        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    return Assistant(name, load_network(folder, spec, device=where, dtype=dtype), tokenizer)
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device that ``name`` means; ``auto`` picks CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: no such device, here or anywhere.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three for one cause
+        raise ConfigError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps.") from error
+    return device
+
+
+def _reply(row: _Row, last: _Step, index: int) -> Reply:
+    completion = last.completions[index]
+    assert completion.finish_reason is not None
+    return Reply(
+        text=completion.text.strip(),
+        finish_reason=completion.finish_reason,
+        prompt_tokens=len(row.encoded.input_ids),
+        image_tokens=sum(row.encoded.image_mask),
+        new_tokens=len(completion.ids),
+        timings=Timings(images=row.seconds, prefill=last.prefill, decode=last.decode),
+    )
+
+
+def _wait_for(tensor: Tensor) -> None:
+    """Let a GPU finish, so that its time is not counted to the next step."""
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)

@@ -1,0 +1,110 @@
+"""What several commands share: their options, and the steps from options to a loaded assistant.
+
+Imported before torch is, so that ``--help``, mistyped options and unreadable pictures are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobillama_v.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mobillama_v.assistant import Assistant
+    from mobillama_v.generation import Sampling
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="An embedded model, a model folder, or a Hugging Face id (owner/name).")
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto (CUDA, else MPS, else CPU), or a torch device such as cpu or cuda:1.")
+]
+TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0, help="0 always takes the likeliest token; higher varies more.")
+]
+TopPOption = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")]
+SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
+UrlsOption = Annotated[
+    bool, typer.Option("--allow-urls", help="Fetch http(s) addresses; only public hosts, up to 32 MB and 20 s each.")
+]
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+MAX_STDIN = 256 * 1024 * 1024
+_MAX_THREADS = 8  # a small decoder's steps are short: more threads wait for each other longer than they work
+
+
+def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> Sampling:
+    """The sampling that the options ask for.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    from mobillama_v.generation import Sampling
+
+    return Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+def load_assistant(folder: Path, device: str) -> Assistant:
+    """Load the model in ``folder`` for a command; torch is imported here.
+
+    Raises:
+        MobiLlamaVError: as :func:`mobillama_v.assistant.load` does.
+    """
+    import torch
+
+    from mobillama_v.assistant import load
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > _MAX_THREADS:
+        torch.set_num_threads(_MAX_THREADS)
+    return load(str(folder.absolute()), device=device)
+
+
+def expand(sources: list[str]) -> Iterator[str | ImageError]:
+    """Each source, with folders replaced by the images in them; for a folder that has none, the error."""
+    from mobillama_v.images import find_images
+
+    for source in sources:
+        if source == "-" or not os.path.isdir(source):
+            yield source
+            continue
+        try:
+            yield from (str(path) for path in find_images(Path(source)))
+        except ImageError as error:
+            yield error
+
+
+def read_image(source: str, *, allow_urls: bool, target: int | None = None) -> Image:
+    """The image at a path, at ``-`` (stdin), or at a web address where that is allowed.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    from mobillama_v.fetch import fetch, is_url
+    from mobillama_v.images import load_image
+
+    if source == "-":
+        data = sys.stdin.buffer.read(MAX_STDIN + 1)
+        if len(data) > MAX_STDIN:
+            raise ImageError(f"standard input holds more than {MAX_STDIN >> 20} MB; give a smaller picture.")
+        return load_image(data, name="standard input", target=target)
+    if is_url(source):
+        if not allow_urls:
+            raise ImageError(f"{source!r} is a web address; add --allow-urls to fetch it.")
+        return load_image(fetch(source), name=repr(source), target=target)
+    return load_image(source, target=target)
+
+
+def printable(text: str) -> str:
+    """``text`` without the control characters that could drive a terminal; newlines and tabs stay."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,98 @@
+"""Model name to model folder: an embedded model, a folder, or an id of the Hugging Face Hub; and the spec in a folder.
+
+Nothing heavy is imported, so that a mistyped name is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from pathlib import Path
+
+from mobillama_v.errors import CheckpointError, ModelNotFoundError
+from mobillama_v.presets import PRESETS
+from mobillama_v.specs import ModelSpec, spec_from_config
+
+DEFAULT = "nano"
+_EMBEDDED = Path(__file__).parent / "weights"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# Weights that can run code are not fetched, and nothing but what a model folder needs.
+_HUB_FILES = ["*.safetensors", "*.json"]
+
+
+def embedded_models() -> dict[str, Path]:
+    """Name and folder of the models that are installed with the package."""
+    return {path.parent.name: path.parent for path in sorted(_EMBEDDED.glob("*/config.json"))}
+
+
+def find_model(name: str) -> Path:
+    """The folder of the model ``name``, downloaded where it is a Hugging Face id that is not in the local cache.
+
+    An embedded name comes before a folder of that name; write ``./name`` for the folder.
+
+    Raises:
+        ModelNotFoundError: nothing of that name, or the hub does not give it.
+    """
+    embedded = embedded_models()
+    if name in embedded:
+        return embedded[name]
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):  # pathlib's raises for a name that is too long
+        return Path(folder)
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _from_hub(name)
+    if name in PRESETS:
+        raise ModelNotFoundError(
+            f"{name!r} is a preset, the shape of a model to train, and has no weights here: {_choices()}."
+        )
+    near = difflib.get_close_matches(name.lower(), embedded, n=1)
+    raise ModelNotFoundError(
+        f"there is no model {name!r}{f'; did you mean {near[0]!r}?' if near else ':'} {_choices()}."
+    )
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec in the ``config.json`` of a model folder.
+
+    Raises:
+        CheckpointError: no such file, or it is not a JSON mapping.
+        ConfigError: another model type, an unknown key or an impossible value.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{str(path)!r} is missing: give a folder that holds a model.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read as JSON ({error}): copy it again.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{str(path)!r} is not a JSON mapping: copy it again.")
+    return spec_from_config(config, str(path))
+
+
+def _choices() -> str:
+    embedded = "".join(f"{name} (embedded), " for name in embedded_models())
+    return f"a model is {embedded}a folder that holds a config.json, or a Hugging Face id such as owner/name"
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise ModelNotFoundError(
+            f"there is no folder {name!r}, and the Hugging Face Hub has no model of that id that you may read (private "
+            f"ones need `hf auth login`): {_choices()}."
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise ModelNotFoundError(
+            f"there is no folder {name!r}, and the Hugging Face Hub cannot be reached to download a model of that id: "
+            f"{_choices()}."
+        ) from error
+    except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelNotFoundError(f"the model {name!r} cannot be downloaded ({reason}): {_choices()}.") from error

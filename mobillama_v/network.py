@@ -1,0 +1,164 @@
+"""The whole model as one plain torch module, for answering: no transformers, and for the hybrid tower no open_clip.
+
+Importing transformers costs seconds that a `describe` does not have. Tensor names are those of
+:class:`~mobillama_v.modeling.MobiLlamaVForConditionalGeneration`, which is built from the same parts, here defined.
+
+Shapes: B rows, T positions, N images, S image side, E+P tower features an image of width Dv, P' visual tokens an image,
+D decoder width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from mobillama_v.checkpoint import load_weights
+from mobillama_v.decoder import Decoder, causal_mask, position_ids_from_mask
+from mobillama_v.errors import PromptError
+from mobillama_v.projector import build_projector, projected_tokens
+from mobillama_v.specs import ModelSpec
+from mobillama_v.vision import build_tower
+
+
+class VisionLanguage(nn.Module):
+    """The four parts of a MobiLlama-V and the way from pixels to visual tokens; the base of both forms of the model."""
+
+    vision_tower: nn.Module
+    projector: nn.Module
+    language_model: Decoder
+    lm_head: nn.Linear
+
+    def add_tower(self, spec: ModelSpec) -> None:
+        """Make the image tower at random, on torch's default device.
+
+        Raises:
+            ConfigError: an unknown tower.
+        """
+        self.vision_tower = build_tower(spec.tower, image_size=spec.image.size)
+
+    def add_language_parts(self, spec: ModelSpec) -> None:
+        """Make the rest, at random, on torch's default device; its size is what the spec's numbers ask for."""
+        self.projector = build_projector(
+            spec.projector, tower_width=self.vision_tower.width, decoder_width=spec.decoder.hidden_size
+        )
+        self.language_model = Decoder(spec.decoder)
+        self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=False)
+
+    @property
+    def tokens_per_image(self) -> int:
+        """Visual tokens P' that one image makes."""
+        tower: Any = self.vision_tower
+        spec: Any = self.projector.spec
+        return projected_tokens(spec, extra=tower.extra, patches=tower.patches)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Encode and project images [N,3,S,S] to visual tokens [N,P',D]."""
+        return self.project(self.vision_tower(pixel_values.to(self.lm_head.weight.dtype)))
+
+    def project(self, image_features: Tensor) -> Tensor:
+        """Project the tower's output [N,E+P,Dv] to visual tokens [N,P',D]."""
+        return self.projector(image_features.to(self.lm_head.weight.dtype), extra=self.vision_tower.extra)
+
+
+class Network(VisionLanguage):
+    """CLIP image tower, projector and MobiLlama decoder; :mod:`mobillama_v.generation` answers with it."""
+
+    def __init__(self, spec: ModelSpec, *, sketch: bool = False) -> None:
+        """Make the model at random; a ``sketch`` has no memory for what the spec's numbers size."""
+        super().__init__()
+        self.spec = spec
+        self.add_tower(spec)
+        with torch.device("meta") if sketch else nullcontext():
+            self.add_language_parts(spec)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B,T,V] at every position.
+
+        Args:
+            input_ids: [B,T]; any valid id stands at image slots.
+            pixel_values: [N,3,S,S], the images of all rows in order.
+            image_mask: [B,T] boolean, True at image slots.
+            attention_mask: [B,T], 1 where a position exists; None means everywhere.
+
+        Raises:
+            PromptError: image slots and images disagree.
+        """
+        embeds = self.language_model.embed_tokens(input_ids)
+        if (pixel_values is None) != (image_mask is None):
+            raise PromptError("pixel_values and image_mask go together: one was given without the other.")
+        if pixel_values is not None and image_mask is not None:
+            embeds = place_image_features(embeds, image_mask, self.get_image_features(pixel_values))
+        exists = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        mask = None if attention_mask is None else causal_mask(exists, input_ids.shape[1])
+        return self.lm_head(self.language_model(embeds, position_ids=position_ids_from_mask(exists), mask=mask))
+
+
+def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
+    """Put projected features [N,P',D] at the True positions of ``image_mask`` [B,T], in order.
+
+    Raises:
+        PromptError: a row whose slots are no whole number of images, or another number of images than given.
+    """
+    images, per_image, _ = features.shape
+    slots = image_mask.sum(-1)
+    wrong = slots % per_image
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise PromptError(
+            f"row {row} has {int(slots[row])} image slots, which is no multiple of the {per_image} visual tokens "
+            "that one image makes; build prompts with this model's own processor."
+        )
+    if int(slots.sum()) != images * per_image:
+        raise PromptError(
+            f"the prompts hold slots for {int(slots.sum()) // per_image} images and {images} images were given."
+        )
+    return inputs_embeds.masked_scatter(image_mask[..., None].to(inputs_embeds.device), features.to(inputs_embeds))
+
+
+def load_network(
+    folder: Path, spec: ModelSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Network:
+    """Read the model of ``folder``, in evaluation mode and without gradients.
+
+    Names and shapes are checked against a sketch before the memory for what the configuration asks is taken: filling
+    parts without memory only compares.
+
+    Raises:
+        ConfigError: the spec names a tower that cannot be built.
+        CheckpointError: missing, extra or mis-shaped tensors, named; damaged files.
+    """
+    with _Unfilled():
+        network = Network(spec, sketch=True)
+        load_weights(network, folder)
+        network.add_language_parts(spec)
+    network.to(device=device, dtype=dtype)
+    load_weights(network, folder)
+    return network.eval().requires_grad_(False)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the random values that are about to be overwritten.
+
+    Without memory they would take no time themselves, but at the first of them torch imports its compiler, for over a
+    second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FILLERS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_FILLERS = (nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, Tensor.normal_, Tensor.uniform_)
