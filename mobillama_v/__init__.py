@@ -18,7 +18,14 @@ _HOMES = {
     "MobiLlamaVConfig": "configuration",
     "MobiLlamaForCausalLM": "modeling",
     "MobiLlamaVForConditionalGeneration": "modeling",
+    "MobiLlamaVProcessor": "processing",
+    "MobiLlamaVImageProcessor": "image_processing",
     "MobiLlamaVError": "errors",
+    "load": "assistant",
+    "Assistant": "assistant",
+    "Chat": "assistant",
+    "Reply": "assistant",
+    "Sampling": "generation",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -29,10 +29,28 @@ def _models(module: Any) -> None:
     module.AutoModelForImageTextToText.register(MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, exist_ok=True)
 
 
+def _image_processors(module: Any) -> None:
+    from mobillama_v.configuration import MobiLlamaVConfig
+    from mobillama_v.image_processing import MobiLlamaVImageProcessor
+
+    # It works with Pillow whatever else is installed; transformers looks for the two backends that it knows.
+    classes = dict.fromkeys(("pil", "torchvision"), MobiLlamaVImageProcessor)
+    module.AutoImageProcessor.register(MobiLlamaVConfig, image_processor_classes=classes, exist_ok=True)
+
+
+def _processors(module: Any) -> None:
+    from mobillama_v.configuration import MobiLlamaVConfig
+    from mobillama_v.processing import MobiLlamaVProcessor
+
+    module.AutoProcessor.register(MobiLlamaVConfig, MobiLlamaVProcessor, exist_ok=True)
+
+
 _AUTO = "transformers.models.auto."
 _FILLERS: dict[str, Callable[[Any], None]] = {
     f"{_AUTO}configuration_auto": _configurations,
     f"{_AUTO}modeling_auto": _models,
+    f"{_AUTO}image_processing_auto": _image_processors,
+    f"{_AUTO}processing_auto": _processors,
 }
 
 
