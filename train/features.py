@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,10 +29,10 @@ _VERSION = 1
 class FeatureCache:
     """Rows of features by image path; made by :meth:`create`, read after :meth:`open`."""
 
-    def __init__(self, folder: Path, keys: dict[str, int], fingerprint: str, *, mode: str) -> None:
+    def __init__(self, folder: Path, keys: dict[str, int], fingerprint: str, *, mode: Literal["r", "r+"]) -> None:
         self.folder, self.keys, self.fingerprint = folder, keys, fingerprint
-        self._features = np.load(folder / "features.npy", mmap_mode=mode)  # type: ignore[call-overload]
-        self._done = np.load(folder / "done.npy", mmap_mode=mode)  # type: ignore[call-overload]
+        self._features = np.load(folder / "features.npy", mmap_mode=mode)
+        self._done = np.load(folder / "done.npy", mmap_mode=mode)
 
     @classmethod
     def open(cls, folder: Path, *, fingerprint: str | None = None) -> FeatureCache:
@@ -50,7 +50,7 @@ class FeatureCache:
         missing = len(cache.missing())
         if missing:
             raise DataError(
-                f"the features in {folder} are incomplete: {missing} of {len(cache.keys)} images are to do."
+                f"the features in {folder} lack {missing} of {len(cache.keys)} images; compute them to the end."
             )
         return cache
 
@@ -98,7 +98,7 @@ class FeatureCache:
         return (folder / "meta.json").is_file() and not cls._load(folder, "r").missing()
 
     @classmethod
-    def _load(cls, folder: Path, mode: str) -> FeatureCache:
+    def _load(cls, folder: Path, mode: Literal["r", "r+"]) -> FeatureCache:
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             keys = json.loads((folder / "keys.json").read_text(encoding="utf-8"))

@@ -34,6 +34,8 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
+        # A resumed state brings the steps of the recipe that was killed; the current one's count.
+        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
         self._since = self._started = time.monotonic()
         self._steps_before = state.global_step
 

@@ -70,7 +70,7 @@ class ModulesSection:
 class TrainSection:
     """How it is learnt."""
 
-    modules: ModulesSection = _help("what learns", default_factory=ModulesSection)
+    modules: ModulesSection = field(default_factory=ModulesSection, metadata={"help": "what learns"})
     batch_size: int = _help("samples of one forward pass on one device", default=32)
     gradient_accumulation: int = _help("forward passes of one optimizer step", default=1)
     epochs: float = _help("passes over the data, where max_steps is null", default=1.0)
@@ -95,9 +95,9 @@ class Recipe:
     """One training."""
 
     name: str = _help("what it is called")
-    model: ModelSection = _help("what it starts from", default_factory=ModelSection)
-    data: DataSection = _help("what is learnt from", default_factory=DataSection)
-    train: TrainSection = _help("how it is learnt", default_factory=TrainSection)
+    model: ModelSection = field(default_factory=ModelSection, metadata={"help": "what it starts from"})
+    data: DataSection = field(default_factory=DataSection, metadata={"help": "what is learnt from"})
+    train: TrainSection = field(default_factory=TrainSection, metadata={"help": "how it is learnt"})
     output: str = _help("folder for checkpoints, metrics and final/", default="")
 
     def __post_init__(self) -> None:
@@ -154,8 +154,8 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
         path = RECIPES / f"{name_or_path}.yaml"
         _check(
             name_or_path in recipe_names(),
-            f"there is no recipe {name_or_path!r}{_suggest(name_or_path, recipe_names())}; give a .yaml file or one of: "
-            f"{', '.join(recipe_names())}.",
+            f"there is no recipe {name_or_path!r}{_suggest(name_or_path, recipe_names())}; give a .yaml file or "
+            f"one of: {', '.join(recipe_names())}.",
         )
     try:
         tree = _yaml(path.read_text(encoding="utf-8"), str(path))

@@ -103,7 +103,7 @@ def _message(turn: Any, where: str, place: int) -> Message:
 
 
 def _user_message(text: str) -> Message:
-    """A lone marker is put before the text wherever it stood, as LLaVA does and as questions are asked; several stay."""
+    """A lone marker is put before the text wherever it stood, as LLaVA does; several stay where they are."""
     parts = text.split(IMAGE_MARKER)
     if len(parts) == 2:
         return user("".join(parts).strip(), images=1)

@@ -62,8 +62,8 @@ def load_tokenizer(folder: Path, model: MobiLlamaVForConditionalGeneration) -> T
     )
     if tokenizer.vocab_size > spec.vocab_size:
         raise CheckpointError(
-            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {spec.vocab_size} embeddings; "
-            "they belong to different models."
+            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {spec.vocab_size} "
+            "embeddings; they belong to different models."
         )
     return tokenizer
 
@@ -110,10 +110,7 @@ class Plan:
         """The plan of ``recipe`` for a data set of ``samples``."""
         train = recipe.train
         per_step = train.batch_size * train.gradient_accumulation
-        if train.max_steps is not None:
-            total = train.max_steps * per_step
-        else:
-            total = max(1, round(train.epochs * samples))
+        total = max(1, round(train.epochs * samples)) if train.max_steps is None else train.max_steps * per_step
         steps = math.ceil(total / per_step)
         return cls(total, steps, math.ceil(steps * train.warmup_ratio))
 
@@ -197,7 +194,8 @@ class Setup:
             lines.append(f"         {samples.shortened:,} samples lost their last turns to fit data.max_length")
         lines.append(
             f"steps    {plan.steps:,} of {train.batch_size} x {train.gradient_accumulation} samples, "
-            f"{plan.samples / len(samples):.2f} epochs, warm-up {plan.warmup_steps}, {train.schedule}, {train.precision}"
+            f"{plan.samples / len(samples):.2f} epochs, warm-up {plan.warmup_steps}, "
+            f"{train.schedule}, {train.precision}"
         )
         return "\n".join(lines)
 

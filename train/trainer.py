@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers.utils import logging
 
 from mobillama_v.errors import CheckpointError
 from mobillama_v.train import checkpoints
@@ -31,6 +32,8 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 class StageTrainer(Trainer):
     """transformers' Trainer for one recipe."""
+
+    optimizer: Any
 
     def __init__(self, setup: Setup, dataset: TrainingSet, progress: Progress) -> None:
         self.setup, self.progress = setup, progress
@@ -66,7 +69,9 @@ class StageTrainer(Trainer):
         if self.setup.recipe.train.modules.tower is None:
             self.setup.model.vision_tower.eval()
         self.progress.tokens += int(inputs["attention_mask"].sum())
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        # Text alone teaches a projector nothing: such a batch has no gradient, and leaves every weight as it is.
+        return loss if loss.requires_grad else loss.requires_grad_()
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         """Not counted: transformers walks all parameters for it, at every step."""
@@ -94,7 +99,9 @@ class StageTrainer(Trainer):
 def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
     """Write a folder that can be loaded, described with, and trained on, as it is."""
     folder.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()  # transformers draws one for the shards
     setup.model.save_pretrained(folder, state_dict=state_dict)
+    logging.enable_progress_bar()
     shutil.copyfile(Path(setup.recipe.model.start) / "tokenizer.json", folder / "tokenizer.json")
     (folder / "recipe.yaml").write_text(to_yaml(setup.recipe), encoding="utf-8")
 
@@ -201,6 +208,3 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
     keys = dict.fromkeys([*before, *now])
     nested = (_differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys)
     return [name for names in nested for name in names]
-
-
-__all__ = ["StageTrainer", "enable_gradient_checkpointing", "run", "save_model_folder", "training_arguments"]

@@ -14,10 +14,10 @@ COLORS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220), "
 @pytest.fixture(scope="session")
 def start_folder(tower_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: the tiny random model and a tokenizer of single characters."""
-    import tiny
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+    import tiny
     from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration
 
     folder = tmp_path_factory.mktemp("start")
