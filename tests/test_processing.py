@@ -22,7 +22,7 @@ from mobillama_v.generation import Sampling, generate
 from mobillama_v.image_processing import MobiLlamaVImageProcessor, open_image
 from mobillama_v.images import ImageTransform
 from mobillama_v.prompts import Slot, assistant, user
-from tiny import DECODER, IMAGE_SIZE, model_config
+from tiny import DECODER, IMAGE_SIZE, model_config, save_nano_like
 
 SLOTS = 16  # (32 / 8) squared
 TEXT = [
@@ -316,7 +316,26 @@ def test_the_pipeline_says_what_our_own_generation_says(
     assert full[0]["generated_text"][-1]["content"].strip() == ours[1]
 
 
-def test_the_end_token_ends_the_pipeline_s_answer(folder: Path, tmp_path: Path) -> None:
+def test_the_pipeline_says_what_the_assistant_says(tmp_path: Path) -> None:
+    """On a folder as embedded models are: the hybrid tower, half-precision weights, and the dtype to compute in."""
+    from transformers import pipeline
+
+    from mobillama_v import load
+
+    save_nano_like(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    path = tmp_path / "photo.jpg"
+    picture(size=(700, 500)).save(path)
+    assistant_says = load(str(tmp_path), device="cpu").ask([path], "what is this?", Sampling(max_new_tokens=12)).text
+    pipe = pipeline("image-text-to-text", model=str(tmp_path), device="cpu")
+    content = [{"type": "image", "path": str(path)}, {"type": "text", "text": "what is this?"}]
+    options = {"max_new_tokens": 12, "generate_kwargs": {"do_sample": False}, "return_full_text": False}
+    said = pipe(text=[{"role": "user", "content": content}], **options)[0]["generated_text"]
+    assert said.strip() == assistant_says.strip() != ""
+
+
+def test_the_end_token_ends_the_pipeline_s_answer(folder: Path) -> None:
     """With no generation_config.json the ids of the end and the padding come from config.json."""
     from transformers import AutoModelForImageTextToText
 

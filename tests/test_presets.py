@@ -1,0 +1,154 @@
+"""Presets and sizes: the arithmetic equals the real modules, built without memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from mobillama_v import sizes, vision
+from mobillama_v.cache import StaticCache
+from mobillama_v.decoder import Decoder
+from mobillama_v.errors import ConfigError, ModelNotFoundError
+from mobillama_v.network import VisionLanguage
+from mobillama_v.presets import PRESETS, PUBLISHED, preset
+from mobillama_v.projector import build_projector, projected_tokens
+from mobillama_v.sizes import Part
+from mobillama_v.specs import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
+from mobillama_v.vision import build_tower
+
+
+def count(module: nn.Module | None) -> int:
+    assert module is not None
+    return sum(p.numel() for p in module.parameters())
+
+
+def counted(spec: ModelSpec | DecoderSpec) -> dict[str, int]:
+    return {part.name.split(" ")[0]: part.parameters for part in sizes.parts(spec)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_decoder_s_parts_are_those_of_the_module(name: str) -> None:
+    spec = preset(name).decoder
+    with torch.device("meta"):
+        decoder, head = Decoder(spec), nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+    found = counted(spec)
+    assert found["embedding"] == count(decoder.embed_tokens)
+    assert found["head"] == count(head)
+    assert found["attention"] == sum(count(block.self_attn) for block in decoder.layers)
+    if spec.ffn_sharing == "all":
+        assert found["feed-forward"] == count(decoder.feed_forward)
+    else:
+        assert found["feed-forward"] == sum(count(block.mlp) for block in decoder.layers)
+    assert sum(found.values()) == count(decoder) + count(head)
+
+
+@pytest.mark.parametrize("name", [name for name, each in PRESETS.items() if isinstance(each.spec, ModelSpec)])
+def test_a_whole_preset_is_its_module(name: str) -> None:
+    spec = preset(name).spec
+    assert isinstance(spec, ModelSpec)
+    bare = dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, pretrained=None))
+    model = VisionLanguage()
+    with torch.device("meta"):
+        model.add_tower(bare)
+        model.add_language_parts(bare)
+    found = counted(spec)
+    assert found["tower"] == count(model.vision_tower)
+    assert found["projector"] == count(model.projector)
+    assert sum(found.values()) == count(model)
+    assert sizes.tokens_per_image(spec) == model.tokens_per_image
+
+
+def test_grouped_heads() -> None:
+    spec = DecoderSpec(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96)
+    with torch.device("meta"):
+        decoder = Decoder(spec)
+    assert counted(spec)["attention"] == sum(count(block.self_attn) for block in decoder.layers)
+
+
+@pytest.mark.parametrize("size", [224, 336])
+@pytest.mark.parametrize("model", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-H-14"])
+def test_plain_towers_are_counted_without_building_them(model: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TowerSpec(model)
+    with torch.device("meta"):
+        tower = build_tower(spec, image_size=size)
+    monkeypatch.setattr(sizes, "_built", lambda *_: pytest.fail("it was built"))
+    assert sizes.tower_shape(spec, size) == sizes.TowerShape(tower.width, 1, tower.patches, count(tower))
+
+
+def test_other_towers_are_built_to_be_counted(tower_name: str) -> None:
+    spec = TowerSpec(tower_name, pretrained="/not/here", feature_layer=-2)
+    with torch.device("meta"):
+        tower = build_tower(TowerSpec(tower_name), image_size=32)
+    assert sizes.tower_shape(spec, 32) == sizes.TowerShape(24, 1, 16, count(tower))
+    with pytest.raises(ConfigError, match="no model 'ViT-nothing'"):
+        sizes.tower_shape(TowerSpec("ViT-nothing"), 224)
+
+
+def test_the_hybrid_tower_s_name_and_shape() -> None:
+    assert sizes.HYBRID == vision.HYBRID
+    spec = preset("nano").spec
+    assert isinstance(spec, ModelSpec)
+    with torch.device("meta"):
+        tower = build_tower(spec.tower, image_size=spec.image.size)
+    shape = sizes.TowerShape(tower.width, tower.extra, tower.patches, count(tower))
+    assert sizes.tower_shape(spec.tower, spec.image.size) == shape
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ProjectorSpec("linear"),
+        ProjectorSpec("mlp2x_gelu"),
+        ProjectorSpec("pixel_shuffle_mlp", 2),
+        ProjectorSpec("pixel_shuffle_mlp", 3),
+        ProjectorSpec("avg_pool_mlp", 4),
+    ],
+)
+def test_projectors(spec: ProjectorSpec) -> None:
+    with torch.device("meta"):
+        projector = build_projector(spec, tower_width=24, decoder_width=40)
+    assert sizes.projector_parameters(spec, tower_width=24, decoder_width=40) == count(projector)
+    model = ModelSpec(tower=TowerSpec("ViT-L-14-336-quickgelu", select="cls_patch"), projector=spec)
+    assert sizes.tokens_per_image(model) == projected_tokens(spec, extra=1, patches=576)
+
+
+def test_a_factor_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ConfigError, match="factor 5 cannot merge the 576 patches"):
+        sizes.tokens_per_image(ModelSpec(projector=ProjectorSpec("avg_pool_mlp", 5)))
+
+
+def test_memory() -> None:
+    parts = [Part("matrices", 3200, matrix=True), Part("rest", 100)]
+    assert sizes.memory_bytes(parts) == {"fp32": 13200, "bf16": 6600, "4-bit": 100 * 18 + 200}
+
+
+def test_the_cache_s_bytes_are_those_of_the_cache() -> None:
+    spec = DecoderSpec(
+        hidden_size=64, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96
+    )
+    cache = StaticCache(spec, rows=1, capacity=1, dtype=torch.bfloat16, device="cpu")
+    assert sizes.kv_cache_bytes(spec) == cache.keys.nbytes + cache.values.nbytes
+    assert sizes.kv_cache_bytes(spec, "fp32") == 2 * sizes.kv_cache_bytes(spec)
+
+
+def test_what_is_built_is_what_the_authors_print() -> None:
+    printed = {
+        (name, each.what): (each.printed, each.here(preset(name).decoder))
+        for name, published in PUBLISHED.items()
+        for each in published.figures
+    }
+    assert printed["mobillama-0.5b", "parameters of the decoder"] == ("0.5B", "0.535B")
+    assert printed["mobillama-0.8b", "parameters of the decoder"] == ("0.8B", "0.819B")
+    assert printed["large-base", "parameters of the decoder"] == ("1.2B", "1.262B")
+    for said, here in printed.values():
+        if said.endswith("%"):
+            assert abs(float(said[:-1]) - float(here[:-1])) < 3  # they print multiples of five
+    assert set(PUBLISHED) <= set(PRESETS)
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no preset 'mobillama-7b'; the presets are nano, mobillama-0\.5b"):
+        preset("mobillama-7b")
