@@ -1,15 +1,15 @@
 """The image tower of the embedded model: a hybrid ViT whose stem is EfficientNet-Lite0.
 
-A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). This stem was trained
-on ImageNet and knows 1,000 kinds of photographed things; what it knows reaches a language model in two parts. The
-**patch part** is the stem's feature maps of three resolutions, gathered over a 7 x 7 grid and mixed by transformer
-blocks: where is what, in which colour. The **class part** (in the place of a CLS token) holds the names of the likeliest
-classes: each name is a few slots of learned vectors, weighted by the class's probability, as ConSE embeds an image by the
-embeddings of class names (Norouzi et al., arXiv 1312.5650).
+A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). This stem was
+trained on ImageNet and knows 1,000 kinds of photographed things; what it knows reaches a language model in two parts.
+The **patch part** is the stem's feature maps of three resolutions, gathered over a 7 x 7 grid and mixed by
+transformer blocks: where is what, in which colour. The **class part** (in the place of a CLS token) holds the names
+of the likeliest classes: each name is a few slots of learned vectors, weighted by the class's probability, as ConSE
+embeds an image by the embeddings of class names (Norouzi et al., arXiv 1312.5650).
 
 Plain torch: neither timm nor open_clip is imported. :func:`mobillama_v.vision.register_towers` makes them know it.
 
-Shapes: N images, S = 224 image side, G = 7 grid side, P = G*G patches, D tower width, E prefix tokens of the class part.
+Shapes: N images, S = 224 image side, G = 7 grid side, P = G*G patches, D width, E prefix tokens of the class part.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class ViTBlock(nn.Module):
 
 
 class ClassNames(nn.Module):
-    """The names of the likeliest classes as vectors: ``table`` [1000,SLOTS,D], unused slots of a short name are zero."""
+    """The names of the likeliest classes as vectors: ``table`` [1000,SLOTS,D], unused slots of a name are zero."""
 
     def __init__(self) -> None:
         super().__init__()

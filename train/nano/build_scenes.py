@@ -13,8 +13,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mobillama_v.train.nano.captions import article
+from mobillama_v.train.nano.classes import kinds
 from mobillama_v.train.nano.grid import cell_labels
 from mobillama_v.train.nano.lexicon import HELD_OUT_WORDS, TRAIN_WORDS
+from mobillama_v.train.nano.photos import IS_THERE, MEDIUM
 from mobillama_v.train.nano.questions import FAMILIES, QA, YES_NO_FAMILIES, caption, describe, questions
 from mobillama_v.train.nano.scenes import STYLES, Scene, draw, sample_scene
 
@@ -45,7 +48,7 @@ def write_split(
 ) -> None:
     """Write ``count`` training pictures and their records; the result depends on ``name`` and ``seed`` alone.
 
-    Files: ``images/<name>/<i>.png``, ``<name>.json`` (LLaVA conversations of 4 to 6 turns, with a parallel list
+    Files: ``images/<name>/<i>.png``, ``<name>.json`` (LLaVA conversations of 6 to 8 turns, with a parallel list
     ``families``), ``<name>-captions.json`` (one caption each) and ``<name>-cells.npy`` (:func:`grid.cell_labels`).
 
     Args:
@@ -84,7 +87,7 @@ def _training_picture(
     rng = random.Random(f"{name}:{seed}:{index}")
     scene = sample_scene(rng, rng.choices(tuple(styles), tuple(styles.values()))[0])
     image = _save(scene, out_dir, name, index)
-    turns = _conversation(scene, rng)
+    turns = [*_conversation(scene, rng), *_not_a_photo(index)]
     record = _record(f"{name}-{index:06d}", image, [(turn.question, turn.answer) for turn in turns])
     first = record["conversations"][0]
     first["value"] = f"<image>\n{first['value']}"
@@ -93,7 +96,7 @@ def _training_picture(
 
 
 def _conversation(scene: Scene, rng: random.Random) -> list[QA]:
-    total = rng.randint(4, 6)
+    total = rng.randint(6, 8)
     turns: list[QA] = []
     if rng.random() < DESCRIPTION_SHARE:
         turns.append(QA(*describe(scene, rng), "description"))
@@ -101,6 +104,16 @@ def _conversation(scene: Scene, rng: random.Random) -> list[QA]:
     rng.shuffle(turns)
     # A question that quotes a drawn word would give later reading away.
     return sorted(turns, key=lambda turn: turn.family not in ("reading", "description") and _quotes(turn, scene))
+
+
+def _not_a_photo(index: int) -> list[QA]:
+    """Now and then a question that photographs are asked, for a model that is to tell the two apart."""
+    if index % 10 == 0:
+        return [QA(MEDIUM[index // 10 % len(MEDIUM)], "drawing", "medium")]
+    if index % 10 == 5:
+        kind = kinds()[index // 10 % len(kinds())]
+        return [QA(IS_THERE[index // 10 % len(IS_THERE)].format(a=article(kind), kind=kind), "no", "medium")]
+    return []
 
 
 def _quotes(turn: QA, scene: Scene) -> bool:

@@ -134,7 +134,9 @@ class _Sampler:
         if style == "single":
             longest = rng.uniform(34, 48) if rng.random() < 0.25 else rng.uniform(48, 110)
             longest = rng.uniform(110, 190) if rng.random() < 0.15 else longest
-            self.add_shape(rng.choice(SHAPES), self.colour(), longest, edge=2)
+            # Half of them are the shapes of easy-VQA, as its pictures are this style.
+            shape = rng.choice(SHAPES) if rng.random() < 0.75 else rng.choice(("circle", "rectangle", "triangle"))
+            self.add_shape(shape, self.colour(), longest, edge=2)
         elif style == "few":
             for shape, colour in self.distinct_kinds(rng.randint(2, 4)):
                 self.add_shape(shape, colour, self.longest_side())

@@ -1,0 +1,107 @@
+"""Folders of the embedded model between its trainings: a fresh decoder, the tower before it, half precision."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration
+from mobillama_v.hybrid import HybridTrunk
+from mobillama_v.specs import ModelSpec
+from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train.features import FeatureCache, fingerprint
+from mobillama_v.train.nano import tower
+from mobillama_v.train.nano.stem import load_stem
+from mobillama_v.train.nano.stemcache import StemCache
+
+_BATCH = 64
+
+
+def write_start(folder: Path, spec: ModelSpec, tokenizer: Path) -> Path:
+    """A folder without weights, from which a training makes a fresh model."""
+    MobiLlamaVConfig.from_spec(spec).save_pretrained(folder)
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    return folder
+
+
+def assemble(
+    language: Path,
+    cache: StemCache,
+    scenes: list[str],
+    labels: np.ndarray,
+    crops: list[str],
+    folder: Path,
+    **options: Any,
+) -> None:
+    """Write the model that the two stages start from: a trained tower, a fresh projector, the trained decoder.
+
+    Args:
+        language: folder of a model whose decoder has learnt the language.
+        cache: the stem's view of all pictures.
+        scenes: names of drawn pictures, with their ``labels`` [N,14,14,L].
+        crops: names of photographs.
+        folder: where to write.
+        options: of :func:`tower.pretrain`.
+    """
+    model = MobiLlamaVForConditionalGeneration.from_pretrained(language)
+    trunk = _trunk(model)
+    trunk.patch_embed.stem.load_state_dict(load_stem().state_dict())
+    tower.pretrain(trunk, cache, scenes, labels, crops, **options)
+    tokenizer = TextTokenizer.from_file(language / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
+    with torch.no_grad():
+        trunk.class_names.table.copy_(tower.name_table(model.language_model.embed_tokens.weight, tokenizer))
+    partial = folder.with_name(f"{folder.name}.partial")
+    model.save_pretrained(partial)
+    shutil.copyfile(language / "tokenizer.json", partial / "tokenizer.json")
+    partial.rename(folder)
+
+
+def _trunk(model: MobiLlamaVForConditionalGeneration) -> HybridTrunk:
+    return model.vision_tower.visual.trunk  # type: ignore[no-any-return]
+
+
+def write_features(start: Path, cache: StemCache, names: list[str], probabilities: np.ndarray, folder: Path) -> None:
+    """Fill a feature cache for every picture of the stem's cache, without running the stem again.
+
+    Args:
+        start: folder of the model with the trained tower.
+        cache: the stem's view.
+        names: ``<image>#permuted`` names, whose class part is made of ``probabilities`` [M,1000] instead.
+        probabilities: see ``names``.
+        folder: of the feature cache.
+    """
+    if FeatureCache.is_complete(folder):
+        return
+    model = MobiLlamaVForConditionalGeneration.from_pretrained(start)
+    trunk, print_of = _trunk(model), fingerprint(model.vision_tower, model.config.spec.image)
+    shape = (model.vision_tower.extra + model.vision_tower.patches, model.vision_tower.width)
+    target = FeatureCache.create(folder, [*cache.names, *names], shape, print_of)
+    rows = [*range(len(cache.names)), *(cache.row[name.split("#")[0]] for name in names)]
+    classed = [(cache.probabilities, i) for i in range(len(cache.names))]
+    classed += [(probabilities, i) for i in range(len(names))]
+    for first in range(0, len(rows), _BATCH):
+        batch = slice(first, first + _BATCH)
+        shares = np.stack([source[i] for source, i in classed[batch]])
+        found = tower.features(trunk, cache.cells[rows[batch]], shares).numpy()
+        for row, array in enumerate(found, start=first):
+            target.write(row, array)
+    target.flush()
+
+
+def write_half(trained: Path, folder: Path) -> None:
+    """``model.safetensors`` of a trained model in half precision.
+
+    Raises:
+        ValueError: a value that half precision cannot hold.
+    """
+    from safetensors.torch import load_file, save_file
+
+    state = {name: tensor.half() for name, tensor in load_file(trained / "model.safetensors").items()}
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name} does not fit half precision")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,241 @@
+"""The embedded model from nothing to weights: pictures, tokenizer, language, tower, the two stages, export.
+
+Every step leaves its result in the output folder and is skipped where that is there, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobillama_v.images import find_images
+from mobillama_v.presets import PRESETS
+from mobillama_v.prompts import SYSTEM
+from mobillama_v.specs import ModelSpec
+from mobillama_v.train.nano import classes, easyvqa, photos, vocabulary
+from mobillama_v.train.nano.build_scenes import write_questions, write_split
+
+SCENES, HELD_OUT, TEXT = "scenes", "held-out", "text"
+_PHOTO_TALKS = 4  # text-only conversations about each class
+_NAME_REPEATS = 12  # so that every class's name is worth few tokens
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is made and learnt; the defaults are the published model's."""
+
+    scenes: int = 24_000
+    questions: int = 3_300
+    text_scenes: int = 6_000
+    tower_epochs: int = 8
+    photos: int | None = None
+    overrides: tuple[str, ...] = ()
+
+
+def build(photo_folder: Path, out: Path, *, sizes: Sizes | None = None, seed: int = 1, workers: int = 2) -> Path:
+    """Run every step.
+
+    Args:
+        photo_folder: photographs to learn from; no labels are needed.
+        out: folder for everything that is made.
+        sizes: amounts; for a trial smaller than :class:`Sizes`' defaults.
+        seed: of all pictures, questions and initial weights.
+        workers: processes that draw pictures.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        MobiLlamaVError: a folder without photographs, a missing extra, or files that another call left.
+    """
+    sizes = sizes or Sizes()
+    data = out / "data"
+    draw_pictures(data, sizes, seed=seed, workers=workers)
+    crops = cut_photos(photo_folder, data, sizes, seed=seed)
+    cache = see_with_stem(data, crops, sizes, out / "stem")
+    write_photo_records(data, crops, cache, seed=seed)
+    write_text(data, sizes, seed=seed)
+    learn_vocabulary(data, out)
+    learn_language(out, data, sizes, seed=seed)
+    start = make_tower(out, data, cache, crops, sizes, seed=seed)
+    cache_features(start, data, cache, out / "features")
+    return two_stages(out, data, start, sizes, seed=seed)
+
+
+# --- pictures and texts ---------------------------------------------------------------------------------------------
+
+
+def draw_pictures(data: Path, sizes: Sizes, *, seed: int, workers: int) -> None:
+    """Drawn scenes, held-out questions, and the public easy-VQA set."""
+    if not (data / "easyvqa-train.json").exists():
+        easyvqa.convert(data)
+    if not (data / f"{HELD_OUT}-questions.jsonl").exists():
+        write_questions(data, name=HELD_OUT, count=sizes.questions, seed=seed + 10, workers=workers)
+    if not (data / f"{SCENES}-cells.npy").exists():
+        write_split(data, name=SCENES, count=sizes.scenes, seed=seed, workers=workers)
+
+
+def cut_photos(folder: Path, data: Path, sizes: Sizes, *, seed: int) -> list[str]:
+    """Crops of the photographs that are not held out; their paths below ``data``."""
+    train, _ = photos.split(folder)
+    listed = data / "crops.json"
+    if not listed.exists():
+        _write(listed, photos.write_crops(train[: sizes.photos], data, seed=seed))
+    return json.loads(listed.read_text(encoding="utf-8"))
+
+
+def spec() -> ModelSpec:
+    """The embedded model's."""
+    chosen = PRESETS["nano"].spec
+    assert isinstance(chosen, ModelSpec)
+    return chosen
+
+
+def see_with_stem(data: Path, crops: list[str], sizes: Sizes, folder: Path) -> Any:
+    """The stem's view of every training picture, a :class:`~mobillama_v.train.nano.stemcache.StemCache`."""
+    from mobillama_v.train.nano import stemcache
+    from mobillama_v.train.nano.stem import load_stem
+
+    easy = [str(path.relative_to(data)) for path in find_images(data / "images" / "easyvqa" / "train")]
+    names = [*crops, *easy, *scene_names(sizes)]
+    return stemcache.compute(load_stem(), spec().image, data, names, folder)
+
+
+def scene_names(sizes: Sizes) -> list[str]:
+    """Paths of the drawn pictures, in the order of their labels."""
+    return [f"images/{SCENES}/{i:06d}.png" for i in range(sizes.scenes)]
+
+
+def write_photo_records(data: Path, crops: list[str], cache: Any, *, seed: int) -> None:
+    """Conversations and captions about the crops, from what the stem's classifier says of them."""
+    if (data / "photos-permuted.npz").exists():
+        return
+    rows = np.stack([cache.probabilities[cache.row[name]] for name in crops]).astype(np.float32)
+    told, captions, permuted = photos.records(crops, rows, data, seed=seed)
+    _write(data / "photos.json", told)
+    _write(data / "photos-captions.json", captions)
+    np.savez_compressed(
+        data / "photos-permuted.npz",
+        names=np.array(list(permuted)),
+        probabilities=np.stack(list(permuted.values())).astype(np.float16),
+    )
+
+
+def write_text(data: Path, sizes: Sizes, *, seed: int) -> None:
+    """Conversations without pictures, from which the decoder learns the language before it sees anything."""
+    if (data / f"{TEXT}.json").exists():
+        return
+    rng = random.Random(f"text:{seed}")
+    scenes = json.loads((data / f"{SCENES}.json").read_text(encoding="utf-8"))[: sizes.text_scenes]
+    easy = json.loads((data / "easyvqa-train.json").read_text(encoding="utf-8"))[: sizes.text_scenes // 6]
+    told = [photos.imagined(index, rng) for _ in range(_PHOTO_TALKS) for index in range(len(classes.all_names()))]
+    records = [_without_image(record) for record in (*scenes, *easy, *told)]
+    rng.shuffle(records)
+    _write(data / f"{TEXT}.json", records)
+
+
+def _without_image(record: dict[str, Any]) -> dict[str, Any]:
+    turns = [dict(turn, value=turn["value"].removeprefix("<image>\n")) for turn in record["conversations"]]
+    return {"id": record["id"], "conversations": turns}
+
+
+def learn_vocabulary(data: Path, out: Path) -> None:
+    """``tokenizer.json`` from the texts of the conversations and the classes' names."""
+    if not (out / "tokenizer.json").exists():
+        vocabulary.train_tokenizer(_texts(data), out / "tokenizer.json", vocab_size=spec().decoder.vocab_size)
+
+
+def _texts(data: Path) -> Iterator[str]:
+    for record in json.loads((data / f"{TEXT}.json").read_text(encoding="utf-8")):
+        yield f"\n{record['conversations'][0]['value']}"  # after an image's line; later turns follow a space
+        yield "".join(f" {turn['value']}" for turn in record["conversations"])
+        yield f" {SYSTEM} USER: ASSISTANT:"
+    for name in classes.all_names():
+        yield from [f" {name}"] * _NAME_REPEATS
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def learn_language(out: Path, data: Path, sizes: Sizes, *, seed: int) -> None:
+    """The decoder alone, on text."""
+    from mobillama_v.train.nano.assemble import write_start
+
+    if (out / "language" / "final").exists():
+        return
+    start = write_start(out / "language-start", spec(), out / "tokenizer.json")
+    _train("nano-text", start, out / "language", [data / f"{TEXT}.json"], data, sizes, seed=seed)
+
+
+def make_tower(out: Path, data: Path, cache: Any, crops: list[str], sizes: Sizes, *, seed: int) -> Path:
+    """Train the tower's blocks, start its class part from the decoder's words, and put it before the decoder."""
+    from mobillama_v.train.nano.assemble import assemble
+
+    folder = out / "start"
+    if not folder.exists():
+        labels = np.load(data / f"{SCENES}-cells.npy", mmap_mode="r")
+        options = {"epochs": sizes.tower_epochs, "seed": seed, "state": out / "tower.pt"}
+        assemble(out / "language" / "final", cache, scene_names(sizes), labels, crops, folder, **options)
+    return folder
+
+
+def cache_features(start: Path, data: Path, cache: Any, folder: Path) -> None:
+    """The frozen tower's outputs for every training picture, from the stem's cache."""
+    from mobillama_v.train.nano.assemble import write_features
+
+    permuted = np.load(data / "photos-permuted.npz")
+    write_features(start, cache, permuted["names"].tolist(), permuted["probabilities"], folder)
+
+
+def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
+    """Stage 1 (projector) and stage 2 (projector and decoder) by their recipes; the folder of the result."""
+    kinds = (SCENES, "easyvqa-train", "photos")
+    captions = [data / f"{kind}-captions.json" for kind in kinds]
+    features = f"data.features={out / 'features'}"
+    _train("nano-align", start, out / "align", captions, data, sizes, features, seed=seed)
+    told = [data / f"{kind}.json" for kind in kinds]
+    _train("nano-instruct", out / "align" / "final", out / "instruct", told, data, sizes, features, seed=seed)
+    return out / "instruct" / "final"
+
+
+def _train(
+    recipe: str, start: Path, output: Path, records: list[Path], data: Path, sizes: Sizes, *more: str, seed: int
+) -> None:
+    from mobillama_v.train.recipe import load_recipe
+    from mobillama_v.train.trainer import run
+
+    if (output / "final").exists():
+        return
+    overrides = [
+        f"model.start={start}",
+        f"data.json={json.dumps([str(path) for path in records])}",
+        f"data.image_root={data}",
+        f"output={output}",
+        f"train.seed={seed}",
+        *more,
+        *sizes.overrides,
+    ]
+    run(load_recipe(recipe, overrides), resume=output.exists())
+
+
+def export(trained: Path, folder: Path) -> None:
+    """Write a trained model in half precision, as the package ships it."""
+    from mobillama_v.train.nano.assemble import write_half
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_half(trained, folder)
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(trained / name, folder / name)
+
+
+def _write(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,161 @@
+"""Making the hybrid tower.
+
+Its blocks learn what is where from drawn scenes' cell labels, its class part starts from words. Afterwards the tower
+is frozen: both training stages read its features from a cache.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobillama_v.hybrid import CLASSES, DEPTH, GRID, SLOTS, WIDTH, HybridTrunk
+from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train.nano import classes
+from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
+from mobillama_v.train.nano.stemcache import StemCache
+
+_PART = CELLS // GRID  # label cells along one side of a grid cell
+_PHOTO = len(LABEL_NAMES)  # one more label: the picture is a photograph
+_WEIGHTS = {"character": 3.0, "shape": 2.0, "center": 3.0}
+_LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP = 1e-3, 0.02, 0.03
+
+
+class CellProbe(nn.Module):
+    """Reads the labels of a grid cell's four label cells from its patch feature; thrown away after the pretraining."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.linear = nn.Linear(WIDTH, _PART * _PART * (len(LABEL_NAMES) + 1))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Map [N,P,D] to logits [N,P,4,labels+1]."""
+        return self.linear(self.norm(patches)).unflatten(-1, (_PART * _PART, -1))
+
+
+def targets(labels: np.ndarray) -> Tensor:
+    """Arrange cell labels [N,14,14,L] as the probe gives them, [N,P,4,L+1]; they are of drawings."""
+    images = len(labels)
+    x = labels.reshape(images, GRID, _PART, GRID, _PART, -1).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(images, GRID * GRID, _PART * _PART, -1)
+    return F.pad(torch.from_numpy(np.ascontiguousarray(x)).float(), (0, 1))
+
+
+def pretrain(
+    trunk: HybridTrunk,
+    cache: StemCache,
+    scenes: list[str],
+    labels: np.ndarray,
+    photos: list[str],
+    *,
+    epochs: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    state: Path | None = None,
+) -> CellProbe:
+    """Train everything of ``trunk`` above the stem to tell the labels of each cell; photographs carry one label.
+
+    Args:
+        scenes: names of drawn pictures in ``cache``, with their labels uint8 [N,14,14,L].
+        photos: names of photographs in ``cache``.
+        state: a file in which each finished epoch is kept, so that a killed run goes on from there.
+    """
+    torch.manual_seed(seed)
+    probe = CellProbe()
+    learned = nn.ModuleList([trunk.blocks, trunk.patch_embed.norm, trunk.patch_embed.fc1, trunk.patch_embed.fc2, probe])
+    parameters = [*learned.parameters(), trunk.pos_embed]
+    optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=(0.9, 0.98), weight_decay=_WEIGHT_DECAY, fused=True)
+    rows = np.array([cache.row[name] for name in [*scenes, *photos]])
+    steps = len(rows) // batch_size
+    first = 0
+    if state is not None and state.exists():
+        kept = torch.load(state, weights_only=True)
+        first = kept["epoch"]
+        for module, values in ((trunk, kept["trunk"]), (probe, kept["probe"]), (optimizer, kept["optimizer"])):
+            module.load_state_dict(values)  # type: ignore[attr-defined]
+    weight = _label_weights()
+    for epoch in range(first, epochs):
+        order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+        began, total = time.time(), 0.0
+        for step in range(steps):
+            chosen = np.sort(order[step * batch_size : (step + 1) * batch_size])
+            optimizer.param_groups[0]["lr"] = _learning_rate(epoch * steps + step, epochs * steps)
+            cells = torch.from_numpy(cache.cells[rows[chosen]]).float()
+            patches = trunk.mix(trunk.patch_embed.embed(cells))
+            wanted = _batch_targets(chosen, labels)
+            loss = F.binary_cross_entropy_with_logits(probe(patches), wanted, weight, reduction="sum")
+            loss = loss / wanted.shape[:3].numel()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            total += float(loss.detach())
+            if step % 50 == 49:
+                rate = (step + 1) * batch_size / (time.time() - began)
+                where = f"epoch {epoch + 1} of {epochs}, step {step + 1} of {steps}"
+                print(f"tower: {where}, loss {total / (step + 1):.3f}, {rate:.0f} pictures/s", flush=True)
+        if state is not None:
+            _keep(state, epoch + 1, trunk, probe, optimizer)
+    return probe
+
+
+def _batch_targets(chosen: np.ndarray, labels: np.ndarray) -> Tensor:
+    drawn = chosen[chosen < len(labels)]
+    wanted = torch.zeros(len(chosen), GRID * GRID, _PART * _PART, len(LABEL_NAMES) + 1)
+    wanted[: len(drawn)] = targets(labels[drawn])
+    wanted[len(drawn) :, ..., _PHOTO] = 1
+    return wanted
+
+
+def _label_weights() -> Tensor:
+    weights = [_WEIGHTS.get(name.split(":")[0], 1.0) for name in LABEL_NAMES]
+    return torch.tensor([*weights, 1.0])
+
+
+def _learning_rate(step: int, steps: int) -> float:
+    warm = _WARM_UP * steps
+    if step < warm:
+        return _LEARNING_RATE * (step + 1) / warm
+    return _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+
+
+def _keep(state: Path, epoch: int, trunk: HybridTrunk, probe: CellProbe, optimizer: torch.optim.Optimizer) -> None:
+    partial = state.with_suffix(".partial")
+    kept = {
+        "epoch": epoch,
+        "trunk": trunk.state_dict(),
+        "probe": probe.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(kept, partial)
+    partial.replace(state)
+
+
+@torch.inference_mode()
+def features(trunk: HybridTrunk, cells: np.ndarray, probabilities: np.ndarray) -> Tensor:
+    """The tower's output [N,E+P,D] from cached cells [N,P,GATHERED] and class probabilities [N,1000]."""
+    patches = trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float()), DEPTH)
+    names = trunk.class_names(torch.from_numpy(probabilities).float())
+    return torch.cat((names, patches), dim=1)
+
+
+@torch.no_grad()
+def name_table(embeddings: Tensor, tokenizer: TextTokenizer) -> Tensor:
+    """The class part's table [1000,SLOTS,D] from a language model's token embeddings [V,D].
+
+    Each slot is the embedding of one token of the class's name, scaled to a root mean square of 1; a name of more than
+    SLOTS tokens keeps its last ones, since English puts the noun there.
+    """
+    table = torch.zeros(CLASSES, SLOTS, WIDTH)
+    for index in range(CLASSES):
+        ids = tokenizer.encode(f" {classes.name(index)}")[-SLOTS:]
+        vectors = embeddings[ids]
+        table[index, : len(ids)] = vectors / vectors.pow(2).mean(-1, keepdim=True).sqrt()
+    return table
