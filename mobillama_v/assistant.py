@@ -15,12 +15,14 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mobillama_v.checkpoint import weight_files
 from mobillama_v.errors import CheckpointError, ConfigError, PromptError
 from mobillama_v.generation import Completion, Sampling, stream
 from mobillama_v.hub import DEFAULT, find_model, read_spec
@@ -29,6 +31,9 @@ from mobillama_v.network import Network, load_network, place_image_features
 from mobillama_v.prompts import Encoded, Message, encode, user
 from mobillama_v.prompts import assistant as assistant_turn
 from mobillama_v.tokenization import TextTokenizer
+
+_SMALL = 200_000_000  # bytes of weights
+_MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | SeenImage"
 Question: TypeAlias = "str | Sequence[Message]"
@@ -333,6 +338,19 @@ def load(name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     return Assistant(name, load_network(folder, spec, device=where, dtype=dtype), tokenizer)
+
+
+def limit_threads(folder: Path) -> None:
+    """Let torch use as many threads in this process as suit the model in ``folder``; for programs, before loading.
+
+    The steps of a small model take microseconds: threads would wait for each other longer than they work, and ten times
+    as long where something else runs on the machine.
+
+    Raises:
+        CheckpointError: the folder holds no weights.
+    """
+    small = sum(path.stat().st_size for path in weight_files(folder)) < _SMALL
+    torch.set_num_threads(1 if small else min(torch.get_num_threads(), _MAX_THREADS))
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ Imported before torch is, so that ``--help``, mistyped options and unreadable pi
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -41,7 +42,6 @@ UrlsOption = Annotated[
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 MAX_STDIN = 256 * 1024 * 1024
-_MAX_THREADS = 8  # a small decoder's steps are short: more threads wait for each other longer than they work
 
 
 def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> Sampling:
@@ -50,6 +50,7 @@ def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int
     Raises:
         ConfigError: a value out of range.
     """
+    _import_torch()
     from mobillama_v.generation import Sampling
 
     return Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
@@ -61,13 +62,23 @@ def load_assistant(folder: Path, device: str) -> Assistant:
     Raises:
         MobiLlamaVError: as :func:`mobillama_v.assistant.load` does.
     """
-    import torch
+    _import_torch()
+    from mobillama_v.assistant import limit_threads, load
 
-    from mobillama_v.assistant import load
-
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > _MAX_THREADS:
-        torch.set_num_threads(_MAX_THREADS)
+    if "OMP_NUM_THREADS" not in os.environ:
+        limit_threads(folder)
     return load(str(folder.absolute()), device=device)
+
+
+def _import_torch() -> None:
+    """Import torch without collecting garbage meanwhile: there is none, and the search takes a tenth of the time."""
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    import torch  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
 
 
 def expand(sources: list[str]) -> Iterator[str | ImageError]:

@@ -108,8 +108,15 @@ def save_nano_like(folder: Path) -> Path:
     torch.manual_seed(1)
     network = Network(spec)
     with torch.no_grad():
-        # Class names start as zeros and a decoder at 0.02: neither would let a picture change an answer.
-        torch.nn.init.normal_(network.vision_tower.visual.trunk.class_names.table)
+        # As they are initialised, a stem fades every picture to the same one, class names are zeros, and a decoder at
+        # 0.02 does not mind its input: no picture would change an answer.
+        trunk = network.vision_tower.visual.trunk
+        for module in trunk.patch_embed.stem.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                torch.nn.init.zeros_(module.bias)
+        torch.nn.init.normal_(trunk.patch_embed.stem.classifier.weight)
+        torch.nn.init.normal_(trunk.class_names.table)
         for part in (network.language_model, network.lm_head, network.projector):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
