@@ -167,6 +167,24 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     return typing.cast(Recipe, _convert(Recipe, tree, ""))
 
 
+def key_help() -> str:
+    """Every key of a recipe with its default and what it means, a line each."""
+    rows: list[tuple[str, str, str]] = []
+
+    def walk(kind: Any, prefix: str) -> None:
+        hints = typing.get_type_hints(kind)
+        for item in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(hints[item.name]):
+                walk(hints[item.name], f"{prefix}{item.name}.")
+            else:
+                default = "" if item.default is dataclasses.MISSING else str(_plain(item.default))
+                rows.append((f"{prefix}{item.name}", default.replace("None", "null"), item.metadata["help"]))
+
+    walk(Recipe, "")
+    key_width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return "\n".join(f"{key:<{key_width}}  {default:<{default_width}}  {text}" for key, default, text in rows)
+
+
 def to_yaml(recipe: Recipe) -> str:
     """The recipe with every default written out; :func:`load_recipe` reads it back."""
     import yaml

@@ -7,6 +7,7 @@ optimizer step, over accumulation and ranks: transformers counts them and the mo
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from mobillama_v.errors import CheckpointError
+from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError
 from mobillama_v.train import checkpoints
 from mobillama_v.train.collate import Collator
 from mobillama_v.train.dataset import TrainingSet
@@ -149,6 +150,8 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
             checkpoint of another recipe or of other data.
     """
     recipe.require_paths()
+    if importlib.util.find_spec("accelerate") is None:
+        raise MissingExtraError("training needs accelerate; pip install 'mobillama-v[train]'.")
     output = Path(recipe.output)
     final, found = output / checkpoints.FINAL, checkpoints.checkpoints(output)
     if (found or final.exists()) and not resume:
@@ -165,7 +168,10 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     output.mkdir(parents=True, exist_ok=True)
     partial = checkpoints.partial_folder(output)
     trainer = StageTrainer(setup, dataset, Progress(output, resumed_step=_step(last)))
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except MobiLlamaVError as error:
+        raise _without_traceback(error) from None
     save_model_folder(setup, partial / checkpoints.FINAL)
     checkpoints.publish(partial / checkpoints.FINAL, final)
     shutil.rmtree(partial, ignore_errors=True)
@@ -180,6 +186,12 @@ def enable_gradient_checkpointing(model: Any) -> None:
         enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _without_traceback(error: MobiLlamaVError) -> MobiLlamaVError:
+    """The error as it was raised: one from a worker process comes with that process's traceback as its text."""
+    last = str(error).strip().splitlines()[-1]
+    return type(error)(last.partition(f"{type(error).__name__}: ")[2] or last)
 
 
 def _step(checkpoint: Path | None) -> int:

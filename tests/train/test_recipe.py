@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from mobillama_v.errors import RecipeError
-from mobillama_v.train.recipe import DataFile, load_recipe, recipe_names, to_yaml
+from mobillama_v.train.recipe import DataFile, key_help, load_recipe, recipe_names, to_yaml
 
 FILES = sorted((Path(__file__).parent.parent.parent / "train" / "recipes").glob("*.yaml"))
 
@@ -85,6 +86,17 @@ def test_overrides_are_typed() -> None:
 def test_what_is_wrong_is_named(override: str, problem: str) -> None:
     with pytest.raises(RecipeError, match=problem):
         load_recipe("nano-instruct", [override])
+
+
+def test_every_key_has_a_line_of_help() -> None:
+    lines = key_help().splitlines()
+    assert any(re.fullmatch(r"train\.modules\.decoder +null +the language model and its head", line) for line in lines)
+    for line in lines:
+        key, *rest = line.split(maxsplit=1)
+        assert rest, f"{key} says nothing"
+    keys = {line.split()[0] for line in lines}
+    assert {"name", "data.json", "train.betas", "output"} <= keys
+    assert not keys & {"data", "train", "train.modules"}
 
 
 def test_recipes_that_are_not_there(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny
-from mobillama_v.errors import CheckpointError, DataError, RecipeError
+from mobillama_v.errors import CheckpointError, DataError, ImageError, RecipeError
 from mobillama_v.train.recipe import Recipe, load_recipe
 from mobillama_v.train.setup import Setup
 from mobillama_v.train.trainer import run
@@ -163,18 +163,20 @@ def test_one_by_eight_is_eight_by_one(start_folder, corpus, tmp_path) -> None:
         assert loss == pytest.approx(other, rel=1e-5)
 
 
-def test_gradient_checkpointing_and_bf16(start_folder, corpus, tmp_path) -> None:
+def test_checkpointing_bf16_and_workers_give_the_same_losses(start_folder, corpus, tmp_path) -> None:
     losses = {}
     for name, more in (
         ("plain", ()),
         ("ckpt", ("train.gradient_checkpointing=true",)),
         ("bf16", ("train.precision=bf16",)),
+        ("workers", ("train.dataloader_workers=1",)),
     ):
         run(load_recipe("nano-instruct", overrides(start_folder, corpus, tmp_path / name, "train.max_steps=3", *more)))
         losses[name] = [loss for _, loss in trace(tmp_path / name)]
     assert losses["ckpt"] == pytest.approx(losses["plain"], rel=1e-6)
     assert losses["bf16"] == pytest.approx(losses["plain"], rel=2e-2)  # bf16 holds 8 bits
     assert losses["bf16"] != losses["plain"]
+    assert losses["workers"] == losses["plain"]
 
 
 def test_the_loss_falls_and_the_folder_describes_itself(start_folder, corpus, tmp_path, capsys) -> None:
@@ -222,6 +224,21 @@ def test_a_loss_that_is_not_finite_ends_the_training(start_folder, corpus, tmp_p
     args = overrides(start_folder, corpus, tmp_path / "run", "train.modules.decoder=1e30", "train.max_grad_norm=0")
     with pytest.raises(DataError, match="lower the learning rates"):
         run(load_recipe("nano-instruct", args))
+
+
+def test_a_damaged_image_is_one_sentence_from_a_worker_too(start_folder, corpus, tmp_path) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    for path in (corpus / "images").iterdir():
+        (root / path.name).write_bytes(path.read_bytes())
+    (root / "5.png").write_bytes((root / "5.png").read_bytes()[:50])
+    more = (f"data.json={corpus / 'pictures.json'}", f"data.image_root={root}", "data.features=null")
+    for workers in (0, 1):
+        args = overrides(start_folder, corpus, tmp_path / f"run{workers}", *more, f"train.dataloader_workers={workers}")
+        with pytest.raises(ImageError, match=r"5\.png") as caught:
+            run(load_recipe("nano-align", args))
+        assert "\n" not in str(caught.value)
+        assert "Traceback" not in str(caught.value)
 
 
 def test_the_command_plans_and_names_mistakes(start_folder, corpus, tmp_path) -> None:
