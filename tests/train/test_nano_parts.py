@@ -1,0 +1,246 @@
+"""What makes the embedded model: stem, class names, photograph conversations, tokenizer, tower targets, its measure."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mobillama_v import hybrid
+from mobillama_v.errors import CheckpointError
+from mobillama_v.images import ImageTransform
+from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train.nano import classes, evaluate, photos, stem, stemcache, tower, vocabulary
+from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
+
+
+def shares(**given: float) -> np.ndarray:
+    """Class probabilities: names to shares, the rest spread evenly."""
+    rest = (1 - sum(given.values())) / 1000
+    row = np.full(1000, rest, dtype=np.float32)
+    for name, share in given.items():
+        row[classes.all_names().index(name.replace("_", " "))] += share
+    return row
+
+
+# --- stem -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_folded_stem_is_timms_model() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model("tf_efficientnet_lite0").eval()
+    for module in theirs.modules():  # statistics and gains that a wrong fold would betray
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.normal_(module.running_mean, std=0.3)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    ours = stem.fold(list(theirs.state_dict().values())).eval()
+    pixels = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        maps, logits = ours(pixels)
+        torch.testing.assert_close(logits, theirs(pixels), rtol=1e-3, atol=1e-4)
+    assert [tuple(each.shape[1:]) for each in maps] == [(40, 28, 28), (112, 14, 14), (320, 7, 7)]
+
+
+def test_other_tensors_are_no_stem() -> None:
+    with pytest.raises(CheckpointError):
+        stem.fold([torch.zeros(3)] * 296)
+    with pytest.raises(CheckpointError, match="not EfficientNet-Lite0"):
+        stem.fold([])
+
+
+def test_the_stem_cache_goes_on_after_a_kill(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model, transform = hybrid.Lite0().eval(), ImageTransform(224, "squash")
+    names = [f"{i}.png" for i in range(18)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (30, 20), (i * 9, 40, 200)).save(tmp_path / name)
+    whole = stemcache.compute(model, transform, tmp_path, names, tmp_path / "whole")
+    with torch.no_grad():
+        maps, _ = model(torch.from_numpy(transform.batch([Image.open(tmp_path / names[17])])))
+    expected = hybrid.gather_cells(maps)[0].numpy()
+    np.testing.assert_allclose(whole.cells[17], expected, atol=2e-3 * np.abs(expected).max())
+    stemcache.compute(model, transform, tmp_path, names, tmp_path / "again")
+    (tmp_path / "again" / "done").write_text("16")
+    cells = np.load(tmp_path / "again" / "cells.npy", mmap_mode="r+")
+    cells[3], cells[17] = 7, 7
+    again = stemcache.compute(model, transform, tmp_path, names, tmp_path / "again")
+    np.testing.assert_array_equal(again.cells[17], whole.cells[17])
+    assert (again.cells[3] == 7).all()  # what was done is not done again
+
+
+# --- classes and photographs ----------------------------------------------------------------------------------------
+
+
+def test_class_names_and_kinds() -> None:
+    assert len(classes.all_names()) == 1000 and all(classes.all_names())
+    assert (classes.name(207), classes.kind(207)) == ("golden retriever", "dog")
+    assert (classes.with_article(404), classes.kind(404)) == ("an airplane", "aircraft")
+    assert classes.with_article(490) == "chain mail" and classes.kind(490) is None
+    assert {"dog", "cat", "bird"} <= classes.ANIMALS and not {"car", "fruit"} & classes.ANIMALS
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (shares(golden_retriever=0.8), "A photo of a golden retriever, a kind of dog."),
+        (shares(chain_mail=0.8), "A photo of chain mail."),
+        (shares(banana=0.3, lemon=0.2), "A photo of a fruit, perhaps a banana or a lemon."),
+        (shares(banana=0.3, chain_mail=0.2), "A photo, perhaps of a banana or chain mail."),
+        (shares(beagle=0.12, pug=0.12, boxer_dog=0.12, collie=0.12, whippet=0.12), "A photo of a dog."),
+        (shares(banana=0.05), "A photo of something that I cannot name."),
+    ],
+)
+def test_descriptions_say_as_much_as_is_known(row: np.ndarray, expected: str) -> None:
+    assert photos.description(row) == expected
+
+
+def test_conversations_follow_from_the_classes() -> None:
+    for seed in range(40):
+        turns = photos.conversation(shares(tabby_cat=0.9), "white", random.Random(seed))
+        for question, answer in turns:
+            asked = question.lower().split("\n")[0]
+            if " cat" in asked and "is there" in asked:
+                assert answer == "yes" or "tabby" not in asked, (question, answer)
+            if "photo or" in asked or "or a photo" in asked:
+                assert answer == "photo"
+            if "is this an animal" in asked:
+                assert answer == "yes"
+            if "main color" in asked:
+                assert answer == "white"
+        assert any(answer.startswith("A photo of a tabby cat") for _, answer in turns)
+
+
+def test_permuted_classes_keep_their_confidence_and_change_their_names() -> None:
+    row = shares(tabby_cat=0.9)
+    other = photos.permuted(row, np.random.default_rng(3))
+    np.testing.assert_array_equal(np.sort(row), np.sort(other))
+    assert row.argmax() != other.argmax()
+
+
+def test_photographs_are_split_and_cut(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(10):
+        Image.effect_noise((90, 60), 60).convert("RGB").save(folder / f"p{i}.jpg")
+    train, held_out = photos.split(folder)
+    assert [path.name for path in held_out] == ["p4.jpg", "p9.jpg"] and len(train) == 8
+    written = photos.write_crops(train[:2], tmp_path / "data", seed=1)
+    assert len(written) == 2 * (photos.CROPS + 1) == len(set(written))
+    with Image.open(tmp_path / "data" / written[3]) as crop:
+        assert crop.size == (224, 224)
+    rows = np.stack([shares(tabby_cat=0.9)] * len(written))
+    told, captions, swapped = photos.records(written, rows, tmp_path / "data", seed=1)
+    assert len(told) == len(captions) == 2 * len(written) and set(swapped) == {f"{name}#permuted" for name in written}
+    assert captions[0]["conversations"][1]["value"] == "A photo of a tabby cat, a kind of cat."
+    assert captions[1]["conversations"][1]["value"] == photos.description(swapped[f"{written[0]}#permuted"])
+
+
+def test_main_colour() -> None:
+    assert photos.main_colour(Image.new("RGB", (8, 8), (20, 30, 240))) == "blue"
+    assert photos.main_colour(Image.effect_noise((64, 64), 300).convert("RGB")) in (None, "gray", "black", "white")
+
+
+# --- tokenizer and tower --------------------------------------------------------------------------------------------
+
+
+def test_signs_are_spelled_and_words_are_not(tmp_path: Path) -> None:
+    texts = [" Describe the picture STOP 42 of a golden retriever", " USER: hi ASSISTANT: yes"] * 50
+    tokenizer = vocabulary.train_tokenizer(texts, tmp_path / "tokenizer.json", vocab_size=400)
+
+    def pieces(text: str) -> list[str]:
+        return tokenizer.encode(text).tokens
+
+    assert pieces(" STOP 42") == ["ĠS", "T", "O", "P", "Ġ4", "2"]
+    assert pieces(" retriever ASSISTANT:") == ["Ġretriever", "ĠASSISTANT:"]
+    ours = TextTokenizer.from_file(tmp_path / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
+    for text in (" STOP it, Köln 北京 </s> <image>\n🙂", "a  b"):
+        assert ours.decode(ours.encode(text)) == text
+    assert not {0, 1, 2} & set(ours.encode("<pad><s></s>"))
+
+
+def test_cell_targets_keep_their_places() -> None:
+    labels = np.zeros((1, CELLS, CELLS, len(LABEL_NAMES)), dtype=np.uint8)
+    labels[0, 5, 8, 3] = 1  # cell (2, 4), its part (1, 0)
+    arranged = tower.targets(labels)
+    assert arranged.shape == (1, 49, 4, len(LABEL_NAMES) + 1)
+    assert arranged.sum() == 1 and arranged[0, 2 * 7 + 4, 2, 3] == 1
+
+
+def test_the_name_table_is_made_of_the_names_words(tmp_path: Path) -> None:
+    texts = [f" {name}" for name in classes.all_names()] * 3
+    vocabulary.train_tokenizer(texts, tmp_path / "tokenizer.json", vocab_size=3000)
+    tokenizer = TextTokenizer.from_file(tmp_path / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
+    embeddings = torch.randn(3000, hybrid.WIDTH)
+    table = tower.name_table(embeddings, tokenizer)
+    ids = tokenizer.encode(" golden retriever")
+    for slot, token in enumerate(ids):
+        similarity = torch.cosine_similarity(table[207, slot], embeddings[token], dim=0)
+        assert similarity > 0.999 and abs(table[207, slot].pow(2).mean() - 1) < 1e-3
+    assert (table[207, len(ids) :] == 0).all()
+
+
+def test_the_tower_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cache:
+        row = {f"{i}": i for i in range(24)}  # noqa: RUF012
+        cells = np.random.default_rng(0).normal(size=(24, 49, hybrid.GATHERED)).astype(np.float16)
+
+    labels = (np.random.default_rng(1).random((16, CELLS, CELLS, len(LABEL_NAMES))) < 0.05).astype(np.uint8)
+    drawn, taken = [str(i) for i in range(16)], [str(i) for i in range(16, 24)]
+
+    def train(state: Path) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        trunk = hybrid.HybridTrunk()
+        tower.pretrain(trunk, Cache(), drawn, labels, taken, epochs=2, batch_size=8, state=state)  # type: ignore[arg-type]
+        return trunk.state_dict()
+
+    whole = train(tmp_path / "whole.pt")
+    keep = tower._keep
+
+    def keep_and_die(*args: object) -> None:
+        keep(*args)  # type: ignore[arg-type]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tower, "_keep", keep_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "killed.pt")
+    resumed = train(tmp_path / "killed.pt")
+    for name, tensor in whole.items():
+        torch.testing.assert_close(resumed[name], tensor, rtol=0, atol=0, msg=name)
+
+
+# --- measure --------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_judged_by_family() -> None:
+    class Reply:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+    class Assistant:
+        def see(self, image: Path) -> Path:
+            return image
+
+        def ask_batch(self, prompts, sampling):
+            return [Reply({"a": "Red.", "b": "two"}[text]) for (_, text) in prompts]
+
+    questions = [
+        {"image": "1.png", "text": "a", "answer": "red", "family": "color"},
+        {"image": "1.png", "text": "b", "answer": "3", "family": "count"},
+    ]
+    tally = evaluate.judge(Assistant(), questions, Path("."), lambda text: None)  # type: ignore[arg-type]
+    assert (tally.accuracy(["color"]), tally.accuracy(["count"]), tally.accuracy()) == (1, 0, 0.5)
+    assert tally.wrong == [{**questions[1], "given": "two"}]
+
+
+def test_questions_are_read_back(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({"text": "é"}) + "\n")
+    assert evaluate.read_questions(tmp_path / "q.jsonl") == [{"text": "é"}]
