@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from mobillama_v.errors import ModelNotFoundError
 from mobillama_v.images import ImageTransform
 from mobillama_v.sizes import decoder_parts
-from mobillama_v.specs import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
+from mobillama_v.specs import HYBRID, DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
 
 _MOBILLAMA_05B = DecoderSpec(rms_norm_eps=1e-5)
 _CLIP = TowerSpec(pretrained="openai")
@@ -30,7 +30,7 @@ _NANO = ModelSpec(
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
     ),
-    tower=TowerSpec(model="mobillama-v-hybrid-lite0", feature_layer=-1, select="cls_patch"),
+    tower=TowerSpec(model=HYBRID, feature_layer=-1, select="cls_patch"),
     projector=ProjectorSpec(type="mlp2x_gelu"),
     image=ImageTransform(size=224, mode="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     template="v1",

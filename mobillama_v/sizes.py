@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.specs import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
+from mobillama_v.specs import HYBRID, DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
 
-HYBRID = "mobillama-v-hybrid-lite0"
 _HYBRID_PARAMETERS = 8_892_376
 
 BYTES = {"fp32": 4.0, "bf16": 2.0}

@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar
 from mobillama_v.errors import ConfigError
 from mobillama_v.images import ImageTransform
 
+HYBRID = "mobillama-v-hybrid-lite0"
+"""open_clip name of the embedded model's tower, :mod:`mobillama_v.hybrid`."""
 PROJECTOR_TYPES = ("linear", "mlp2x_gelu", "pixel_shuffle_mlp", "avg_pool_mlp")
 TEMPLATES = ("plain", "v1")
 

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from mobillama_v.errors import ConfigError
 from mobillama_v.hybrid import IMAGE_SIZE, HybridTrunk, HybridVisual
-from mobillama_v.specs import TowerSpec
+from mobillama_v.specs import HYBRID, TowerSpec
 
-HYBRID = "mobillama-v-hybrid-lite0"
-"""open_clip name of :mod:`mobillama_v.hybrid`."""
 _HYBRID_TRUNK = "vit_hybrid_lite0_s32_224"  # its timm name, which open_clip's configuration of HYBRID gives
 _CONFIGS = Path(__file__).parent / "open_clip_configs"
 

@@ -7,8 +7,8 @@ import torch
 
 from mobillama_v import hybrid
 from mobillama_v.errors import ConfigError
-from mobillama_v.specs import TowerSpec
-from mobillama_v.vision import HYBRID, build_tower, register_towers
+from mobillama_v.specs import HYBRID, TowerSpec
+from mobillama_v.vision import build_tower, register_towers
 
 SPEC = TowerSpec(model=HYBRID, feature_layer=-1, select="cls_patch")
 

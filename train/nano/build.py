@@ -34,7 +34,7 @@ class Sizes:
     scenes: int = 24_000
     questions: int = 3_300
     text_scenes: int = 6_000
-    tower_epochs: int = 8
+    tower_epochs: int = 6
     photos: int | None = None
     overrides: tuple[str, ...] = ()
 
@@ -231,8 +231,11 @@ def export(trained: Path, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     write_half(trained, folder)
-    for name in ("config.json", "tokenizer.json"):
-        shutil.copyfile(trained / name, folder / name)
+    shutil.copyfile(trained / "tokenizer.json", folder / "tokenizer.json")
+    config = json.loads((trained / "config.json").read_text(encoding="utf-8"))
+    # Half precision is for the file: a CPU computes in single, and transformers takes the type from here.
+    text = json.dumps({**config, "dtype": "float32"}, indent=2)
+    (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 def _write(path: Path, value: Any) -> None:
