@@ -105,3 +105,10 @@ def test_public_names_resolve() -> None:
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         package.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != "mobillama_v"])
+def test_a_folder_of_the_checkout_is_no_module_of_its_own(folder: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import {folder}"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "import it by that name" in done.stderr.splitlines()[-1]
+    assert f"mobillama_v.{folder}" in done.stderr.splitlines()[-1]
