@@ -27,6 +27,11 @@ CLASSES = 1000
 RANKS, SLOTS = 3, 4
 """How many of the likeliest classes the class part names, and how many vectors a name has."""
 
+LABELS = 296
+"""What :class:`CellWords` tells of a cell: 74 labels of each of its 2 x 2 parts."""
+FEATURE_SHARE = 0.5
+"""Scale of the standardised features beside the words."""
+
 # EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946, without squeeze-and-excitation): repeats, kernel, stride, expansion,
 # channels of each stage.
 _STAGES = (
@@ -174,6 +179,26 @@ class ClassNames(nn.Module):
         return (self.table[classes] * top.sqrt()[..., None, None]).flatten(1, 2)
 
 
+class CellWords(nn.Module):
+    """The patch part in words: what each cell shows, as label probabilities x learned vectors, and where the cell is.
+
+    A concept bottleneck (Koh et al., arXiv 2007.04612) beside the features themselves: the vectors start from a
+    language model's embeddings of the labels' words, so that it can attend to "red" by the word it knows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.labels = nn.Linear(WIDTH, LABELS)
+        self.table = nn.Parameter(torch.zeros(LABELS, WIDTH))
+        self.place = nn.Parameter(torch.zeros(1, GRID * GRID, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the last block's output [N,P,D] to the patch part [N,P,D]."""
+        features = self.norm(x)
+        return FEATURE_SHARE * features + self.labels(features).sigmoid() @ self.table + self.place
+
+
 class HybridTrunk(nn.Module):
     """The whole trunk, with the attributes and the ``forward_intermediates`` of a timm vision transformer."""
 
@@ -187,11 +212,12 @@ class HybridTrunk(nn.Module):
         self.class_names = ClassNames()
         self.pos_embed = nn.Parameter(torch.randn(1, GRID * GRID, WIDTH) * 0.02)
         self.blocks = nn.ModuleList(ViTBlock() for _ in range(DEPTH))
+        self.cell_words = CellWords()
 
-    def mix(self, patches: Tensor, depth: int = DEPTH) -> Tensor:
-        """Run embedded patches [N,P,D] through the first ``depth`` blocks."""
+    def mix(self, patches: Tensor) -> Tensor:
+        """Run embedded patches [N,P,D] through all blocks."""
         x = patches + self.pos_embed
-        for block in self.blocks[:depth]:
+        for block in self.blocks:
             x = block(x)
         return x
 
@@ -211,7 +237,7 @@ class HybridTrunk(nn.Module):
             x: pixels [N,3,S,S].
             indices: blocks (negative ones count from the end), or how many last ones; None means all.
             return_prefix_tokens: pair each map with the class part [N,E,D], which no block changes.
-            norm: has no effect, for the trunk has no final norm.
+            norm: has no effect: after the last block there is always :class:`CellWords`, before it never anything.
             stop_early: leave out blocks after the last one asked for.
             output_fmt: ``NCHW`` [N,D,G,G] or ``NLC`` [N,P,D].
             intermediates_only: do not return the pooled result with them.
@@ -225,6 +251,8 @@ class HybridTrunk(nn.Module):
             if stop_early and i > max(wanted):
                 break
             y = block(y)
+            if i == DEPTH - 1:
+                y = self.cell_words(y)
             if i in wanted:
                 maps.append(y if output_fmt == "NLC" else y.transpose(1, 2).unflatten(2, (GRID, GRID)))
         names = self.class_names(logits.softmax(-1)) if return_prefix_tokens or not intermediates_only else None

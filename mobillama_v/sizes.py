@@ -15,7 +15,7 @@ from typing import Any
 from mobillama_v.errors import ConfigError
 from mobillama_v.specs import HYBRID, DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
 
-_HYBRID_PARAMETERS = 8_892_376
+_HYBRID_PARAMETERS = 9_057_280
 
 BYTES = {"fp32": 4.0, "bf16": 2.0}
 """Bytes of a parameter."""

@@ -174,17 +174,62 @@ def test_cell_targets_keep_their_places() -> None:
     assert arranged.sum() == 1 and arranged[0, 2 * 7 + 4, 2, 3] == 1
 
 
-def test_the_name_table_is_made_of_the_names_words(tmp_path: Path) -> None:
-    texts = [f" {name}" for name in classes.all_names()] * 3
-    vocabulary.train_tokenizer(texts, tmp_path / "tokenizer.json", vocab_size=3000)
-    tokenizer = TextTokenizer.from_file(tmp_path / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
-    embeddings = torch.randn(3000, hybrid.WIDTH)
-    table = tower.name_table(embeddings, tokenizer)
-    ids = tokenizer.encode(" golden retriever")
-    for slot, token in enumerate(ids):
-        similarity = torch.cosine_similarity(table[207, slot], embeddings[token], dim=0)
-        assert similarity > 0.999 and abs(table[207, slot].pow(2).mean() - 1) < 1e-3
-    assert (table[207, len(ids) :] == 0).all()
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> tower.Words:
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    names = ["thing", "photo", "background", "top", "bottom", "left", "right", "center", "text", "large"]
+    names += [label.partition(":")[2] for label in LABEL_NAMES]
+    vocabulary.train_tokenizer(
+        [f" {name} {name}" for name in (*classes.all_names(), *names)] * 3, path, vocab_size=3000
+    )
+    tokenizer = TextTokenizer.from_file(path, bos_id=1, eos_id=2, pad_id=0)
+    torch.manual_seed(0)
+    return tower.Words(torch.randn(3000, hybrid.WIDTH) * 0.02, tokenizer)
+
+
+def test_the_name_table_is_made_of_the_names_words(words: tower.Words) -> None:
+    table = tower.name_table(words)
+    expected = words.tokens(" golden retriever")
+    torch.testing.assert_close(table[207, : len(expected)], expected)
+    torch.testing.assert_close(expected.pow(2).mean(-1), torch.ones(len(expected)))
+    assert (table[207, len(expected) :] == 0).all()
+
+
+def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) -> None:
+    torch.manual_seed(0)
+    trunk, probe = hybrid.HybridTrunk(), tower.CellProbe()
+    torch.nn.init.normal_(probe.norm.weight)
+    torch.nn.init.normal_(probe.norm.bias)
+    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid.GATHERED)).astype(np.float16)
+    tower.start_cell_words(trunk, probe, cells, words)
+    with torch.no_grad():
+        patches = trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float()))
+        seen = trunk.cell_words(patches)
+        features = trunk.cell_words.norm(patches)
+        labels = probe(patches).sigmoid()  # [N,P,4,L+1]
+        vectors = torch.stack([words.label(name) for name in (*LABEL_NAMES, "photo")])
+        expected = hybrid.FEATURE_SHARE * features + labels.sum(2) @ vectors + trunk.cell_words.place
+    torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(features.flatten(0, 1).mean(0), torch.zeros(hybrid.WIDTH), rtol=0, atol=1e-3)
+    torch.testing.assert_close(features.flatten(0, 1).std(0), torch.ones(hybrid.WIDTH), rtol=0, atol=1e-2)
+    similarity = torch.cosine_similarity(words.label("color:red"), words.word("red"), dim=0)
+    assert similarity > 0.999
+    torch.testing.assert_close(words.place(0, 6), 0.5 * (words.word("top") + words.word("right")))
+    torch.testing.assert_close(words.place(3, 3), 0.5 * words.word("center"))
+
+
+def test_the_projector_starts_as_nearly_the_identity() -> None:
+    from mobillama_v.projector import build_projector
+    from mobillama_v.specs import ProjectorSpec
+
+    torch.manual_seed(0)
+    projector = build_projector(ProjectorSpec(), tower_width=hybrid.WIDTH, decoder_width=hybrid.WIDTH)
+    tower.start_projector(projector, 0.02)
+    x = torch.randn(50, hybrid.WIDTH)
+    with torch.no_grad():
+        similarity = torch.cosine_similarity(projector(x), x, dim=-1)
+        scale = projector(x).pow(2).mean().sqrt()
+    assert similarity.min() > 0.9 and 0.018 < scale < 0.024
 
 
 def test_the_tower_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

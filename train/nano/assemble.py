@@ -19,6 +19,7 @@ from mobillama_v.train.nano.stem import load_stem
 from mobillama_v.train.nano.stemcache import StemCache
 
 _BATCH = 64
+_SAMPLE = 1024  # pictures over which the patch part is standardised
 
 
 def write_start(folder: Path, spec: ModelSpec, tokenizer: Path) -> Path:
@@ -50,10 +51,15 @@ def assemble(
     model = MobiLlamaVForConditionalGeneration.from_pretrained(language)
     trunk = _trunk(model)
     trunk.patch_embed.stem.load_state_dict(load_stem().state_dict())
-    tower.pretrain(trunk, cache, scenes, labels, crops, **options)
+    probe = tower.pretrain(trunk, cache, scenes, labels, crops, **options)
     tokenizer = TextTokenizer.from_file(language / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
+    embeddings = model.language_model.embed_tokens.weight
+    words = tower.Words(embeddings, tokenizer)
+    sample = np.linspace(0, len(cache.names) - 1, min(_SAMPLE, len(cache.names))).astype(int)
+    tower.start_cell_words(trunk, probe, cache.cells[sample], words)
     with torch.no_grad():
-        trunk.class_names.table.copy_(tower.name_table(model.language_model.embed_tokens.weight, tokenizer))
+        trunk.class_names.table.copy_(tower.name_table(words))
+    tower.start_projector(model.projector, float(embeddings.detach().pow(2).mean().sqrt()))
     partial = folder.with_name(f"{folder.name}.partial")
     model.save_pretrained(partial)
     shutil.copyfile(language / "tokenizer.json", partial / "tokenizer.json")

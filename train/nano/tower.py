@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobillama_v.hybrid import CLASSES, DEPTH, GRID, SLOTS, WIDTH, HybridTrunk
+from mobillama_v.hybrid import CLASSES, GRID, SLOTS, WIDTH, HybridTrunk
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.nano import classes
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
@@ -24,6 +24,7 @@ from mobillama_v.train.nano.stemcache import StemCache
 _PART = CELLS // GRID  # label cells along one side of a grid cell
 _PHOTO = len(LABEL_NAMES)  # one more label: the picture is a photograph
 _WEIGHTS = {"character": 3.0, "shape": 2.0, "center": 3.0}
+_NEAR_ZERO, _JITTER = 0.1, 0.01
 _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP = 1e-3, 0.02, 0.03
 
 
@@ -141,21 +142,90 @@ def _keep(state: Path, epoch: int, trunk: HybridTrunk, probe: CellProbe, optimiz
 @torch.inference_mode()
 def features(trunk: HybridTrunk, cells: np.ndarray, probabilities: np.ndarray) -> Tensor:
     """The tower's output [N,E+P,D] from cached cells [N,P,GATHERED] and class probabilities [N,1000]."""
-    patches = trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float()), DEPTH)
+    patches = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float())))
     names = trunk.class_names(torch.from_numpy(probabilities).float())
     return torch.cat((names, patches), dim=1)
 
 
 @torch.no_grad()
-def name_table(embeddings: Tensor, tokenizer: TextTokenizer) -> Tensor:
-    """The class part's table [1000,SLOTS,D] from a language model's token embeddings [V,D].
+def start_cell_words(trunk: HybridTrunk, probe: CellProbe, cells: np.ndarray, words: Words) -> None:
+    """Start the patch part: standardised features, the probe's labels, and words for labels and places.
 
-    Each slot is the embedding of one token of the class's name, scaled to a root mean square of 1; a name of more than
-    SLOTS tokens keeps its last ones, since English puts the noun there.
+    Without the first, what all patches have in common outweighs what tells them apart, a hundred times a word's
+    embedding; without the words a small language model takes very long to find out how to look.
+
+    Args:
+        trunk: pretrained.
+        probe: what :func:`pretrain` returned.
+        cells: a sample of pictures, [N,P,GATHERED].
+        words: embeddings of words.
+    """
+    patches = trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float())).flatten(0, 1)
+    deviation, mean = torch.std_mean(F.layer_norm(patches, (WIDTH,)), dim=0)
+    target = trunk.cell_words
+    target.norm.weight.copy_(1 / deviation)
+    target.norm.bias.copy_(-mean / deviation)
+    # The probe reads the plain normalised features; the same function of the standardised ones:
+    weight = probe.linear.weight * probe.norm.weight
+    target.labels.weight.copy_(weight * deviation)
+    target.labels.bias.copy_(probe.linear.bias + probe.linear.weight @ probe.norm.bias + weight @ mean)
+    vectors = [words.label(name) for name in (*LABEL_NAMES, "photo")]
+    target.table.copy_(torch.stack(vectors * (_PART * _PART)))
+    target.place.copy_(torch.stack([words.place(cell // GRID, cell % GRID) for cell in range(GRID * GRID)])[None])
+
+
+class Words:
+    """Embeddings of words from a language model, each scaled to a root mean square of 1."""
+
+    def __init__(self, embeddings: Tensor, tokenizer: TextTokenizer) -> None:
+        self._embeddings, self._tokenizer = embeddings.detach(), tokenizer
+
+    def tokens(self, text: str) -> Tensor:
+        """One vector a token of ``text``, [tokens,D]."""
+        vectors = self._embeddings[self._tokenizer.encode(text)]
+        return vectors / vectors.pow(2).mean(-1, keepdim=True).sqrt()
+
+    def word(self, text: str) -> Tensor:
+        """One vector [D] for a word inside a sentence."""
+        return self.tokens(f" {text}").mean(0)
+
+    def label(self, name: str) -> Tensor:
+        """The vector [D] of a cell label: its word, scaled so that a whole cell of a thing outweighs its background."""
+        kind, _, value = name.partition(":")
+        if kind == "character":  # a letter that starts a word and one inside it are different tokens
+            return 0.35 * (self.tokens(f" {value}").mean(0) + self.tokens(value).mean(0))
+        if kind == "background":
+            return 0.1 * (self.word("background") + self.word(value))
+        return 0.5 * self.word({"center": "thing"}.get(kind, value or kind))
+
+    def place(self, row: int, column: int) -> Tensor:
+        """The vector [D] of a cell's place, in the words of answers about places."""
+        names = [("top", "", "bottom")[(row > 1) + (row > 4)], ("left", "", "right")[(column > 1) + (column > 4)]]
+        chosen = [name for name in names if name] or ["center"]
+        return 0.5 * torch.stack([self.word(name) for name in chosen]).sum(0)
+
+
+@torch.no_grad()
+def name_table(words: Words) -> Tensor:
+    """The class part's table [1000,SLOTS,D]: each slot is one token of the class's name.
+
+    A name of more than SLOTS tokens keeps its last ones, since English puts the noun there.
     """
     table = torch.zeros(CLASSES, SLOTS, WIDTH)
     for index in range(CLASSES):
-        ids = tokenizer.encode(f" {classes.name(index)}")[-SLOTS:]
-        vectors = embeddings[ids]
-        table[index, : len(ids)] = vectors / vectors.pow(2).mean(-1, keepdim=True).sqrt()
+        vectors = words.tokens(f" {classes.name(index)}")[-SLOTS:]
+        table[index, : len(vectors)] = vectors
     return table
+
+
+@torch.no_grad()
+def start_projector(projector: nn.Module, scale: float) -> None:
+    """Let an ``mlp2x_gelu`` projector of equal widths start as nearly ``scale`` times the identity.
+
+    Around 0 GELU is x/2: with inputs scaled to that region, words of the tower arrive as words in the decoder, and
+    stage 1 starts from there.
+    """
+    for linear, gain in ((projector.linear_1, _NEAR_ZERO), (projector.linear_2, 2 * scale / _NEAR_ZERO)):
+        assert isinstance(linear, nn.Linear)
+        linear.weight.copy_(torch.eye(WIDTH) * gain + torch.randn(WIDTH, WIDTH) * gain * _JITTER)
+        nn.init.zeros_(linear.bias)
