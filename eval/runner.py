@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,12 @@ TOO_LONG = "prompt_too_long"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of one benchmark: its folder, what was asked, and the answers by question id."""
+    """A finished run of one benchmark: its folder, what was asked, the answers by question id, and :func:`describe`."""
 
     store: Store
     examples: list[Example]
     answers: dict[str, dict[str, Any]]
+    about: dict[str, Any]
 
     @property
     def texts(self) -> dict[str, str]:
@@ -55,13 +57,62 @@ def longest_answer(benchmark: str) -> int:
     return MAX_NEW_TOKENS.get(benchmark, _LONGEST)
 
 
+@dataclass
+class Model:
+    """A model by name (see :func:`mobillama_v.assistant.load`) and its device; it is loaded when it is first asked."""
+
+    name: str
+    device: str = "auto"
+
+    @cached_property
+    def assistant(self) -> Assistant:
+        """The loaded model.
+
+        Raises:
+            MobiLlamaVError: as :func:`mobillama_v.assistant.load`.
+        """
+        from mobillama_v.assistant import load
+
+        return load(self.name, device=self.device)
+
+    @cached_property
+    def precision(self) -> str:
+        """The type of weights and activations.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
+        from mobillama_v.assistant import choose_device
+
+        return "bfloat16" if choose_device(self.device).type == "cuda" else "float32"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of configuration, tokenizer and weights.
+
+        Raises:
+            MobiLlamaVError: there is no such model, or a file of it cannot be read.
+        """
+        from mobillama_v.checkpoint import weight_files
+        from mobillama_v.hub import find_model
+
+        folder, digest = find_model(self.name), hashlib.sha256()
+        for path in [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]:
+            try:
+                with open(path, "rb") as file:
+                    while block := file.read(1 << 20):
+                        digest.update(block)
+            except OSError as error:
+                raise DataError(f"{str(path)!r} cannot be read ({error.strerror}); copy the model again.") from None
+        return digest.hexdigest()
+
+
 def run(
     benchmark: Benchmark,
-    data: Path,
+    examples: list[Example],
     folder: Path,
     *,
-    model: str,
-    device: str = "auto",
+    model: Model,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
     world: World | None = None,
@@ -69,36 +120,30 @@ def run(
     """Answer what has no answer yet, and merge all answers in the order of the questions.
 
     Args:
-        benchmark: gives the questions.
-        data: its folder.
+        benchmark: whose questions they are.
+        examples: all its questions.
         folder: where answers go; a run that was broken off there goes on.
-        model: an embedded model, a folder, or a Hugging Face id.
-        device: as in :func:`mobillama_v.assistant.load`.
+        model: is asked; it is not loaded where nothing is left to ask.
         batch_size: questions that are asked at once.
         max_new_tokens: by default :func:`longest_answer`.
         world: the processes that share the questions; this one alone by default.
 
     Raises:
-        DataError: the data are not the benchmark's; the folder holds another run; an image cannot be read, in which
-            case everything else is answered and kept.
-        MobiLlamaVError: as :func:`mobillama_v.assistant.load`.
+        DataError: the folder holds another run; an image cannot be read, in which case everything else is answered
+            and kept.
+        MobiLlamaVError: as :class:`Model`.
     """
     world = world or World()
-    examples = benchmark.examples(data)
     store = Store(folder)
     tokens = max_new_tokens or longest_answer(benchmark.name)
-    device = world.device(device)
-    about = describe(benchmark, examples, model=model, device=device, max_new_tokens=tokens)
+    about = describe(benchmark, examples, model=model, max_new_tokens=tokens)
     with store.claimed(about) if world.rank == 0 else contextlib.nullcontext():
         world.gather(None)  # the first process has made the folder ready
         known = store.answered()
         world.gather(None)  # and nobody writes before all have read
         failed: list[str] = []
         if any(example.id not in known for example in examples):
-            from mobillama_v.assistant import load
-
-            assistant = load(model, device=device)
-            asker = Asker(assistant, batch_size=batch_size, max_new_tokens=tokens)
+            asker = Asker(model.assistant, batch_size=batch_size, max_new_tokens=tokens)
             mine = asker.share(examples, world)
             todo = sum(each.id not in known for window in mine for each in window)
             progress = Progress(benchmark.name, total=todo, world=world)
@@ -108,7 +153,7 @@ def run(
         if world.rank == 0:
             store.merge(example.id for example in examples)
         world.gather(None)
-    return Run(store, examples, store.answered())
+    return Run(store, examples, store.answered(), about)
 
 
 class Asker:
@@ -202,26 +247,21 @@ class Asker:
         return len(encoded.input_ids)
 
 
-def describe(
-    benchmark: Benchmark, examples: Sequence[Example], *, model: str, device: str, max_new_tokens: int
-) -> dict[str, Any]:
+def describe(benchmark: Benchmark, examples: Sequence[Example], *, model: Model, max_new_tokens: int) -> dict[str, Any]:
     """What makes answers comparable; runs that differ in it must not be mixed (:meth:`Store.claimed`).
 
     Raises:
         MobiLlamaVError: there is no such model or device.
     """
-    from mobillama_v.assistant import choose_device
-    from mobillama_v.hub import find_model
-
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
         "settings": benchmark.settings(),
         "questions": len(examples),
         "questions_sha256": _digest_questions(examples),
-        "model": model,
-        "weights_sha256": _digest_model(find_model(model)),
-        "precision": "bfloat16" if choose_device(device).type == "cuda" else "float32",
+        "model": model.name,
+        "weights_sha256": model.digest,
+        "precision": model.precision,
         "max_new_tokens": max_new_tokens,
         "version": __version__,
     }
@@ -233,20 +273,6 @@ def _digest_questions(examples: Sequence[Example]) -> str:
     for example in examples:
         images = ["/".join(path.parts[-2:]) for path in example.images]
         digest.update(json.dumps([example.id, example.prompt, images]).encode())
-    return digest.hexdigest()
-
-
-def _digest_model(folder: Path) -> str:
-    from mobillama_v.checkpoint import weight_files
-
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]:
-        try:
-            with open(path, "rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-        except OSError as error:
-            raise DataError(f"{str(path)!r} cannot be read ({error.strerror}); copy the model again.") from None
     return digest.hexdigest()
 
 

@@ -18,7 +18,7 @@ import toy
 from mobillama_v.errors import DataError
 from mobillama_v.eval.batches import batches, windows
 from mobillama_v.eval.benchmark import Example
-from mobillama_v.eval.runner import TOO_LONG, longest_answer, run
+from mobillama_v.eval.runner import TOO_LONG, longest_answer
 from mobillama_v.eval.store import PREDICTIONS, Store
 from mobillama_v.eval.world import World
 
@@ -32,10 +32,9 @@ sys.modules["toy"] = toy
 spec.loader.exec_module(toy)
 import torch
 torch.set_num_threads(1)
-from mobillama_v.eval.runner import run
 from mobillama_v.eval.world import World
 world = World.join()
-run(toy.Toy(), Path(sys.argv[2]), Path(sys.argv[3]), model=sys.argv[4], batch_size=2, max_new_tokens=6, world=world)
+toy.run(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], batch_size=2, max_new_tokens=6, world=world)
 world.leave()
 """
 
@@ -51,7 +50,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, nano_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was never broken off."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    run(toy.Toy(), data, folder, model=str(nano_like), batch_size=2, max_new_tokens=TOKENS)
+    toy.run(data, folder, nano_like, batch_size=2, max_new_tokens=TOKENS)
     return folder
 
 
@@ -94,7 +93,7 @@ def test_each_image_is_encoded_once(data: Path, nano_like: Path, tmp_path: Path,
     for path in data.glob("*.png"):
         os.link(path, tmp_path / "data" / path.name)
     (tmp_path / "data" / "questions.json").write_text(json.dumps(questions))
-    run(toy.Toy(), tmp_path / "data", tmp_path / "run", model=str(nano_like), batch_size=2, max_new_tokens=1)
+    toy.run(tmp_path / "data", tmp_path / "run", nano_like, batch_size=2, max_new_tokens=1)
     assert sorted(name for name in encoded if name.endswith(".png")) == sorted(
         str(path) for path in (tmp_path / "data").glob("*.png")
     )
@@ -160,11 +159,11 @@ def test_what_is_answered_is_not_asked_again(
         return ask(self, prompts, sampling)
 
     monkeypatch.setattr(Assistant, "ask_batch", spy)
-    run(toy.Toy(), data, output, model=str(nano_like), batch_size=3, max_new_tokens=TOKENS)
+    toy.run(data, output, nano_like, batch_size=3, max_new_tokens=TOKENS)
     assert len(asked) == 30 - 17
     assert (output / PREDICTIONS).read_bytes() == (whole / PREDICTIONS).read_bytes()
     asked.clear()
-    run(toy.Toy(), data, output, model=str(nano_like), max_new_tokens=TOKENS)
+    toy.run(data, output, nano_like, max_new_tokens=TOKENS)
     assert asked == []
 
 
@@ -187,7 +186,7 @@ def test_processes_share_the_windows(data: Path, nano_like: Path) -> None:
     examples = toy.Toy().examples(data)
     asker = Asker(load(str(nano_like)), batch_size=1, max_new_tokens=1)
     parts = [[e.id for w in asker.share(examples, World(i, 3)) for e in w] for i in range(3)]
-    assert all(parts) and sorted(sum(parts, [])) == sorted(example.id for example in examples)
+    assert all(parts) and sorted(each for part in parts for each in part) == sorted(example.id for example in examples)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +200,7 @@ def test_another_run_is_refused(data: Path, whole: Path, nano_like: Path, change
     before = (whole / PREDICTIONS).read_bytes()
     options = {"benchmark": toy.Toy(), "max_new_tokens": TOKENS} | changed
     with pytest.raises(DataError, match=f"answers of another run.*{says}"):
-        run(options["benchmark"], data, whole, model=str(nano_like), max_new_tokens=options["max_new_tokens"])
+        toy.run(data, whole, nano_like, **options)
     assert (whole / PREDICTIONS).read_bytes() == before
 
 
@@ -214,13 +213,13 @@ def test_another_model_is_refused_even_under_the_same_name(
     tokenizer = copy / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")
     with pytest.raises(DataError, match="weights have changed"):
-        run(toy.Toy(), data, whole, model=str(copy), max_new_tokens=TOKENS)
+        toy.run(data, whole, copy, max_new_tokens=TOKENS)
 
 
 def test_a_folder_of_something_else_is_refused(data: Path, nano_like: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(DataError, match="is not empty"):
-        run(toy.Toy(), data, tmp_path, model=str(nano_like))
+        toy.run(data, tmp_path, nano_like)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -228,9 +227,9 @@ def test_two_runs_do_not_write_in_one_folder(tmp_path: Path) -> None:
     about = dict.fromkeys(
         ("benchmark", "settings", "questions_sha256", "weights_sha256", "precision", "max_new_tokens", "model"), "x"
     )
-    with Store(tmp_path / "run").claimed(about):
-        with pytest.raises(DataError, match="another process is writing"), Store(tmp_path / "run").claimed(about):
-            pass
+    store = Store(tmp_path / "run")
+    with store.claimed(about), pytest.raises(DataError, match="another process is writing"), store.claimed(about):
+        pass
     with Store(tmp_path / "run").claimed(about):
         pass
 
@@ -246,10 +245,10 @@ def test_a_bad_image_costs_only_its_questions(data: Path, nano_like: Path, whole
     toy.draw(copy, pictures=6)
     (copy / "2.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"5 of 30 questions could not be asked: '2-\d'.*2\.png.*; …"):
-        run(toy.Toy(), copy, tmp_path / "run", model=str(nano_like), batch_size=2, max_new_tokens=TOKENS)
+        toy.run(copy, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=TOKENS)
     assert len(Store(tmp_path / "run").answered()) == 25
     (copy / "2.png").write_bytes((data / "2.png").read_bytes())
-    done = run(toy.Toy(), copy, tmp_path / "run", model=str(nano_like), batch_size=2, max_new_tokens=TOKENS)
+    done = toy.run(copy, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=TOKENS)
     expected = {line["question_id"]: line["text"] for line in lines(whole / PREDICTIONS)}
     assert done.texts == expected
 
@@ -261,7 +260,7 @@ def test_a_prompt_too_long_is_an_answer_that_is_wrong(nano_like: Path, tmp_path:
     questions[1]["question"] = "word " * 600
     questions[2]["image"] = ""
     path.write_text(json.dumps(questions))
-    done = run(toy.Toy(), tmp_path / "toy", tmp_path / "run", model=str(nano_like), max_new_tokens=2)
+    done = toy.run(tmp_path / "toy", tmp_path / "run", nano_like, max_new_tokens=2)
     assert done.answers["0-1"]["text"] == "" and done.answers["0-1"]["finish_reason"] == TOO_LONG
     assert all(done.answers[f"0-{i}"]["finish_reason"] != TOO_LONG for i in (0, 2, 3, 4))
 

@@ -82,3 +82,11 @@ class Toy:
         return Score(
             accuracy, "accuracy", {"accuracy": accuracy}, {"kind": kinds}, correct, missing_from(examples, predictions)
         )
+
+
+def run(data: Path, folder: Path, model: Path | str, *, benchmark: Toy | None = None, **options: Any) -> Any:
+    """Run the toy."""
+    from mobillama_v.eval import runner
+
+    benchmark = benchmark or Toy()
+    return runner.run(benchmark, benchmark.examples(data), folder, model=runner.Model(str(model)), **options)
