@@ -69,10 +69,20 @@ class Source:
 class Benchmark(Protocol):
     """A benchmark; its options (split, OCR mode, …) are fields, so that two objects can be compared and printed."""
 
-    name: str
-    title: str
-    official_count: int
-    """How many questions the owners' set of this split has; 0 where that is unknown."""
+    @property
+    def name(self) -> str:
+        """As it is called on the command line."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """As people call it."""
+        ...
+
+    @property
+    def official_count(self) -> int:
+        """How many questions the owners' set of this split has; 0 where that is unknown."""
+        ...
 
     def sources(self) -> list[Source]:
         """What to download, for ``mobillama-v eval prepare``."""
@@ -112,12 +122,12 @@ def percent(values: Sequence[float]) -> float:
 
 
 def by_group(examples: Sequence[Example], correct: Mapping[str, float], name: str) -> dict[str, float]:
-    """Percent right in each value of one group, in the order of the values' names."""
+    """Percent right in each value of one group, in the order of the values' names, numbers by their size."""
     found: dict[str, list[float]] = {}
     for example in examples:
         if name in example.group:
             found.setdefault(example.group[name], []).append(correct[example.id])
-    return {value: percent(found[value]) for value in sorted(found)}
+    return {value: percent(found[value]) for value in sorted(found, key=lambda value: (value.zfill(4), value))}
 
 
 def missing_from(examples: Sequence[Example], predictions: Mapping[str, str]) -> tuple[str, ...]:
