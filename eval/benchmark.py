@@ -127,7 +127,10 @@ def by_group(examples: Sequence[Example], correct: Mapping[str, float], name: st
     for example in examples:
         if name in example.group:
             found.setdefault(example.group[name], []).append(correct[example.id])
-    return {value: percent(found[value]) for value in sorted(found, key=lambda value: (value.zfill(4), value))}
+    return {
+        value: percent(found[value])
+        for value in sorted(found, key=lambda value: (int(value) if value.isdigit() else 0, value))
+    }
 
 
 def missing_from(examples: Sequence[Example], predictions: Mapping[str, str]) -> tuple[str, ...]:
