@@ -2,8 +2,8 @@
 
 | layout | fields |
 | --- | --- |
-| LLaVA's records, as trained from | ``id``, ``image``, ``conversations`` (human turns are questions, the next answers) |
-| questions (a ``.json`` list, ``.jsonl``) | ``question_id`` (``id``), ``image``, ``text`` (``question``), ``answer(s)`` |
+| records to train from (LLaVA) | ``id``, ``image``, ``conversations``: human turns are questions, the next the answers |
+| questions (``.json`` list, ``.jsonl``) | ``question_id`` or ``id``, ``image``, ``text`` or ``question``, ``answer`` |
 | CSV with a header | the same names as columns; several ``answers`` as a JSON list or separated by ``|`` |
 
 Optional everywhere: ``category``, by which the score is broken down. A turn of a longer conversation is asked alone.
