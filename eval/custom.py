@@ -2,7 +2,7 @@
 
 | layout | fields |
 | --- | --- |
-| records to train from (LLaVA) | ``id``, ``image``, ``conversations``: human turns are questions, the next the answers |
+| LLaVA records, as trained from | ``id``, ``image``, ``conversations`` (human turns ask, the next turns answer) |
 | questions (``.json`` list, ``.jsonl``) | ``question_id`` or ``id``, ``image``, ``text`` or ``question``, ``answer`` |
 | CSV with a header | the same names as columns; several ``answers`` as a JSON list or separated by ``|`` |
 

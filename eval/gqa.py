@@ -14,6 +14,7 @@ Its grounding metric needs attention maps, which a decoder does not give, and is
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -201,14 +202,16 @@ def _question(name: str, question: Any, image: Path, choices: Any, where: str) -
         common = "Common" in str(types.get("detailed"))
         valid = _COMMON if common else frozenset(field(choices, "valid", list, where))
         plausible = _COMMON if common else frozenset(field(choices, "plausible", list, where))
-    entailed = question.get("entailed")
+    entailed = question.get("entailed") or ()
+    if isinstance(entailed, str):  # Hugging Face's copy holds the list as text
+        entailed = re.findall(r"\w+", entailed)
     return Question(
         id=name,
         images=(image,),
         prompt=text + SHORT_ANSWER,
         answers=(answer,),
         group=group,
-        entailed=tuple(entailed) if isinstance(entailed, list) else (),
+        entailed=tuple(map(str, entailed)),
         valid=valid,
         plausible=plausible,
         balanced=question.get("isBalanced") is not False,

@@ -135,6 +135,17 @@ def test_consistency_is_over_all_questions_and_accuracy_over_the_balanced(tmp_pa
     assert bench.official_count == 172_174
 
 
+def test_entailed_questions_written_as_text_are_read(tmp_path: Path) -> None:
+    questions = official.gqa_questions(1)
+    for each in questions.values():
+        each["entailed"] = str(each["entailed"])
+    official.dump(tmp_path / "testdev_all_questions.json", questions)
+    bench = get("gqa", consistency=True)
+    examples = bench.examples(tmp_path)
+    assert bench.score(examples, {A1: "red", A2: "square"}).metrics["consistency"] == 100
+    assert bench.score(examples, {A1: "red"}).metrics["consistency"] == 0
+
+
 def test_an_entailed_question_that_is_not_there_is_named(tmp_path: Path) -> None:
     questions = official.gqa_questions(1)
     questions[A1]["entailed"] = ["77"]
