@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmark import SHORT_ANSWER, Example, Record, Score, Source, by_group, missing_from, percent
 from mobillama_v.eval.evalai import soft_accuracy
-from mobillama_v.eval.files import json_lines, kind, read_json, read_text
+from mobillama_v.eval.files import check_unique, json_lines, kind, read_json, read_text
 from mobillama_v.eval.metrics import anls, exact, plain, yes_no_metrics, yes_or_no
 
 Metric = Literal["exact", "vqa", "anls", "yesno"]
@@ -88,11 +88,7 @@ class Custom:
         examples = [example for where, row in _rows(path) for example in self._examples(row, where, root)]
         if not examples:
             raise DataError(f"{str(path)!r} holds no questions; add some.")
-        seen: set[str] = set()
-        for example in examples:
-            if example.id in seen:
-                raise DataError(f"{str(path)!r} has the question {example.id!r} twice; give every question its own id.")
-            seen.add(example.id)
+        check_unique((example.id for example in examples), path)
         return examples
 
     def _examples(self, row: tuple[int, Any], where: str, root: Path) -> Iterator[Example]:

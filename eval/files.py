@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ def benchmark_folder(data: Path, name: str) -> Path:
     """The folder of one benchmark: ``data/<name>`` (in any case) where there is one, otherwise ``data`` itself.
 
     Raises:
-        DataError: ``data`` does not exist.
+        DataError: ``data`` does not exist or cannot be listed.
     """
     if not data.exists():
         raise DataError(f"{str(data)!r} does not exist; give --data the folder of the benchmark's files.")
-    if data.is_dir():
-        for each in sorted(data.iterdir()):
-            if each.name.lower() == name and each.is_dir():
-                return each
-    return data
+    try:
+        below = sorted(data.iterdir()) if data.is_dir() else []
+    except OSError as error:
+        raise DataError(f"{str(data)!r} cannot be listed ({error.strerror}); check its permissions.") from None
+    return next((each for each in below if each.name.lower() == name and each.is_dir()), data)
 
 
 def find(data: Path, *names: str) -> Path | None:
@@ -156,6 +157,17 @@ def texts(record: Any, name: str, where: str) -> list[str]:
     if not all(isinstance(value, str) for value in values):
         raise DataError(f"{where} has a {name!r} with something that is no text in it; download the file again.")
     return values
+
+
+def check_unique(ids: Iterable[str], source: Path) -> None:
+    """Refuse a set in which two questions have one id, since an answer could not be told to be about one of them.
+
+    Raises:
+        DataError: which ids.
+    """
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise DataError(f"{str(source)!r} has questions twice ({some(twice)}); give every question its own id.")
 
 
 def kind(value: Any) -> str:

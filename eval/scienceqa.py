@@ -13,7 +13,7 @@ from typing import Any
 
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmark import Example, Record, Score, Source, by_group, missing_from, percent
-from mobillama_v.eval.files import field, find, need, read_mapping, some, texts
+from mobillama_v.eval.files import check_unique, field, find, need, read_mapping, some, texts
 from mobillama_v.eval.predictions import with_prompts
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
@@ -92,6 +92,7 @@ class ScienceQA:
                 f"{str(path)!r} lacks {len(absent):,} problems of the split {self.split} ({some(absent)}); download "
                 "it again."
             )
+        check_unique(pids, splits_path)
         # Whoever unpacks an archive of pictures beside the problems has them without the folder 'images'.
         inner = self.split.removeprefix("mini")
         folder = find(data, f"images/{inner}", inner) or path.parent / "images" / inner

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmark import SHORT_ANSWER, Example, Record, Score, Source, missing_from, percent
 from mobillama_v.eval.evalai import soft_accuracy
-from mobillama_v.eval.files import field, find, need, read_mapping, texts
+from mobillama_v.eval.files import check_unique, field, find, need, read_mapping, texts
 from mobillama_v.eval.predictions import with_prompts
 
 FILE = "TextVQA_0.5.1_val.json"
@@ -73,6 +73,7 @@ class TextVQA:
         if not rows:
             raise DataError(f"TextVQA's file in {str(data)!r} holds no questions; download it again.")
         examples = [self._example(*row) for row in rows]
+        check_unique((example.id for example in examples), data)
         return with_prompts(self, examples, self.questions) if self.questions else examples
 
     def _from_files(self, data: Path) -> list[tuple[Any, list[str], Path, str]]:

@@ -134,7 +134,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no questions"):
         get("custom").examples(tmp_path / "q.csv")
     row = {"question_id": "a", "text": "?", "answer": "x"}
-    with pytest.raises(DataError, match="the question 'a' twice"):
+    with pytest.raises(DataError, match=r"has questions twice \('a'\)"):
         get("custom").examples(official.dump_lines(tmp_path / "q.jsonl", [row, row]))
     (tmp_path / "q.jsonl").write_bytes(b'{"text": "\xff"}')
     with pytest.raises(DataError, match="not UTF-8"):

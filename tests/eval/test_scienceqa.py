@@ -110,6 +110,13 @@ def test_a_wrong_or_half_downloaded_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a folder of ScienceQA: problems\.json is missing"):
         get("scienceqa").examples(tmp_path)
     official.scienceqa(tmp_path)
+    official.dump(tmp_path / "pid_splits.json", {"test": ["4", "5", "4"]})
+    with pytest.raises(DataError, match=r"has questions twice \('4'\)"):
+        get("scienceqa").examples(tmp_path)
+    official.dump(tmp_path / "pid_splits.json", {"train": ["4"]})
+    with pytest.raises(DataError, match="has no 'test'"):
+        get("scienceqa").examples(tmp_path)
+    official.scienceqa(tmp_path)
     problems = official.science_problems()
     del problems["11"]
     official.dump(tmp_path / "problems.json", problems)

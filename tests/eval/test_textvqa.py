@@ -90,6 +90,9 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no tokens for image 'b9dc400eb20bad64'"):
         get("textvqa").examples(tmp_path)
     rows = official.textvqa_rows()
+    official.dump(tmp_path / "TextVQA_0.5.1_val.json", {"data": [*rows, rows[1]]})
+    with pytest.raises(DataError, match=r"has questions twice \('34603'\)"):
+        get("textvqa", ocr="none").examples(tmp_path)
     rows[1]["answers"] = ["red"] * 9
     official.dump(tmp_path / "TextVQA_0.5.1_val.json", {"data": rows})
     with pytest.raises(DataError, match="entry 2 has 9 answers and must have ten"):
