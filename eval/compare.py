@@ -157,14 +157,14 @@ def table(columns: Sequence[Column]) -> list[list[str]]:
 def markdown(columns: Sequence[Column], shown: int) -> str:
     """The comparison as Markdown, with ``shown`` of each pair's disagreements."""
     header, *body = table(columns)
-    lines = ["# Runs side by side", "", _row(header), "|" + " --- |" * len(header), *map(_row, body), ""]
+    lines = ["# Runs side by side", "", row(header), "|" + " --- |" * len(header), *map(row, body), ""]
     lines += ["In brackets: 95 % bootstrap intervals over images, seed 0.", ""]
     for each in pairs(columns):
         lines += [f"## {each.benchmark}: {cell(each.first)} and {cell(each.second)}", "", sentence(each), ""]
         if each.disagreements and shown:
-            lines += [_row(["question", "expected", each.first, each.second]), "| --- | --- | --- | --- |"]
+            lines += [row(["question", "expected", each.first, each.second]), "| --- | --- | --- | --- |"]
             lines += [
-                _row([d.first.prompt, " / ".join(dict.fromkeys(d.first.answers)), _given(d.first), _given(d.second)])
+                row([d.first.prompt, " / ".join(dict.fromkeys(d.first.answers)), given(d.first), given(d.second)])
                 for d in each.disagreements[:shown]
             ]
             if len(each.disagreements) > shown:
@@ -190,7 +190,7 @@ def sentence(each: Pair) -> str:
 
 def write_disagreements(every: Sequence[Pair], path: Path) -> None:
     """Write every disagreement as a JSON object a line."""
-    lines = [json.dumps(_record(each, d), ensure_ascii=False) for each in every for d in each.disagreements]
+    lines = [json.dumps(_record(each, d)) for each in every for d in each.disagreements]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -206,7 +206,8 @@ def _record(each: Pair, found: Disagreement) -> dict[str, Any]:
     }
 
 
-def _given(row: Judged) -> str:
+def given(row: Judged) -> str:
+    """An answer and whether it is right."""
     mark = "✓" if row.correct == 1 else "✗" if row.correct == 0 else f"{row.correct:.2f}"
     return f"{row.text} {mark}"
 
@@ -219,5 +220,6 @@ def cell(text: str) -> str:
     return text
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cell(each) for each in cells) + " |"

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 from mobillama_v.errors import DataError
 
 RUN, PREDICTIONS, SCORE, SHARDS, LOCK = "run.json", "predictions.jsonl", "score.json", "shards", ".lock"
+# What a run that was killed as it began may leave.
+_BEGUN = (LOCK, SHARDS, f".{RUN}.partial")
 # What must be equal for answers to belong to one run, in the words of a message.
 _SAME = {
     "benchmark": "benchmark",
@@ -75,7 +77,7 @@ class Store:
                     f"{str(self.folder)!r} holds answers of another run ({_differences(there, run)}); choose another "
                     "--output, or remove that folder."
                 )
-        elif self.folder.is_dir() and any(each.name not in (LOCK, SHARDS) for each in self.folder.iterdir()):
+        elif self.folder.is_dir() and any(each.name not in _BEGUN for each in self.folder.iterdir()):
             raise DataError(f"{str(self.folder)!r} is not empty and holds no {RUN}; choose another --output.")
 
     def answered(self) -> dict[str, dict[str, Any]]:
@@ -149,13 +151,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a mapping as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all: elsewhere first, then renamed after its bytes are on the disk."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", newline="\n") as file:
+    with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -163,7 +165,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _line(answer: Mapping[str, Any]) -> str:
-    return json.dumps(answer, ensure_ascii=False) + "\n"
+    return json.dumps(answer) + "\n"
 
 
 def _answers(path: Path) -> Iterator[dict[str, Any]]:

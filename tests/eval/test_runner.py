@@ -223,6 +223,14 @@ def test_a_folder_of_something_else_is_refused(data: Path, nano_like: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_killed_as_it_began_goes_on(data: Path, nano_like: Path, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / "run" / "shards").mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / ".run.json.partial").write_text('{"benchm')
+    toy.run(data, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=TOKENS)
+    assert (tmp_path / "run" / PREDICTIONS).read_bytes() == (whole / PREDICTIONS).read_bytes()
+
+
 def test_two_runs_do_not_write_in_one_folder(tmp_path: Path) -> None:
     about = dict.fromkeys(
         ("benchmark", "settings", "questions_sha256", "weights_sha256", "precision", "max_new_tokens", "model"), "x"

@@ -55,7 +55,7 @@ class Toy:
         return []
 
     def settings(self) -> dict[str, str]:
-        return {"split": self.split, "prompt": "{question}" + SHORT_ANSWER, "OCR": "none"}
+        return {"split": self.split, "prompt": "{question}" + SHORT_ANSWER, "ocr": "none"}
 
     def examples(self, data: Path) -> list[Example]:
         return [
