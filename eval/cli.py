@@ -75,11 +75,11 @@ def score(
     examples = chosen.examples(benchmark_folder(data, chosen.name))
     matched = match(chosen, examples, read_records(predictions), of=str(predictions))
     found = chosen.score(matched.examples, matched.predictions)
+    settings = matched.settings(chosen)
     if as_json:
-        print(json.dumps(as_dict(chosen, found), ensure_ascii=False))
+        print(json.dumps(as_dict(chosen, found, settings), ensure_ascii=False))
     else:
-        for line in lines(chosen, found):
-            print(line)
+        print("\n".join(lines(chosen, found, settings)))
 
 
 @app.command("prepare")
@@ -105,11 +105,11 @@ def prepare(
         raise typer.Exit(1)
 
 
-def as_dict(benchmark: Benchmark, score: Score) -> dict[str, Any]:
+def as_dict(benchmark: Benchmark, score: Score, settings: dict[str, str]) -> dict[str, Any]:
     """A score with what must be known to compare it."""
     return {
         "benchmark": benchmark.name,
-        "settings": benchmark.settings(),
+        "settings": settings,
         "headline": {"name": score.headline_name, "value": score.headline},
         "metrics": score.metrics,
         "categories": score.categories,
@@ -120,13 +120,12 @@ def as_dict(benchmark: Benchmark, score: Score) -> dict[str, Any]:
     }
 
 
-def lines(benchmark: Benchmark, score: Score) -> list[str]:
-    """A score as text: the headline, what it was measured by and on, and its parts."""
+def lines(benchmark: Benchmark, score: Score, settings: dict[str, str] | None = None) -> list[str]:
+    """A score as text: the headline, what was asked (the benchmark's settings, or others) and of how many, its parts."""
     out = [f"{benchmark.title}: {score.headline:.2f} ({score.headline_name})"]
-    out += [
-        f"  {name}: {value!r}" if "\n" in value else f"  {name}: {value}"
-        for name, value in benchmark.settings().items()
-    ]
+    for name, value in (settings or benchmark.settings()).items():
+        shown = value.replace("\n", "\\n")
+        out.append(f"  {name}: {shown}")
     count, whole = len(score.correct), benchmark.official_count
     if whole and count != whole:
         out.append(f"  questions: {count:,} of the owners' {whole:,}; not comparable with published scores")

@@ -32,7 +32,7 @@ from mobillama_v.eval.benchmark import (
     missing_from,
     percent,
 )
-from mobillama_v.eval.files import field, find, need, read_json_or_chunks
+from mobillama_v.eval.files import field, find, need, read_json_or_chunks, texts
 from mobillama_v.eval.predictions import with_prompts
 
 COUNTS = {"testdev_balanced": 12_578, "val_balanced": 132_062, "testdev_all": 172_174, "val_all": 2_011_853}
@@ -200,9 +200,9 @@ def _question(name: str, question: Any, image: Path, choices: Any, where: str) -
     if choices is not None:
         # GQA's script judges these questions, whose answer is an attribute that two things share, by its name alone.
         common = "Common" in str(types.get("detailed"))
-        valid = _COMMON if common else frozenset(field(choices, "valid", list, where))
-        plausible = _COMMON if common else frozenset(field(choices, "plausible", list, where))
-    entailed = question.get("entailed") or ()
+        valid = _COMMON if common else frozenset(texts(choices, "valid", f"{where}, its choices,"))
+        plausible = _COMMON if common else frozenset(texts(choices, "plausible", f"{where}, its choices,"))
+    entailed = field({"entailed": [], **question}, "entailed", (list, str, type(None)), where) or []
     if isinstance(entailed, str):  # Hugging Face's copy holds the list as text
         entailed = re.findall(r"\w+", entailed)
     return Question(

@@ -27,10 +27,32 @@ _IDS, _TEXTS = ("question_id", "questionId", "id"), ("text", "prediction", "answ
 
 @dataclass(frozen=True)
 class Matched:
-    """Answers by example id, and the examples by which they are to be judged; see :func:`match`."""
+    """Answers by example id, the examples by which they are to be judged (see :func:`match`), and what was asked.
+
+    ``prompts`` are those of the file, without image markers, by example id; empty where it has none.
+    """
 
     examples: list[Example]
     predictions: dict[str, str]
+    prompts: dict[str, str]
+
+    def settings(self, benchmark: Benchmark) -> dict[str, str]:
+        """The benchmark's settings, with what the file tells of prompts in the place of what we would have asked."""
+        found = benchmark.settings()
+        others = [each.id for each in self.examples if self.prompts.get(each.id, each.prompt) != each.prompt]
+        if self.prompts and not others:
+            return found
+        if not self.prompts:
+            found["prompt"] = "not told by the predictions"
+        else:
+            found["prompt"] = (
+                f"the predictions' own; {len(others):,} of {len(self.prompts):,} are not {found['prompt']}"
+            )
+        if "ocr" in found:
+            with_tokens = sum("OCR token" in prompt for prompt in self.prompts.values())
+            told = f"tokens in {with_tokens:,} of {len(self.prompts):,} prompts"
+            found["ocr"] = told if self.prompts else "not told by the predictions"
+        return found
 
 
 def read_records(path: Path) -> list[Record]:
@@ -94,7 +116,11 @@ def match(benchmark: Benchmark, examples: Sequence[Example], records: Sequence[R
             f"{of}: {len(unknown):,} {verb} about no question of {benchmark.title} as it is in --data "
             f"({some(each.id for each in unknown)}; first in {unknown[0].where}); check benchmark, split and data."
         )
-    return Matched([judged[example.id] for example in examples], {name: each.text for name, each in given.items()})
+    return Matched(
+        examples=[judged[example.id] for example in examples],
+        predictions={name: each.text for name, each in given.items()},
+        prompts={name: each.prompt.replace("<image>", "").strip() for name, each in given.items() if each.prompt},
+    )
 
 
 def with_prompts(benchmark: Benchmark, examples: Sequence[Example], questions: Path) -> list[Example]:

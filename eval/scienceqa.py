@@ -55,7 +55,7 @@ class ScienceQA:
 
     def settings(self) -> dict[str, str]:
         """What makes a score comparable."""
-        template = "[Context: {hint}\\n]{question}\\nA. {choice}…" + SUFFIX
+        template = "[Context: {hint}\n]{question}\nA. {choice}…" + SUFFIX
         return {
             "split": self.split,
             "prompt": f"{self.questions.name} + suffix" if self.questions else template,

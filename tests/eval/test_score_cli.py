@@ -40,7 +40,28 @@ def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) ->
     assert "prompt:" in out and "split:" in out
     if name == "textvqa":
         assert "ocr: rosetta" in out
+    if name == "scienceqa":
+        assert "  prompt: [Context: {hint}\\n]{question}\\nA. {choice}…\\nAnswer with" in out
     assert call(capsys, "score", name, "-p", path, "-d", tmp_path / name)[1] == out  # or its own folder
+
+
+def test_what_others_asked_is_not_called_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    official.textvqa(tmp_path)
+    rows = official.textvqa_rows()
+    ours = [{"question_id": row["question_id"], "text": "x", "prompt": official.textvqa_prompt(row)} for row in rows]
+    marked = [each | {"prompt": "<image>\n" + each["prompt"]} for each in ours]
+    mixed = [*ours[:3], ours[3] | {"prompt": "What brand is this?"}]
+    silent = [{"question_id": each["question_id"], "answer": "x"} for each in ours]
+    expected = {
+        "ours": (ours, "prompt: {question}\\nReference OCR token: {tokens}", "ocr: rosetta"),
+        "marked": (marked, "prompt: {question}\\nReference OCR token: {tokens}", "ocr: rosetta"),
+        "mixed": (mixed, "prompt: the predictions' own; 1 of 4 are not {question}", "ocr: tokens in 3 of 4 prompts"),
+        "silent": (silent, "prompt: not told by the predictions", "ocr: not told by the predictions"),
+    }
+    for lines, prompt, ocr in expected.values():
+        path = official.dump_lines(tmp_path / "answers.jsonl", lines)
+        out = call(capsys, "score", "textvqa", "-p", path, "-d", tmp_path)[1]
+        assert f"  {prompt}" in out and f"  {ocr}" in out
 
 
 def test_score_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
