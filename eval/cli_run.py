@@ -90,7 +90,7 @@ def run(
     world = World.join()
     try:
         asked = Model(model, world.device(device))
-        _limit_threads(model)
+        limit_threads(model)
         _answer(chosen, target, asked, world, batch_size=batch_size, max_new_tokens=max_new_tokens)
         if world.rank == 0:
             page = report.write(target)
@@ -188,12 +188,17 @@ def _print(benchmark: Benchmark, result: Result) -> None:
     print("\n".join(rest), flush=True)
 
 
-def _limit_threads(model: str) -> None:
-    from mobillama_v.assistant import limit_threads
+def limit_threads(model: str) -> None:
+    """Use as many threads as suit a model, unless the user says how many.
+
+    Raises:
+        MobiLlamaVError: there is no such model.
+    """
+    from mobillama_v.assistant import limit_threads as limit
     from mobillama_v.hub import find_model
 
     if "OMP_NUM_THREADS" not in os.environ:
-        limit_threads(find_model(model))
+        limit(find_model(model))
 
 
 @app.command("compare")
@@ -210,16 +215,13 @@ def compare(
 ) -> None:
     """Put runs side by side with the paper's scores, and show where two of them disagree."""
     from mobillama_v.eval import compare as side_by_side
-    from mobillama_v.eval.store import write_text
+    from mobillama_v.eval.store import write_output
 
     columns = side_by_side.read_columns(runs)
-    try:
-        if output:
-            write_text(output, side_by_side.markdown(columns, show))
-        if disagreements:
-            side_by_side.write_disagreements(side_by_side.pairs(columns), disagreements)
-    except OSError as error:
-        raise DataError(f"{error.filename!r} cannot be written ({error.strerror}); choose another file.") from None
+    if output:
+        write_output(output, side_by_side.markdown(columns, show))
+    if disagreements:
+        write_output(disagreements, side_by_side.disagreement_lines(side_by_side.pairs(columns)))
     _show(columns, show)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 from mobillama_v.errors import DataError
 from mobillama_v.eval.bootstrap import difference, headline_rows
 from mobillama_v.eval.results import PAPER, Judged, Result, read_result, results_of
-from mobillama_v.eval.store import write_text
 
 
 @dataclass(frozen=True)
@@ -188,10 +187,9 @@ def sentence(each: Pair) -> str:
     return text
 
 
-def write_disagreements(every: Sequence[Pair], path: Path) -> None:
-    """Write every disagreement as a JSON object a line."""
-    lines = [json.dumps(_record(each, d)) for each in every for d in each.disagreements]
-    write_text(path, "".join(f"{line}\n" for line in lines))
+def disagreement_lines(every: Sequence[Pair]) -> str:
+    """Every disagreement as a JSON object a line."""
+    return "".join(json.dumps(_record(each, d)) + "\n" for each in every for d in each.disagreements)
 
 
 def _record(each: Pair, found: Disagreement) -> dict[str, Any]:

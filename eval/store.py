@@ -164,6 +164,19 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
+def write_output(path: Path, text: str) -> None:
+    """:func:`write_text` for a file that the user named; its folder is made.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); choose another file.") from None
+
+
 def _line(answer: Mapping[str, Any]) -> str:
     return json.dumps(answer) + "\n"
 
