@@ -68,11 +68,15 @@ def score(
     """Score predictions, whoever made them; no model is loaded."""
     from mobillama_v.eval.files import benchmark_folder
     from mobillama_v.eval.predictions import match, read_records
+    from mobillama_v.eval.textvqa import TextVQA
 
     chosen = make(
         benchmark, split=split, ocr=ocr, consistency=consistency, questions=questions, metric=metric, prompt=prompt
     )
-    examples = chosen.examples(benchmark_folder(data, chosen.name))
+    folder = benchmark_folder(data, chosen.name)
+    if isinstance(chosen, TextVQA) and ocr is None:
+        chosen = chosen.for_scoring(folder)
+    examples = chosen.examples(folder)
     matched = match(chosen, examples, read_records(predictions), of=str(predictions))
     found = chosen.score(matched.examples, matched.predictions)
     settings = matched.settings(chosen)
@@ -121,7 +125,7 @@ def as_dict(benchmark: Benchmark, score: Score, settings: dict[str, str]) -> dic
 
 
 def lines(benchmark: Benchmark, score: Score, settings: dict[str, str] | None = None) -> list[str]:
-    """A score as text: the headline, what was asked (the benchmark's settings, or others) and of how many, its parts."""
+    """A score as text: the headline, what was asked (the benchmark's settings, or others), how much, and its parts."""
     out = [f"{benchmark.title}: {score.headline:.2f} ({score.headline_name})"]
     for name, value in (settings or benchmark.settings()).items():
         shown = value.replace("\n", "\\n")

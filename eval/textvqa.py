@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +75,10 @@ class TextVQA:
         examples = [self._example(*row) for row in rows]
         check_unique((example.id for example in examples), data)
         return with_prompts(self, examples, self.questions) if self.questions else examples
+
+    def for_scoring(self, data: Path) -> TextVQA:
+        """The benchmark without tokens where only their file is missing: answers are judged without it."""
+        return replace(self, ocr="none") if find(data, FILE) and not find(data, OCR_FILE) else self
 
     def _from_files(self, data: Path) -> list[tuple[Any, list[str], Path, str]]:
         path = need(data, FILE, title=self.title, command=self.name)

@@ -64,6 +64,17 @@ def test_what_others_asked_is_not_called_ours(tmp_path: Path, capsys: pytest.Cap
         assert f"  {prompt}" in out and f"  {ocr}" in out
 
 
+def test_scoring_textvqa_needs_no_file_of_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (official.textvqa(tmp_path) / "TextVQA_Rosetta_OCR_v0.2_val.json").unlink()
+    rows = official.textvqa_rows()
+    lines = [{"question_id": row["image_id"], "text": "red", "prompt": official.textvqa_prompt(row)} for row in rows]
+    path = official.dump_lines(tmp_path / "answers.jsonl", lines)
+    code, out, _ = call(capsys, "score", "textvqa", "-p", path, "-d", tmp_path)
+    assert code == 0 and out.startswith("TextVQA: 25.00") and "ocr: tokens in 4 of 4 prompts" in out
+    code, _, err = call(capsys, "score", "textvqa", "-p", path, "-d", tmp_path, "--ocr", "rosetta")
+    assert code == 2 and "has no TextVQA_Rosetta_OCR" in err
+
+
 def test_score_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     official.custom(tmp_path)
     path = official.dump_lines(tmp_path / "a.jsonl", [{"question_id": "a", "text": "Red"}])
