@@ -42,8 +42,8 @@ def test_words(answer: str, expected: str) -> None:
     ("answer", "expected"),
     [
         ("wi-fi", "wi fi"),  # a space in place of a mark that stands between letters
-        ("wi- fi", "wi fi"),
-        ("wi -fi", "wi fi"),
+        ("wi- fi-x", "wi fix"),  # beside a space anywhere, before it
+        ("wi -fi-x", "wi fix"),  # or after it: deleted everywhere
         ("a-b - c-d", "ab cd"),  # one beside a space: all of that mark are deleted, the article a with its dash, too
         ("x/y - z", "x y z"),  # each mark decides for itself
         ("(left)", "left"),
