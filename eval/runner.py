@@ -1,7 +1,8 @@
 """Ask a model every question of a benchmark: in batches, each image encoded once, and after a kill from where it was.
 
-Answers are greedy. Rows of a batch are padded on the left, so that they are answered as they would be alone; what was
-answered is on the disk before the next batch begins, and is not asked again.
+Answers are greedy, and those that a question would get alone: rows of a batch are padded on the left. Where an image
+has many questions, what comes before them is run once (:mod:`mobillama_v.eval.prefix`). What was answered is with the
+system before the next batch begins, and is not asked again.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ from mobillama_v.eval.world import World
 
 if TYPE_CHECKING:
     from mobillama_v.assistant import Assistant, SeenImage
+    from mobillama_v.eval.prefix import PrefixReader, Row
+    from mobillama_v.prompts import Encoded
 
 MAX_NEW_TOKENS: Mapping[str, int] = {"gqa": 24, "scienceqa": 32, "textvqa": 48, "mme": 16}
 """The longest answer of each benchmark, in tokens; MME's rule looks at four characters, and a letter is two tokens."""
 _LONGEST = 64  # of any other benchmark
 _WINDOW = 8  # batches whose questions are sorted by length together
 _FEATURE_BYTES = 256 << 20  # of encoded images that are kept at once
+_PREFIX_BYTES = 1 << 30  # of encoded images with their keys and values
+_MANY = 4  # questions an image, from which what comes before the question is run once
 _SHOWN = 3
 
 TOO_LONG = "prompt_too_long"
@@ -165,18 +170,30 @@ class Asker:
         self.assistant, self.batch_size = assistant, batch_size
         self._sampling = Sampling(max_new_tokens=max_new_tokens)
         self._seen: dict[Path, SeenImage] = {}
+        self._prefixes: PrefixReader | None = None
 
     def share(self, examples: Sequence[Example], world: World) -> list[list[Example]]:
-        """The windows of a process; no two processes encode the same image."""
-        network = self.assistant.network
-        weight = network.lm_head.weight
-        image = network.tokens_per_image * weight.shape[1] * weight.element_size()
-        every = windows(
-            examples,
-            questions=_WINDOW * self.batch_size,
-            images=max(self.batch_size, _FEATURE_BYTES // max(1, image)),
-        )
+        """The windows of a process; no two processes encode the same image.
+
+        Where images have many questions each, :meth:`ask` will run what comes before the question once an image.
+        """
+        from mobillama_v.eval.prefix import PrefixReader
+
+        pictured = [each for each in examples if each.images]
+        many = len(pictured) >= _MANY * len({each.images for each in pictured}) > 0
+        self._prefixes = PrefixReader(self.assistant, self._sampling.max_new_tokens) if many else None
+        every = windows(examples, questions=_WINDOW * self.batch_size, images=self._images_at_once(pictured))
         return [window for i, window in enumerate(every) if i % world.size == world.rank]
+
+    def _images_at_once(self, pictured: Sequence[Example]) -> int:
+        network, decoder = self.assistant.network, self.assistant.spec.decoder
+        size = network.lm_head.weight.element_size()
+        image = network.tokens_per_image * decoder.hidden_size * size
+        if self._prefixes is None:
+            return max(self.batch_size, _FEATURE_BYTES // max(1, image))
+        common = self._row(pictured[0], []).common
+        position = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * size
+        return max(1, _PREFIX_BYTES // (image + common * position))
 
     def answer(
         self, mine: list[list[Example]], known: Mapping[str, Any], shard: Shard, progress: Progress
@@ -191,6 +208,8 @@ class Asker:
                     shard.add(answers)
                     progress.advance(len(missing))
             self._seen.clear()
+            if self._prefixes:
+                self._prefixes.forget()
         progress.end()
         return failed
 
@@ -203,21 +222,25 @@ class Asker:
 
     def ask(self, examples: Sequence[Example], failed: list[str]) -> list[dict[str, Any]]:
         """Answers to those of some questions that can be asked; messages about the others are added to ``failed``."""
-        answers, prompts, asked = [], [], []
+        answers: list[dict[str, Any]] = []
+        asked: dict[int, list[tuple[Example, list[SeenImage]]]] = {}  # by how many images they have
         for example in examples:
             if self._length(example) >= self.assistant.context:
                 answers.append(self._answer(example, "", TOO_LONG))
                 continue
             try:
-                prompts.append(([self._see(path) for path in example.images], example.prompt))
-                asked.append(example)
+                seen = [self._see(path) for path in example.images]
+                asked.setdefault(len(seen) if self._prefixes else 0, []).append((example, seen))
             except ImageError as error:
                 failed.append(f"{example.id!r}: {error}")
-        replies = self.assistant.ask_batch(prompts, self._sampling)
-        return answers + [
-            self._answer(example, reply.text, reply.finish_reason)
-            for example, reply in zip(asked, replies, strict=True)
-        ]
+        for images, group in asked.items():
+            if self._prefixes and images:
+                replies = self._prefixes.answer([self._row(example, seen) for example, seen in group])
+            else:
+                prompts = [(seen, example.prompt) for example, seen in group]
+                replies = [(r.text, r.finish_reason) for r in self.assistant.ask_batch(prompts, self._sampling)]
+            answers += [self._answer(each, *reply) for (each, _), reply in zip(group, replies, strict=True)]
+        return answers
 
     def _answer(self, example: Example, text: str, finish_reason: str) -> dict[str, Any]:
         return {
@@ -235,16 +258,22 @@ class Asker:
 
     def _length(self, example: Example) -> int:
         """Tokens of the prompt, those of its images included."""
+        return len(self._encode(example).input_ids)
+
+    def _row(self, example: Example, seen: Sequence[SeenImage]) -> Row:
+        from mobillama_v.eval.prefix import Row
+
+        return Row(example.images, self._encode(example), [image.features for image in seen])
+
+    def _encode(self, example: Example) -> Encoded:
         from mobillama_v.prompts import encode, user
 
-        network = self.assistant.network
-        encoded = encode(
+        return encode(
             [user(example.prompt, images=len(example.images))],
             self.assistant.tokenizer,
             template=self.assistant.spec.template,
-            tokens_per_image=network.tokens_per_image,
+            tokens_per_image=self.assistant.network.tokens_per_image,
         )
-        return len(encoded.input_ids)
 
 
 def describe(benchmark: Benchmark, examples: Sequence[Example], *, model: Model, max_new_tokens: int) -> dict[str, Any]:

@@ -81,6 +81,58 @@ def test_batched_answers_equal_single_answers(data: Path, whole: Path, nano_like
     assert not (whole / "shards").exists()
 
 
+@pytest.mark.parametrize("per_image", [2, 5])
+def test_with_and_without_common_parts_answers_are_the_same(
+    per_image: int, data: Path, nano_like: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Few questions an image go through ask_batch, many through what is run once; some have no image at all."""
+    from mobillama_v.assistant import Assistant, load
+    from mobillama_v.generation import Sampling
+
+    questions = [each for each in json.loads((data / "questions.json").read_text()) if int(each["id"][-1]) < per_image]
+    questions += [{**each, "id": f"text-{each['id']}", "image": ""} for each in questions[:3]]
+    for path in data.glob("*.png"):
+        os.link(path, tmp_path / path.name)
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    batched = [0]
+    ask = Assistant.ask_batch
+
+    def spy(self, prompts, sampling=None):
+        prompts = list(prompts)
+        batched[0] += sum(bool(images) for images, _ in prompts)
+        return ask(self, prompts, sampling)
+
+    monkeypatch.setattr(Assistant, "ask_batch", spy)
+    done = toy.run(tmp_path, tmp_path / "run", nano_like, batch_size=4, max_new_tokens=TOKENS)
+    assert batched[0] == (12 if per_image == 2 else 0)
+    assistant = load(str(nano_like))
+    for example in done.examples:
+        alone = assistant.ask(example.images, example.prompt, Sampling(max_new_tokens=TOKENS))
+        assert done.texts[example.id] == alone.text
+
+
+def test_common_parts_are_run_once_an_image(data: Path, nano_like: Path, tmp_path: Path, monkeypatch) -> None:
+    from mobillama_v.eval.prefix import PrefixReader
+
+    run: list[object] = []
+    common = PrefixReader._run_common
+    monkeypatch.setattr(
+        PrefixReader, "_run_common", lambda self, rows, n: run.extend(row.key for row in rows) or common(self, rows, n)
+    )
+    toy.run(data, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=1)
+    assert sorted(run) == sorted({example.images for example in toy.Toy().examples(data)})
+
+
+def test_common_parts_must_be_of_one_length(nano_like: Path) -> None:
+    from mobillama_v.assistant import load
+    from mobillama_v.eval.prefix import PrefixReader, Row
+    from mobillama_v.prompts import Encoded
+
+    reader = PrefixReader(load(str(nano_like)), 1)
+    with pytest.raises(ValueError, match=r"lengths \[0, 2\]"):
+        reader.answer([Row(i, Encoded([1] * 3, [-100] * 3, [bool(i), bool(i), False]), []) for i in range(2)])
+
+
 def test_each_image_is_encoded_once(data: Path, nano_like: Path, tmp_path: Path, monkeypatch) -> None:
     from mobillama_v.assistant import Assistant
 
@@ -143,7 +195,7 @@ def test_a_kill_at_any_moment_loses_and_repeats_nothing(
 def test_what_is_answered_is_not_asked_again(
     data: Path, whole: Path, nano_like: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    from mobillama_v.assistant import Assistant
+    from mobillama_v.eval.runner import Asker
 
     output = tmp_path / "run"
     (output / "shards").mkdir(parents=True)
@@ -151,14 +203,13 @@ def test_what_is_answered_is_not_asked_again(
     answered = (whole / PREDICTIONS).read_bytes().splitlines(keepends=True)[:17]
     (output / "shards" / "3.jsonl").write_bytes(b"".join(answered) + b'{"question_id": "9')
     asked: list[str] = []
-    ask = Assistant.ask_batch
+    ask = Asker.ask
 
-    def spy(self, prompts, sampling=None):
-        prompts = list(prompts)
-        asked.extend(question for _, question in prompts)
-        return ask(self, prompts, sampling)
+    def spy(self, examples, failed):
+        asked.extend(example.id for example in examples)
+        return ask(self, examples, failed)
 
-    monkeypatch.setattr(Assistant, "ask_batch", spy)
+    monkeypatch.setattr(Asker, "ask", spy)
     toy.run(data, output, nano_like, batch_size=3, max_new_tokens=TOKENS)
     assert len(asked) == 30 - 17
     assert (output / PREDICTIONS).read_bytes() == (whole / PREDICTIONS).read_bytes()
