@@ -163,8 +163,8 @@ def _answer(
             result = judge(benchmark, examples, done.answers, done.about)
             write_result(result, output / benchmark.name)
             _print(benchmark, result)
-    for error in failures[:-1]:
-        print(f"error: {error}", file=sys.stderr)
+    for failure in failures[:-1]:
+        print(f"error: {failure}", file=sys.stderr)
     if failures:
         raise failures[-1]
 
@@ -244,7 +244,9 @@ def _show(columns: list[Column], shown: int) -> None:
     for pair in side_by_side.pairs(columns):
         console.print(Text(f"\n{pair.benchmark}: {side_by_side.sentence(pair)}"))
         for found in pair.disagreements[:shown]:
-            console.print(Text(f"  {' '.join(found.first.prompt.split())}"), no_wrap=True, overflow="ellipsis")
+            console.print(
+                Text(f"  {' '.join(side_by_side.question(found.first).split())}"), no_wrap=True, overflow="ellipsis"
+            )
             expected = " / ".join(dict.fromkeys(found.first.answers))
             mine, theirs = (side_by_side.given(row) for row in (found.first, found.second))
             console.print(Text(f"    expected {expected}; {pair.first}: {mine}; {pair.second}: {theirs}"))

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import DataError
+from mobillama_v.eval.benchmark import SHORT_ANSWER
 from mobillama_v.eval.bootstrap import difference, headline_rows
 from mobillama_v.eval.results import PAPER, Judged, Result, read_result, results_of
+from mobillama_v.eval.scienceqa import SUFFIX as LETTER_ANSWER
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ def markdown(columns: Sequence[Column], shown: int) -> str:
         if each.disagreements and shown:
             lines += [row(["question", "expected", each.first, each.second]), "| --- | --- | --- | --- |"]
             lines += [
-                row([d.first.prompt, " / ".join(dict.fromkeys(d.first.answers)), given(d.first), given(d.second)])
+                row([question(d.first), " / ".join(dict.fromkeys(d.first.answers)), given(d.first), given(d.second)])
                 for d in each.disagreements[:shown]
             ]
             if len(each.disagreements) > shown:
@@ -202,6 +204,11 @@ def _record(each: Pair, found: Disagreement) -> dict[str, Any]:
         each.second: {"text": found.second.text, "correct": found.second.correct},
         "winner": (each.first, each.second)[found.winner],
     }
+
+
+def question(row: Judged) -> str:
+    """What was asked, without the request for a short answer that all prompts of a benchmark end with."""
+    return row.prompt.removesuffix(SHORT_ANSWER).removesuffix(LETTER_ANSWER)
 
 
 def given(row: Judged) -> str:

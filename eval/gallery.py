@@ -28,7 +28,9 @@ def pick(rows: Sequence[Judged], count: int) -> list[Judged]:
     for row in sorted(rows, key=lambda row: hashlib.sha256(row.id.encode("utf-8", "replace")).digest()):
         shelves.setdefault(tag_of(row), []).append(row)
     turns = [row for turn in zip_longest(*(shelves[name] for name in sorted(shelves))) for row in turn if row]
-    fresh, again, seen = [], [], set()
+    fresh: list[Judged] = []
+    again: list[Judged] = []
+    seen: set[str] = set()
     for row in turns:
         (again if row.unit in seen else fresh).append(row)
         seen.add(row.unit)

@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
-from mobillama_v.eval.benchmark import SHORT_ANSWER
-from mobillama_v.eval.compare import figure, headline
+from mobillama_v.eval.compare import figure, headline, question
 from mobillama_v.eval.gallery import Pictures, pick, tag_of
 from mobillama_v.eval.markup import Html, join, tag
 from mobillama_v.eval.mme import COGNITION, PERCEPTION
 from mobillama_v.eval.results import PAPER, Judged, Result
 from mobillama_v.eval.runner import TOO_LONG
-from mobillama_v.eval.scienceqa import SUFFIX as LETTER_ANSWER
 
 _SHOWN = 8  # right ones, and as many wrong ones, of each benchmark
 _PICTURES = 5_000_000  # bytes of all pictures in a page
@@ -281,7 +279,6 @@ def _question(row: Judged, pictures: Pictures) -> Html:
     kind, mark = ("right", "✓ right") if row.correct == 1 else ("wrong", "✗ wrong")
     if 0 < row.correct < 1:
         kind, mark = "part", f"◐ {100 * row.correct:.0f} % right"
-    question = row.prompt.removesuffix(SHORT_ANSWER).removesuffix(LETTER_ANSWER)
     said = row.text or ("prompt too long" if row.finish_reason == TOO_LONG else "no answer")
     reply = [tag("span", "said"), tag("b", said, class_="said")]
     if kind != "right":
@@ -292,7 +289,7 @@ def _question(row: Judged, pictures: Pictures) -> Html:
         tag(
             "div",
             tag("div", mark, tag("em", tag_of(row).replace("_", " ")), class_="mark"),
-            tag("div", question, class_="question", tabindex="0"),
+            tag("div", question(row), class_="question", tabindex="0"),
             tag("div", *reply, class_="reply"),
             class_="text",
         ),

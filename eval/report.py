@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobillama_v.eval.compare import benchmarks_of, cell, figure, headline, read_columns, row
+from mobillama_v.eval.compare import benchmarks_of, cell, figure, headline, question, read_columns, row
 from mobillama_v.eval.gallery import pick
 from mobillama_v.eval.page import notes, page, settings_of
 from mobillama_v.eval.results import PAPER, Judged, Result
@@ -61,7 +61,7 @@ def _section(result: Result) -> list[str]:
 
 
 def _wrong(each: Judged) -> str:
-    return row([each.prompt, each.text or "(nothing)", ", ".join(dict.fromkeys(each.answers))])
+    return row([question(each), each.text or "(nothing)", ", ".join(dict.fromkeys(each.answers))])
 
 
 def _listed(names: list[str]) -> str:
