@@ -1,0 +1,119 @@
+"""How sure a score is: percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) with a fixed seed.
+
+Whole images are drawn with all their questions, since answers about one picture go right or wrong together: drawing
+questions would make intervals of GQA (31 questions an image) too narrow. Questions without an image are drawn alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+DRAWS, SEED, CONFIDENCE = 2000, 0, 0.95
+_HEADLINE_GROUPS = (("area", "perception"), ("image", "yes"))
+_CHUNK = 200  # draws at a time, which bounds memory
+
+
+class Row(Protocol):
+    """What is needed of a judged question."""
+
+    @property
+    def unit(self) -> str:
+        """The images, or the question's own id."""
+        ...
+
+    @property
+    def correct(self) -> float:
+        """0 to 1."""
+        ...
+
+    @property
+    def group(self) -> Mapping[str, str]:
+        """The groups that it is in."""
+        ...
+
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+
+
+def interval(benchmark: str, headline: float, rows: Sequence[Row]) -> tuple[float, float] | None:
+    """The 95 % interval of a headline; None where the headline is no statistic of the rows that is known here."""
+    chosen = headline_rows(benchmark, headline, rows)
+    if not chosen:
+        return None
+    return _percentiles(_draws(benchmark, [chosen])[0])
+
+
+def difference(benchmark: str, first: Sequence[Row], second: Sequence[Row]) -> tuple[float, tuple[float, float]]:
+    """The second's score less the first's on the same questions in the same order, and its 95 % interval."""
+    values = [statistic(benchmark, rows) for rows in (first, second)]
+    a, b = _draws(benchmark, [first, second])
+    return values[1] - values[0], _percentiles(b - a)
+
+
+def statistic(benchmark: str, rows: Sequence[Row]) -> float:
+    """Percent right, or points of MME: in each category 100 for all right, and 100 for all images wholly right."""
+    return sum(part.value(np.ones((1, part.units)))[0] for part in _strata(benchmark, [rows])[0])
+
+
+def headline_rows(benchmark: str, headline: float, rows: Sequence[Row]) -> list[Row]:
+    """The rows that a headline is a statistic of: all, those with an image (ScienceQA), or perception (MME)."""
+    candidates: list[list[Row]] = [list(rows)]
+    candidates += [[row for row in rows if row.group.get(name) == value] for name, value in _HEADLINE_GROUPS]
+    for chosen in candidates:
+        if chosen and math.isclose(statistic(benchmark, chosen), headline, rel_tol=1e-9, abs_tol=1e-6):
+            return chosen
+    return []
+
+
+class _Stratum:
+    """Sums over units that are drawn among themselves."""
+
+    def __init__(self, rows: Sequence[Row], *, pairs: bool) -> None:
+        index: dict[str, int] = {}
+        for row in rows:
+            index.setdefault(row.unit, len(index))
+        self.units, self._pairs = len(index), pairs
+        self._right, self._asked, self._whole = np.zeros(self.units), np.zeros(self.units), np.ones(self.units)
+        for row in rows:
+            i = index[row.unit]
+            self._right[i] += row.correct
+            self._asked[i] += 1
+            self._whole[i] = min(self._whole[i], row.correct)
+
+    def value(self, weights: Array) -> Array:
+        """The statistic [B] of units that were drawn ``weights`` [B,U] times."""
+        found = 100 * (weights @ self._right) / np.maximum(weights @ self._asked, 1)
+        if self._pairs:
+            found = found + 100 * (weights @ self._whole) / np.maximum(weights.sum(1), 1)
+        return found
+
+
+def _strata(benchmark: str, runs: Sequence[Sequence[Row]]) -> list[list[_Stratum]]:
+    """Each run's strata: MME's categories, or everything."""
+    pairs = benchmark == "mme"
+    key: Callable[[Row], str] = (lambda row: row.group["category"]) if pairs else (lambda row: "")
+    names = list(dict.fromkeys(key(row) for row in runs[0]))
+    return [[_Stratum([row for row in rows if key(row) == name], pairs=pairs) for name in names] for rows in runs]
+
+
+def _draws(benchmark: str, runs: Sequence[Sequence[Row]]) -> list[Array]:
+    """The statistic of each run [DRAWS] for the same drawn units."""
+    random = np.random.default_rng(SEED)
+    strata = _strata(benchmark, runs)
+    totals = [np.zeros(DRAWS) for _ in runs]
+    for parts in zip(*strata, strict=True):
+        units = parts[0].units
+        for start in range(0, DRAWS, _CHUNK):
+            weights = random.multinomial(units, np.full(units, 1 / units), size=_CHUNK).astype(float)
+            for total, part in zip(totals, parts, strict=True):
+                total[start : start + _CHUNK] += part.value(weights)
+    return totals
+
+
+def _percentiles(values: Array) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

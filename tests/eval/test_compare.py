@@ -1,0 +1,141 @@
+"""Intervals that hold what is known of them, and pairs whose wins can be counted by hand."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobillama_v.errors import DataError
+from mobillama_v.eval.benchmark import Score
+from mobillama_v.eval.bootstrap import difference, headline_rows, interval, statistic
+from mobillama_v.eval.compare import (
+    Column,
+    benchmarks_of,
+    cell,
+    disagreement_lines,
+    markdown,
+    pair,
+    pairs,
+    read_columns,
+    sentence,
+    table,
+)
+from mobillama_v.eval.results import PAPER, Judged, Result, write_result
+
+
+def judged(i: int, correct: float, *, unit: str | None = None, text: str = "x", **group: str) -> Judged:
+    return Judged(f"q{i}", unit or f"q{i}", correct, f"Question {i}?", text, ("x",), group)
+
+
+def result(name: str, correct: list[float], **settings: str) -> Result:
+    rows = tuple(judged(i, value, text=f"{value}", category="count") for i, value in enumerate(correct))
+    headline = statistic(name, rows)
+    score = Score(headline, "accuracy", {"accuracy": headline}, {}, {row.id: row.correct for row in rows}, ())
+    about = {"benchmark": name, "title": name.upper(), "settings": settings, "model": "m", "max_new_tokens": 24}
+    return Result(about, score, interval(name, headline, rows), rows)
+
+
+def test_the_interval_is_that_of_a_mean() -> None:
+    chance = random.Random(0)
+    rows = [judged(i, float(chance.random() < 0.6)) for i in range(2_000)]
+    mean = statistic("gqa", rows)
+    low, high = interval("gqa", mean, rows) or (0, 0)
+    error = 100 * np.std([row.correct for row in rows]) / np.sqrt(len(rows))
+    assert mean - low == pytest.approx(1.96 * error, rel=0.1) and high - mean == pytest.approx(1.96 * error, rel=0.1)
+    assert interval("gqa", mean, rows) == (low, high)  # a fixed seed
+
+
+def test_questions_on_one_image_make_the_interval_wider() -> None:
+    alone = [judged(i, float(i % 40 < 20)) for i in range(400)]
+    together = [judged(i, float(i % 40 < 20), unit=f"{i // 20}.png") for i in range(400)]
+    widths = [np.diff(interval("gqa", 50.0, rows) or (0, 0))[0] for rows in (alone, together)]
+    assert widths[1] == pytest.approx(np.sqrt(20) * widths[0], rel=0.15)
+
+
+def test_points_of_mme_count_pairs() -> None:
+    rows = [
+        judged(0, 1, unit="a", category="count", area="perception"),
+        judged(1, 1, unit="a", category="count", area="perception"),
+        judged(2, 1, unit="b", category="count", area="perception"),
+        judged(3, 0, unit="b", category="count", area="perception"),
+        judged(4, 1, unit="c", category="code_reasoning", area="cognition"),
+        judged(5, 0, unit="c", category="code_reasoning", area="cognition"),
+    ]
+    assert statistic("mme", rows) == pytest.approx(75 + 50 + 50 + 0)
+    assert headline_rows("mme", 125.0, rows) == rows[:4]
+    low, high = interval("mme", 125.0, rows) or (0, 0)
+    assert (low, high) == (50 + 0, 100 + 100)  # b, b to a, a: the only other drawings
+
+
+def test_a_headline_of_questions_with_an_image() -> None:
+    rows = [judged(0, 1, image="yes"), judged(1, 0, image="no"), judged(2, 1, image="yes")]
+    assert headline_rows("scienceqa", 100.0, rows) == [rows[0], rows[2]]
+    assert headline_rows("scienceqa", 50.0, rows) == [] and interval("scienceqa", 50.0, rows) is None
+
+
+def test_the_difference_is_paired() -> None:
+    chance = random.Random(1)
+    first = [judged(i, float(chance.random() < 0.5)) for i in range(500)]
+    second = [judged(i, 1.0 if i < 25 else row.correct) for i, row in enumerate(first)]
+    change, (low, high) = difference("gqa", first, second)
+    assert change == pytest.approx(statistic("gqa", second) - statistic("gqa", first)) and 0 < low < change < high
+    wide = interval("gqa", statistic("gqa", first), first)
+    assert wide and high - low < 0.5 * (wide[1] - wide[0])
+
+
+def test_wins_are_counted() -> None:
+    a, b = result("gqa", [1, 1, 0, 0, 0.3], ocr="rosetta"), result("gqa", [1, 0, 1, 1, 0.3], ocr="none")
+    found = pair("a", a, "b", b)
+    assert found.shared == 5 and found.wins == (1, 2)
+    assert [(d.first.id, d.winner) for d in found.disagreements] == [("q1", 0), ("q2", 1), ("q3", 1)]
+    assert found.change and found.change[0] == pytest.approx(20.0)
+    said = sentence(found)
+    assert "disagree on 3: a wins 1, b wins 2" in said and "b less a: +20.00" in said
+    assert "ocr: 'rosetta' and 'none'" in said
+
+
+def test_runs_of_different_questions_share_what_they_share() -> None:
+    a, b = result("gqa", [1, 0, 1]), result("gqa", [1, 1])
+    found = pair("a", a, "b", b)
+    assert found.shared == 2 and found.wins == (0, 1) and found.change is None
+
+
+def test_the_paper_stands_beside_the_runs() -> None:
+    columns = [
+        Column("one", {"mme": result("mme", [0.0]), "gqa": result("gqa", [1, 0])}),
+        Column("two", {"gqa": result("gqa", [1, 1]), "custom": result("custom", [1])}),
+    ]
+    assert benchmarks_of(columns) == ["gqa", "mme", "custom"]
+    header, *body = table(columns)
+    assert header == ["benchmark", "one", "two", "MobiLlama-V 0.8B (paper)"]
+    assert body[0] == ["gqa, accuracy", "50.00 (0.0 to 100.0)", "100.00 (100.0 to 100.0)", "58.5"]
+    assert body[1][2:] == ["–", "1,191.9"] and body[2][3] == "–"
+    assert dict(PAPER) == {"gqa": 58.5, "scienceqa": 53.1, "textvqa": 41.4, "mme": 1191.9}
+    text = markdown(columns, shown=1)
+    assert "| gqa, accuracy | 50.00 (0.0 to 100.0) |" in text and "Question 1?" in text
+    (line,) = disagreement_lines(pairs(columns)).splitlines()
+    assert json.loads(line)["winner"] == "two" and json.loads(line)["question_id"] == "q1"
+
+
+def test_runs_are_read_from_folders(tmp_path: Path) -> None:
+    for run in ("x/run", "y/run"):
+        (tmp_path / run / "gqa").mkdir(parents=True)
+        write_result(result("gqa", [1, 0]), tmp_path / run / "gqa")
+    names = [column.name for column in read_columns([tmp_path / "x/run", tmp_path / "y/run"])]
+    assert names == [str(tmp_path / "x/run"), str(tmp_path / "y/run")]  # the same last name tells nothing
+    assert read_columns([tmp_path / "x/run" / "gqa"])[0].results["gqa"].score.headline == 50
+    with pytest.raises(DataError, match="given twice"):
+        read_columns([tmp_path / "x/run", tmp_path / "x/run/"])
+    with pytest.raises(DataError, match="holds no scores"):
+        read_columns([tmp_path])
+    (tmp_path / "x/run/gqa/score.json").write_text("{}")
+    with pytest.raises(DataError, match="not a score of this version"):
+        read_columns([tmp_path / "x/run"])
+
+
+def test_cells_are_text() -> None:
+    assert cell("a|b\n<i>`x`</i> [l](u)") == "a\\|b \\<i\\>\\`x\\`\\</i\\> \\[l\\](u)"
