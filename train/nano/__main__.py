@@ -16,7 +16,7 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder for everything that is made; a killed build goes on there.")],
     seed: Annotated[int, typer.Option(help="Of all pictures, questions and initial weights.")] = 1,
 ) -> None:
-    """From pictures to weights, in about three hours on two CPU cores."""
+    """From pictures to weights; it takes hours on two CPU cores, and goes on where it was killed."""
     from mobillama_v.train.nano.build import build as run
 
     print(f"trained: {run(photos, out, seed=seed)}")

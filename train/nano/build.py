@@ -195,13 +195,14 @@ def cache_features(start: Path, data: Path, cache: Any, folder: Path) -> None:
 
 
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
-    """Stage 1 (projector) and stage 2 (projector and decoder) by their recipes; the folder of the result."""
+    """Stage 1 (projector), then projector and decoder: captions, and stage 2; the folder of the result."""
     kinds = (SCENES, "easyvqa-train", "photos")
     captions = [data / f"{kind}-captions.json" for kind in kinds]
     features = f"data.features={out / 'features'}"
     _train("nano-align", start, out / "align", captions, data, sizes, features, seed=seed)
+    _train("nano-caption", out / "align" / "final", out / "caption", captions, data, sizes, features, seed=seed)
     told = [data / f"{kind}.json" for kind in kinds]
-    _train("nano-instruct", out / "align" / "final", out / "instruct", told, data, sizes, features, seed=seed)
+    _train("nano-instruct", out / "caption" / "final", out / "instruct", told, data, sizes, features, seed=seed)
     return out / "instruct" / "final"
 
 
