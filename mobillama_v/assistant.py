@@ -11,6 +11,7 @@ Shapes: B rows, T positions, N images, P' visual tokens an image, D decoder widt
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -229,6 +230,8 @@ class Assistant:
         yield "", _reply(row, step, 0)
 
     def _run(self, rows: list[_Row], sampling: Sampling) -> Iterator[_Step]:
+        if self.spec.template == "plain":  # its captions end with a newline and not with the end token
+            sampling = dataclasses.replace(sampling, stop=(*sampling.stop, "\n"))
         start = time.perf_counter()
         embeds, exists = self._embed(rows)
         first = 0.0

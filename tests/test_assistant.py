@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mobillama_v import generation
 from mobillama_v.assistant import Assistant, choose_device, limit_threads, load
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generation import Sampling
@@ -156,6 +157,19 @@ def test_conversations_that_cannot_be(model: Assistant) -> None:
         model.ask([], [user("What?"), assistant("That.")])
     with pytest.raises(PromptError, match="no turns"):
         model.ask([], [])
+
+
+def test_a_caption_ends_with_its_line(nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((nano_like / name).read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text()) | {"template": "plain"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    captioner = load(str(tmp_path), device="cpu")
+    newline = captioner.tokenizer.encode("\n")[0]
+    picked = iter([captioner.tokenizer.encode("a")[0], newline, newline])
+    monkeypatch.setattr(generation, "sample", lambda logits, *_: torch.tensor([next(picked)]))
+    reply = captioner.ask([RED], "anything")
+    assert (reply.text, reply.finish_reason, reply.new_tokens) == ("a", "stop", 2)
 
 
 def test_load_errors(nano_like: Path, tmp_path: Path) -> None:

@@ -280,14 +280,18 @@ def test_a_reader_that_goes_away(nano_like: Path, pictures: Path) -> None:
 
 
 def test_interrupt(nano_like: Path) -> None:
+    def interruptible() -> None:  # a test run in the background of a script has Ctrl-C ignored, and its children too
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     args = [*RUN, "chat", "--model", str(nano_like), *SHORT]
-    with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(args, preexec_fn=interruptible, **pipes) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(b"/help\n")
         process.stdin.flush()
         assert process.stdout.readline().startswith(b"/image")
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 130
+        assert process.wait(timeout=60) == 130
         assert process.stderr.read() == b""
 
 
