@@ -175,6 +175,12 @@ def kind(index: int) -> str | None:
     return _kind_of().get(index)
 
 
+@cache
+def of_kind(kind: str) -> tuple[int, ...]:
+    """The classes of an everyday kind, in their order."""
+    return tuple(index for index in sorted(_kind_of()) if _kind_of()[index] == kind)
+
+
 def kinds() -> tuple[str, ...]:
     """All kinds."""
     return tuple(_KINDS)

@@ -149,7 +149,7 @@ def _named_turns(index: int, rng: random.Random) -> list[tuple[str, str]]:
     asked = [(rng.choice(WHAT), name)]
     if kind in classes.ANIMALS:
         asked.append((rng.choice(WHAT_ANIMAL), name))
-    near = [i for i in range(1000) if classes.kind(i) == kind and classes.name(i) != name] if kind else []
+    near = [i for i in classes.of_kind(kind) if classes.name(i) != name] if kind else []
     other = rng.choice(near) if near and rng.random() < 0.5 else rng.randrange(1000)
     for each in (name, classes.name(other)) if rng.random() < 0.5 else (classes.name(other),):
         question = rng.choice(IS_THERE).format(a=article(each.lower()), kind=each)
@@ -172,7 +172,8 @@ def imagined(index: int, rng: random.Random) -> dict[str, Any]:
     """A conversation about a photograph that nobody took, of class ``index``: text for learning the language."""
     probabilities = np.zeros(1000, dtype=np.float32)
     first = rng.choice((rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.0), rng.uniform(0.1, 0.5)))
-    near = [i for i in range(1000) if classes.kind(i) and classes.kind(i) == classes.kind(index)]
+    kind = classes.kind(index)
+    near = classes.of_kind(kind) if kind else ()
     others = [rng.choice(near) for _ in range(3)] if near else []
     others += [rng.randrange(1000) for _ in range(27)]
     shares = np.random.default_rng(rng.getrandbits(32)).dirichlet(np.geomspace(2, 0.02, len(others)))
