@@ -75,9 +75,12 @@ class TrainSection:
     gradient_accumulation: int = _help("forward passes of one optimizer step", default=1)
     epochs: float = _help("passes over the data, where max_steps is null", default=1.0)
     max_steps: int | None = _help("optimizer steps, instead of epochs", default=None)
+    optimizer: Literal["adamw", "muon"] = _help(
+        "muon: hidden matrices orthogonalised, for models trained from scratch", default="adamw"
+    )
     schedule: Literal["cosine", "linear", "constant"] = _help("of the learning rate after warm-up", default="cosine")
     warmup_ratio: float = _help("share of the steps in which the learning rate rises", default=0.03)
-    weight_decay: float = _help("AdamW's, for matrices; norms and biases have none", default=0.0)
+    weight_decay: float = _help("for matrices; norms and biases have none", default=0.0)
     betas: tuple[float, float] = _help("AdamW's", default=(0.9, 0.999))
     max_grad_norm: float = _help("clip gradients to this norm; 0: never", default=1.0)
     precision: Literal["fp32", "bf16"] = _help("of the arithmetic; weights are fp32", default="fp32")

@@ -82,16 +82,23 @@ def freeze_all_but(model: nn.Module, learning: dict[str, float]) -> None:
 
 
 def parameter_groups(model: nn.Module, learning: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimizer groups: each part at its learning rate, and norms and biases (less than two dimensions) undecayed."""
-    groups = []
+    """Optimizer groups: each part at its learning rate, and norms and biases (less than two dimensions) undecayed.
+
+    ``hidden`` marks the weights of linear layers but the head: what Muon orthogonalises.
+    """
+    hidden = {
+        module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+    groups: list[dict[str, Any]] = []
     for part, lr in learning.items():
         parameters = [p for module in parts(model)[part] for p in module.parameters()]
-        for decay, chosen in (
-            (weight_decay, [p for p in parameters if p.dim() >= 2]),
-            (0.0, [p for p in parameters if p.dim() < 2]),
+        for is_hidden, decay, chosen in (
+            (True, weight_decay, [p for p in parameters if p in hidden]),
+            (False, weight_decay, [p for p in parameters if p.dim() >= 2 and p not in hidden]),
+            (False, 0.0, [p for p in parameters if p.dim() < 2]),
         ):
             if chosen:
-                groups.append({"params": chosen, "lr": lr, "weight_decay": decay})
+                groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "hidden": is_hidden})
     return groups
 
 

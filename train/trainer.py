@@ -22,6 +22,7 @@ from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVErr
 from mobillama_v.train import checkpoints
 from mobillama_v.train.collate import Collator
 from mobillama_v.train.dataset import TrainingSet
+from mobillama_v.train.muon import Muon
 from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.progress import Progress
 from mobillama_v.train.recipe import Recipe, to_yaml
@@ -48,11 +49,14 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a group for each part."""
+        """The recipe's optimizer, with groups for each part."""
         if self.optimizer is None:
             train = self.setup.recipe.train
             groups = parameter_groups(self.setup.model, train.modules.learning(), train.weight_decay)
-            self.optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=True)
+            if train.optimizer == "muon":
+                self.optimizer = Muon(groups, betas=train.betas)
+            else:
+                self.optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=True)
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> TrainingOrder:

@@ -15,8 +15,10 @@ from mobillama_v import hybrid
 from mobillama_v.errors import CheckpointError
 from mobillama_v.images import ImageTransform
 from mobillama_v.tokenization import TextTokenizer
-from mobillama_v.train.nano import classes, evaluate, photos, stem, stemcache, tower, vocabulary
+from mobillama_v.train.nano import accounts, classes, evaluate, photos, stem, stemcache, tower, vocabulary
+from mobillama_v.train.nano.captions import article
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
+from mobillama_v.train.nano.scenes import Scene, Thing
 
 
 def shares(**given: float) -> np.ndarray:
@@ -116,6 +118,31 @@ def test_conversations_follow_from_the_classes() -> None:
             if "main color" in asked:
                 assert answer == "white"
         assert any(answer.startswith("A photo of a tabby cat") for _, answer in turns)
+
+
+def test_pictures_are_told_in_the_words_of_their_features() -> None:
+    heart = Thing("shape", "heart", "red", "large", (10, 10, 90, 90))
+    sign = Thing("word", "text", "black", "large", (20, 150, 200, 210), "NO5")
+    told = accounts.of_scene(Scene((sign, heart), "white", seed=1))
+    assert told == "white background. large red heart top left. N O 5 black text bottom."
+    row = shares(tabby_cat=0.4, tench=0.3, ear=0.2)
+    assert accounts.of_photo(row, "gray", sure=0.5, unsure=0.15).startswith("photo. perhaps tabby cat. tench. ear")
+    assert accounts.of_photo(row, "gray", sure=0.4, unsure=0.15).startswith("photo. sure tabby cat. ")
+
+
+def test_imagined_photographs_are_told_before_the_first_question() -> None:
+    for index in range(0, 1000, 97):
+        record = photos.imagined(index, random.Random(index))
+        first = record["conversations"][0]["value"]
+        account, question = first.split("\n")[:2]
+        assert classes.name(index) in account and account.startswith("photo. ") and question
+        assert "image" not in record and "<image>" not in first
+
+
+def test_articles_follow_the_sound() -> None:
+    assert [article(word) for word in ("apple", "unicycle", "umbrella", "hourglass", "hat")] == [
+        "an", "a", "an", "an", "a",
+    ]  # fmt: skip
 
 
 def test_permuted_classes_keep_their_confidence_and_change_their_names() -> None:

@@ -22,9 +22,13 @@ _BATCH = 64
 _SAMPLE = 1024  # pictures over which the patch part is standardised
 
 
-def write_start(folder: Path, spec: ModelSpec, tokenizer: Path) -> Path:
-    """A folder without weights, from which a training makes a fresh model."""
-    MobiLlamaVConfig.from_spec(spec).save_pretrained(folder)
+def write_start(folder: Path, spec: ModelSpec, tokenizer: Path, *, seed: int) -> Path:
+    """A fresh model whose head starts as its embeddings, so that saying a word that was read is easy from the start."""
+    torch.manual_seed(seed)
+    model = MobiLlamaVForConditionalGeneration(MobiLlamaVConfig.from_spec(spec))
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.language_model.embed_tokens.weight)
+    model.save_pretrained(folder)
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
     return folder
 

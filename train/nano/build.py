@@ -19,8 +19,8 @@ from mobillama_v.images import find_images
 from mobillama_v.presets import PRESETS
 from mobillama_v.prompts import SYSTEM
 from mobillama_v.specs import ModelSpec
-from mobillama_v.train.nano import classes, easyvqa, photos, vocabulary
-from mobillama_v.train.nano.build_scenes import write_questions, write_split
+from mobillama_v.train.nano import accounts, classes, easyvqa, photos, vocabulary
+from mobillama_v.train.nano.build_scenes import DEFAULT_STYLES, training_scene, write_questions, write_split
 
 SCENES, HELD_OUT, TEXT = "scenes", "held-out", "text"
 _PHOTO_TALKS = 4  # text-only conversations about each class
@@ -33,7 +33,7 @@ class Sizes:
 
     scenes: int = 24_000
     questions: int = 3_300
-    text_scenes: int = 6_000
+    text_scenes: int = 12_000
     tower_epochs: int = 6
     photos: int | None = None
     overrides: tuple[str, ...] = ()
@@ -129,21 +129,21 @@ def write_photo_records(data: Path, crops: list[str], cache: Any, *, seed: int) 
 
 
 def write_text(data: Path, sizes: Sizes, *, seed: int) -> None:
-    """Conversations without pictures, from which the decoder learns the language before it sees anything."""
+    """Conversations about pictures that are told in words, from which the decoder learns the language and to look."""
     if (data / f"{TEXT}.json").exists():
         return
     rng = random.Random(f"text:{seed}")
     scenes = json.loads((data / f"{SCENES}.json").read_text(encoding="utf-8"))[: sizes.text_scenes]
-    easy = json.loads((data / "easyvqa-train.json").read_text(encoding="utf-8"))[: sizes.text_scenes // 6]
-    told = [photos.imagined(index, rng) for _ in range(_PHOTO_TALKS) for index in range(len(classes.all_names()))]
-    records = [_without_image(record) for record in (*scenes, *easy, *told)]
+    drawn = [training_scene(SCENES, seed, DEFAULT_STYLES, index)[0] for index in range(len(scenes))]
+    captions = json.loads((data / "easyvqa-train-captions.json").read_text(encoding="utf-8"))
+    said = {record["image"]: record["conversations"][1]["value"] for record in captions}
+    easy = json.loads((data / "easyvqa-train.json").read_text(encoding="utf-8"))
+    easy = [record for record in easy if record["image"] in said][: sizes.text_scenes // 6]
+    records = [photos.in_words(each, accounts.of_scene(scene)) for each, scene in zip(scenes, drawn, strict=True)]
+    records += [photos.in_words(each, said[each["image"]]) for each in easy]
+    records += [photos.imagined(index, rng) for _ in range(_PHOTO_TALKS) for index in range(len(classes.all_names()))]
     rng.shuffle(records)
     _write(data / f"{TEXT}.json", records)
-
-
-def _without_image(record: dict[str, Any]) -> dict[str, Any]:
-    turns = [dict(turn, value=turn["value"].removeprefix("<image>\n")) for turn in record["conversations"]]
-    return {"id": record["id"], "conversations": turns}
 
 
 def learn_vocabulary(data: Path, out: Path) -> None:
@@ -170,7 +170,7 @@ def learn_language(out: Path, data: Path, sizes: Sizes, *, seed: int) -> None:
 
     if (out / "language" / "final").exists():
         return
-    start = write_start(out / "language-start", spec(), out / "tokenizer.json")
+    start = write_start(out / "language-start", spec(), out / "tokenizer.json", seed=seed)
     _train("nano-text", start, out / "language", [data / f"{TEXT}.json"], data, sizes, seed=seed)
 
 

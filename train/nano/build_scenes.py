@@ -81,11 +81,16 @@ def write_questions(out_dir: Path, *, name: str, count: int, seed: int, workers:
 # --- one picture ----------------------------------------------------------------------------------------------------
 
 
+def training_scene(name: str, seed: int, styles: dict[str, float], index: int) -> tuple[Scene, random.Random]:
+    """Scene number ``index`` of a split, and the generator as it is after sampling it."""
+    rng = random.Random(f"{name}:{seed}:{index}")
+    return sample_scene(rng, rng.choices(tuple(styles), tuple(styles.values()))[0]), rng
+
+
 def _training_picture(
     out_dir: Path, name: str, seed: int, styles: dict[str, float], index: int
 ) -> tuple[dict[str, Any], str, np.ndarray]:
-    rng = random.Random(f"{name}:{seed}:{index}")
-    scene = sample_scene(rng, rng.choices(tuple(styles), tuple(styles.values()))[0])
+    scene, rng = training_scene(name, seed, styles, index)
     image = _save(scene, out_dir, name, index)
     turns = [*_conversation(scene, rng), *_not_a_photo(index)]
     record = _record(f"{name}-{index:06d}", image, [(turn.question, turn.answer) for turn in turns])

@@ -15,7 +15,7 @@ def caption(scene: Scene) -> str:
     """What the picture shows, in one sentence: words first, then the shapes in reading order."""
     shapes = [
         f"{_noun_phrase(thing)} {place_phrase(nearest_region(thing))}"
-        for thing in sorted(scene.shapes, key=_reading_order)
+        for thing in sorted(scene.shapes, key=reading_order)
     ]
     ground = f"on {article(scene.background)} {scene.background} background"
     if scene.words:
@@ -37,7 +37,7 @@ def _noun_phrase(thing: Thing) -> str:
 
 
 def _words_phrase(scene: Scene) -> str:
-    words = sorted(scene.words, key=_reading_order)
+    words = sorted(scene.words, key=reading_order)
     kinds = {text_kind(word.text) for word in words}
     colours = {word.colour for word in words}
     kind = kinds.pop() if len(kinds) == 1 else "word"
@@ -47,7 +47,8 @@ def _words_phrase(scene: Scene) -> str:
     return f"The {name} {_listed([f'{word.text} in {word.colour}' for word in words])}"
 
 
-def _reading_order(thing: Thing) -> tuple[int, float]:
+def reading_order(thing: Thing) -> tuple[int, float]:
+    """Sort key of things: by thirds of the picture from the top, then from the left."""
     x, y = thing.centre
     return int(y * 3 / SIDE), x
 
@@ -65,4 +66,6 @@ def _listed(parts: list[str]) -> str:
 
 def article(word: str) -> str:
     """The indefinite article that goes before ``word``."""
+    if word.startswith(("unicycle", "hour")):  # by sound, not by letter
+        return "an" if word[0] == "h" else "a"
     return "an" if word[0] in "aeiou" else "a"

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mobillama_v.images import find_images, load_image
-from mobillama_v.train.nano import classes
+from mobillama_v.train.nano import accounts, classes
 from mobillama_v.train.nano.captions import article
 from mobillama_v.train.nano.figures import COLOURS
 from mobillama_v.train.nano.phrases import DESCRIBE_PROMPTS, SINGLE_WORD_SUFFIX
@@ -169,7 +169,7 @@ def _kind_turns(kind: str | None, rng: random.Random) -> list[tuple[str, str]]:
 
 
 def imagined(index: int, rng: random.Random) -> dict[str, Any]:
-    """A conversation about a photograph that nobody took, of class ``index``: text for learning the language."""
+    """A conversation about a photograph that nobody took, of class ``index``, told in words before its first turn."""
     probabilities = np.zeros(1000, dtype=np.float32)
     first = rng.choice((rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.0), rng.uniform(0.1, 0.5)))
     kind = classes.kind(index)
@@ -179,7 +179,17 @@ def imagined(index: int, rng: random.Random) -> dict[str, Any]:
     shares = np.random.default_rng(rng.getrandbits(32)).dirichlet(np.geomspace(2, 0.02, len(others)))
     np.add.at(probabilities, others, (1 - first) * shares)
     probabilities[index] += first
-    return _record(f"imagined-{index:03d}", conversation(probabilities, None, rng))
+    colour = rng.choice(tuple(COLOURS))
+    account = accounts.of_photo(probabilities, colour, sure=SURE, unsure=UNSURE)
+    record = _record(f"imagined-{index:03d}", conversation(probabilities, colour, rng))
+    return in_words(record, account)
+
+
+def in_words(record: dict[str, Any], account: str) -> dict[str, Any]:
+    """A record whose picture is replaced by an account of it."""
+    turns = [dict(turn) for turn in record["conversations"]]
+    turns[0]["value"] = f"{account}\n{turns[0]['value'].removeprefix('<image>').lstrip()}"
+    return {"id": record["id"], "conversations": turns}
 
 
 def _vary(question: str, rng: random.Random) -> str:
