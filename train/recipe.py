@@ -59,11 +59,14 @@ class ModulesSection:
 
     projector: float | None = _help("between tower and decoder", default=None)
     decoder: float | None = _help("the language model and its head", default=None)
+    embeddings: float | None = _help("token embeddings and head, where they differ from the decoder", default=None)
     tower: float | None = _help("the image tower", default=None)
 
     def learning(self) -> dict[str, float]:
-        """The parts that learn, with their learning rates."""
-        return {name: lr for name, lr in dataclasses.asdict(self).items() if lr is not None}
+        """The parts that learn, with their learning rates; embeddings are no part of their own."""
+        rates = dataclasses.asdict(self)
+        del rates["embeddings"]
+        return {name: lr for name, lr in rates.items() if lr is not None}
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,10 @@ class Recipe:
         _check(all(0 <= beta < 1 for beta in train.betas), f"train.betas must be from 0 to 1, not {train.betas}.")
         for name, lr in train.modules.learning().items():
             _check(lr > 0, f"train.modules.{name} must be a learning rate above 0 or null, not {lr}.")
+        _check(
+            train.modules.embeddings is None or (train.modules.embeddings > 0 and train.modules.decoder is not None),
+            "train.modules.embeddings needs a rate above 0 and a decoder that learns; set train.modules.decoder too.",
+        )
         _check(bool(train.modules.learning()), "train.modules gives no part a learning rate; nothing would learn.")
         _check(
             self.data.features is None or train.modules.tower is None,

@@ -20,11 +20,13 @@ from mobillama_v.specs import spec_from_config
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.dataset import Samples, TrainingSet, check_images_exist, read_files, tokenize
 from mobillama_v.train.features import FeatureCache, compute, fingerprint
-from mobillama_v.train.recipe import Recipe
+from mobillama_v.train.recipe import ModulesSection, Recipe
 from mobillama_v.vision import build_tower
 
 MODULES = {"projector": ("projector",), "decoder": ("language_model", "lm_head"), "tower": ("vision_tower",)}
 """The model's attributes that each part of a recipe's ``train.modules`` means."""
+EMBEDDINGS = ("language_model.embed_tokens", "lm_head")
+"""Those with a row for each token, which may have a rate of their own."""
 
 
 def load_start(folder: Path, *, seed: int) -> MobiLlamaVForConditionalGeneration:
@@ -81,24 +83,25 @@ def freeze_all_but(model: nn.Module, learning: dict[str, float]) -> None:
             module.requires_grad_(True)
 
 
-def parameter_groups(model: nn.Module, learning: dict[str, float], weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, modules: ModulesSection, weight_decay: float) -> list[dict[str, Any]]:
     """Optimizer groups: each part at its learning rate, and norms and biases (less than two dimensions) undecayed.
 
     ``hidden`` marks the weights of linear layers but the head: what Muon orthogonalises.
     """
-    hidden = {
-        module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"
-    }
+    named = dict(model.named_modules())
+    words = {named[name].weight for name in EMBEDDINGS}
+    hidden = {module.weight for module in named.values() if isinstance(module, nn.Linear)} - words
     groups: list[dict[str, Any]] = []
-    for part, lr in learning.items():
+    for part, lr in modules.learning().items():
         parameters = [p for module in parts(model)[part] for p in module.parameters()]
-        for is_hidden, decay, chosen in (
-            (True, weight_decay, [p for p in parameters if p in hidden]),
-            (False, weight_decay, [p for p in parameters if p.dim() >= 2 and p not in hidden]),
-            (False, 0.0, [p for p in parameters if p.dim() < 2]),
+        for is_hidden, rate, decay, chosen in (
+            (True, lr, weight_decay, [p for p in parameters if p in hidden]),
+            (False, modules.embeddings or lr, weight_decay, [p for p in parameters if p in words]),
+            (False, lr, weight_decay, [p for p in parameters if p.dim() >= 2 and p not in hidden | words]),
+            (False, lr, 0.0, [p for p in parameters if p.dim() < 2]),
         ):
             if chosen:
-                groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "hidden": is_hidden})
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "hidden": is_hidden})
     return groups
 
 
@@ -191,7 +194,10 @@ class Setup:
         for part, modules in parts(self.model).items():
             count = sum(p.numel() for module in modules for p in module.parameters())
             lr = learning.get(part)
-            lines.append(f"{part:<9}{count:>13,} parameters  {'frozen' if lr is None else f'learns, lr {lr:g}'}")
+            rate = "frozen" if lr is None else f"learns, lr {lr:g}"
+            if part == "decoder" and train.modules.embeddings is not None:
+                rate += f", embeddings and head {train.modules.embeddings:g}"
+            lines.append(f"{part:<9}{count:>13,} parameters  {rate}")
         samples, lengths = self.samples, self.samples.lengths
         lines.append(
             f"data     {len(samples):,} samples, {len(samples.image_paths()):,} images, {lengths.sum():,} tokens "

@@ -52,7 +52,7 @@ class StageTrainer(Trainer):
         """The recipe's optimizer, with groups for each part."""
         if self.optimizer is None:
             train = self.setup.recipe.train
-            groups = parameter_groups(self.setup.model, train.modules.learning(), train.weight_decay)
+            groups = parameter_groups(self.setup.model, train.modules, train.weight_decay)
             if train.optimizer == "muon":
                 self.optimizer = Muon(groups, betas=train.betas)
             else:

@@ -66,6 +66,7 @@ def test_overrides_are_typed() -> None:
         ("train.precision=fp8", "one of fp32, bf16"),
         ("train.modules.decoder=fast", "must be a value of type float, not 'fast'"),
         ("train.modules.decoder=-1", "learning rate above 0"),
+        ("train.modules.embeddings=0", "needs a rate above 0 and a decoder that learns"),
         ("train.modules=null", "nothing would learn"),
         ("train=3", "must be a section"),
         ("train.betas=0.9", "must be 2 values"),

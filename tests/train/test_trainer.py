@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tiny
 from mobillama_v.errors import CheckpointError, DataError, ImageError, RecipeError
-from mobillama_v.train.recipe import Recipe, load_recipe
+from mobillama_v.train.recipe import ModulesSection, Recipe, load_recipe
 from mobillama_v.train.setup import Setup
 from mobillama_v.train.trainer import run
 
@@ -93,7 +93,7 @@ def test_the_tower_learns_where_a_recipe_says_so(start_folder, corpus, tmp_path)
 def test_parts_learn_at_their_own_rates_and_only_matrices_decay(start_folder, corpus, tmp_path) -> None:
     from mobillama_v.train.setup import parameter_groups
 
-    modules = {"projector": 1e-3, "decoder": 1e-5}
+    modules = ModulesSection(projector=1e-3, decoder=1e-5, embeddings=1e-6)
     setup = Setup.of(load_recipe("nano-instruct", overrides(start_folder, corpus, tmp_path / "run")))
     groups = parameter_groups(setup.model, modules, 0.1)
     names = {parameter: name for name, parameter in setup.model.named_parameters()}
@@ -106,7 +106,11 @@ def test_parts_learn_at_their_own_rates_and_only_matrices_decay(start_folder, co
     wanted = {name for name in names.values() if not name.startswith("vision_tower")}
     assert seen.keys() == wanted
     assert {lr for name, lr in seen.items() if name.startswith("projector")} == {1e-3}
-    assert {lr for name, lr in seen.items() if not name.startswith("projector")} == {1e-5}
+    assert {name for name, lr in seen.items() if lr == 1e-6} == {"lm_head.weight", "language_model.embed_tokens.weight"}
+    assert {lr for name, lr in seen.items() if not name.startswith("projector")} == {1e-5, 1e-6}
+    hidden = {names[parameter] for group in groups if group["hidden"] for parameter in group["params"]}
+    assert "projector.linear_1.weight" in hidden and "language_model.layers.0.self_attn.q_proj.weight" in hidden
+    assert not any("embed" in name or "head" in name or "norm" in name or "bias" in name for name in hidden)
 
 
 @pytest.mark.parametrize(("stage", "where", "step"), [("nano-align", "step", 8), ("nano-instruct", "save", 9)])

@@ -24,6 +24,7 @@ from mobillama_v.train.nano.build_scenes import DEFAULT_STYLES, training_scene, 
 
 SCENES, HELD_OUT, TEXT = "scenes", "held-out", "text"
 _PHOTO_TALKS = 4  # text-only conversations about each class
+_REPEATS = {SCENES: 1, "easyvqa-train": 1, "photos": 3}  # a name is heard rarely: more captions of photographs
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
 
@@ -171,7 +172,7 @@ def learn_language(out: Path, data: Path, sizes: Sizes, *, seed: int) -> None:
     if (out / "language" / "final").exists():
         return
     start = write_start(out / "language-start", spec(), out / "tokenizer.json", seed=seed)
-    _train("nano-text", start, out / "language", [data / f"{TEXT}.json"], data, sizes, seed=seed)
+    _train("nano-text", start, out / "language", [(data / f"{TEXT}.json", 1)], data, sizes, seed=seed)
 
 
 def make_tower(out: Path, data: Path, cache: Any, crops: list[str], sizes: Sizes, *, seed: int) -> Path:
@@ -197,17 +198,24 @@ def cache_features(start: Path, data: Path, cache: Any, folder: Path) -> None:
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
     """Stage 1 (projector), then projector and decoder: captions, and stage 2; the folder of the result."""
     kinds = (SCENES, "easyvqa-train", "photos")
-    captions = [data / f"{kind}-captions.json" for kind in kinds]
+    captions = [(data / f"{kind}-captions.json", _REPEATS[kind]) for kind in kinds]
     features = f"data.features={out / 'features'}"
     _train("nano-align", start, out / "align", captions, data, sizes, features, seed=seed)
     _train("nano-caption", out / "align" / "final", out / "caption", captions, data, sizes, features, seed=seed)
-    told = [data / f"{kind}.json" for kind in kinds]
+    told = [(data / f"{kind}.json", 1) for kind in kinds]
     _train("nano-instruct", out / "caption" / "final", out / "instruct", told, data, sizes, features, seed=seed)
     return out / "instruct" / "final"
 
 
 def _train(
-    recipe: str, start: Path, output: Path, records: list[Path], data: Path, sizes: Sizes, *more: str, seed: int
+    recipe: str,
+    start: Path,
+    output: Path,
+    records: list[tuple[Path, int]],
+    data: Path,
+    sizes: Sizes,
+    *more: str,
+    seed: int,
 ) -> None:
     from mobillama_v.train.recipe import load_recipe
     from mobillama_v.train.trainer import run
@@ -216,7 +224,7 @@ def _train(
         return
     overrides = [
         f"model.start={start}",
-        f"data.json={json.dumps([str(path) for path in records])}",
+        f"data.json={json.dumps([{'path': str(path), 'repeat': repeat} for path, repeat in records])}",
         f"data.image_root={data}",
         f"output={output}",
         f"train.seed={seed}",
