@@ -29,6 +29,7 @@ LAYERS = {
     "configuration": 4,
     "cache": 4,
     "checkpoint": 4,
+    "markup": 4,
     "generation": 5,
     "network": 5,
     "modeling": 6,

@@ -51,6 +51,14 @@ class DataSection:
         "folder of the frozen tower's cached outputs, filled when it is missing; null: the tower runs at each step",
         default=None,
     )
+    skip_bad: bool = _help("train without records that cannot be learnt from, instead of refusing them", default=False)
+    duplicates: Literal["refuse", "keep"] = _help(
+        "whether exact duplicates of a record count as bad; keep learns from them as often as they come",
+        default="refuse",
+    )
+    check_images: Literal["decode", "exists"] = _help(
+        "before the first step: decode every image, or only look whether its file exists", default="decode"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,8 @@ class Recipe:
             "data.features needs a frozen tower; set train.modules.tower=null or data.features=null.",
         )
         _check(all(file.repeat >= 1 for file in self.data.json), "data.json: repeat must be at least 1.")
+        paths = [file.path for file in self.data.json]
+        _check(len(set(paths)) == len(paths), "data.json names a file twice; give it once, with repeat.")
         _check(self.data.max_length is None or self.data.max_length >= 2, "data.max_length must be at least 2 or null.")
 
     def require_paths(self) -> None:

@@ -7,6 +7,7 @@ optimizer step, over accumulation and ranks: transformers counts them and the mo
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -21,12 +22,15 @@ from transformers.utils import logging
 from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError
 from mobillama_v.train import checkpoints
 from mobillama_v.train.collate import Collator
-from mobillama_v.train.dataset import TrainingSet
+from mobillama_v.train.dataset import BadRecordsError, TrainingSet, list_problems
 from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.progress import Progress
 from mobillama_v.train.recipe import Recipe, to_yaml
+from mobillama_v.train.scan import Problem
 from mobillama_v.train.setup import Plan, Setup, parameter_groups
 
+BAD_RECORDS = "bad-records.jsonl"
+"""In an output folder: the records that cannot be learnt from, an object a line."""
 _STATE = "training.json"  # in a checkpoint: what a resumed training must share with it
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -156,7 +160,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     final, found = output / checkpoints.FINAL, checkpoints.checkpoints(output)
     if (found or final.exists()) and not resume:
         raise CheckpointError(f"{output} holds a training already; continue it with --resume or choose another output.")
-    setup = Setup.of(recipe)
+    setup = _set_up(recipe, output / BAD_RECORDS)
     print(setup.describe(), flush=True)
     last = found[-1] if found else None
     if last is not None:
@@ -177,6 +181,26 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     print(f"trained model in {final}", flush=True)
     return final
+
+
+def _set_up(recipe: Recipe, bad_records: Path) -> Setup:
+    """The setup; records that cannot be learnt from are listed in a file, whether they end the training or not."""
+    try:
+        setup = Setup.of(recipe)
+    except BadRecordsError as error:
+        _write_problems(error.problems, bad_records)
+        print(list_problems(error.problems, bad_records), flush=True)
+        raise
+    if setup.skipped:
+        _write_problems(setup.skipped, bad_records)
+        print(list_problems(setup.skipped, bad_records), flush=True)
+    return setup
+
+
+def _write_problems(problems: list[Problem], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n" for problem in problems]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
