@@ -127,6 +127,61 @@ def _print_view(view: View) -> None:
     console.print()
 
 
+@app.command("convert")
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A table (.csv, .tsv, .json, .jsonl), VQAv2's questions, a folder of images with .txt files beside "
+            "them, or a Hugging Face dataset on disk."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="File of records: a list (.json) or JSON lines (.jsonl).")],
+    annotations: Annotated[Path | None, typer.Option(help="VQAv2's annotations; SOURCE is then its questions.")] = None,
+    image: Annotated[str, typer.Option(help="Column of the image's path.")] = "image",
+    question: Annotated[str, typer.Option(help="Column of the question.")] = "question",
+    answer: Annotated[str, typer.Option(help="Column of the answer.")] = "answer",
+    image_name: Annotated[
+        str | None,
+        typer.Option(help="VQAv2: file of an image, such as '{image_id}.jpg'; by default COCO's of 2014."),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Hugging Face: folder to write the images to; by default OUT's name + -images.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Hugging Face: which split.")] = None,
+    prompt: Annotated[str, typer.Option(help="Folder of images: the question.")] = "Describe the image.",
+    short: Annotated[bool, typer.Option("--short", help="Append LLaVA's line that asks for a short answer.")] = False,
+    turns: Annotated[int, typer.Option(min=1, help="Neighbouring questions about one image in a record.")] = 1,
+) -> None:
+    """Make records from another format; look at them with preview and check."""
+    import json
+
+    from mobillama_v.train import convert as formats
+    from mobillama_v.train.check import replacing
+
+    columns = {"image": image, "question": question, "answer": answer}
+    folder = images or out.with_name(f"{out.stem}-images")
+    if annotations is not None:
+        pairs = formats.vqav2(source, annotations, image_name=image_name)
+    elif not source.is_dir():
+        pairs = formats.table(source, **columns)
+    elif formats.is_dataset(source):
+        pairs = formats.hugging_face(source, images=folder, split=split, **columns)
+    else:
+        pairs = formats.captions(source, question=prompt)
+    count = 0
+    with replacing(out) as file:
+        for record in formats.records_of(pairs, suffix=formats.SHORT if short else "", turns=turns):
+            lead = ("[\n" if count == 0 else ",\n") if out.suffix == ".json" else ""
+            file.write(lead + json.dumps(record, ensure_ascii=False) + ("" if out.suffix == ".json" else "\n"))
+            count += 1
+        if not count:
+            raise DataError(f"{source} holds nothing to convert; check that it is the right file.")
+        if out.suffix == ".json":
+            file.write("\n]\n")
+    print(f"{count:,} records: {out}")
+
+
 def encoding_of(model: str, template: Literal["plain", "v1"] | None, max_length: int | None) -> Encoding:
     """How records become tokens for a model, which is not loaded.
 
