@@ -40,6 +40,8 @@ LAYERS = {
     "processing": 7,
     "_register": 8,
     "assistant": 8,
+    "interop": 8,
+    "cli_init": 10,
     "cli_models": 10,
     "train": 9,
     "eval": 9,

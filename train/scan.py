@@ -32,7 +32,8 @@ TOO_LONG, DUPLICATE = "no answer within the length", "exact duplicate"
 MISSING, UNREADABLE = "missing image", "unreadable image"
 SUPERVISED, IMAGE = 1, 2  # bits of a token's flags
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 _BATCH = 256  # records, or images, that a process gets at a time
 _WORTH = 4 * _BATCH  # fewer than these are done before other processes have started
 _GLANCE = 64  # pixels of a side: JPEGs are read to their end, and decoded small
