@@ -19,13 +19,11 @@ def init(
     ],
     tower: Annotated[
         str, typer.Option(help="open_clip model and weights, MODEL:TAG or MODEL:FILE; MODEL alone: random.")
-    ] = ("ViT-L-14-336-quickgelu:openai"),
+    ] = "ViT-L-14-336-quickgelu:openai",
     projector: Annotated[
         Literal["linear", "mlp2x_gelu", "pixel_shuffle_mlp", "avg_pool_mlp"], typer.Option(help="Its type.")
     ] = "mlp2x_gelu",
-    factor: Annotated[
-        int, typer.Option(min=1, help="Side of the square of patches that the last two types merge.")
-    ] = 1,
+    factor: Annotated[int, typer.Option(min=1, help="Side of the square of patches that the last two merge.")] = 1,
     feature_layer: Annotated[int, typer.Option(max=-1, help="Layer of the tower that is read, from its end.")] = -2,
     image_mode: Annotated[Literal["pad", "crop", "squash"], typer.Option(help="How images are made square.")] = "pad",
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels; by default the tower's own.")] = None,

@@ -136,7 +136,7 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _take_buffers(tensors: dict[str, Tensor], config: dict[str, Any], notes: list[str]) -> tuple[float, int | None]:
-    """Remove the rotary buffers; the base θ of the rotary positions, which they must agree with, and their head width."""
+    """Remove the rotary buffers; the base θ, which they must agree with, and the width of their heads."""
     parameters = config.get("rope_parameters")
     given = parameters.get("rope_theta") if isinstance(parameters, dict) else None
     theta = float(given or config.get("rope_theta") or 10000.0)
