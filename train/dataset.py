@@ -194,5 +194,20 @@ class TrainingSet(Dataset[dict[str, Any]]):
             item["pixel_values"] = torch.from_numpy(np.stack([self._pixels(path) for path in paths]))
         return item
 
+    def blank(self, slots: int) -> dict[str, Any] | None:
+        """An item of one image in ``slots`` tokens, from which nothing is learnt; None where no sample has images."""
+        if not any(self.samples.images):
+            return None
+        item: dict[str, Any] = {
+            "input_ids": torch.zeros(slots, dtype=torch.long),
+            "labels": torch.full((slots,), IGNORE_INDEX),
+            "image_mask": torch.ones(slots, dtype=torch.bool),
+        }
+        if self.features is not None:
+            item["image_features"] = torch.zeros(1, *self.features.shape, dtype=torch.float16)
+        else:
+            item["pixel_values"] = torch.zeros(1, 3, self.transform.size, self.transform.size)
+        return item
+
     def _pixels(self, path: str) -> np.ndarray:
         return self.transform(load_image(self.image_root / path, target=self.transform.size))
