@@ -8,10 +8,10 @@ from importlib.resources import files
 
 from mobillama_v.eval.compare import figure, headline, question
 from mobillama_v.eval.gallery import Pictures, pick, tag_of
-from mobillama_v.eval.markup import Html, join, tag
 from mobillama_v.eval.mme import COGNITION, PERCEPTION
 from mobillama_v.eval.results import PAPER, Judged, Result
 from mobillama_v.eval.runner import TOO_LONG
+from mobillama_v.markup import Html, join, tag
 
 _SHOWN = 8  # right ones, and as many wrong ones, of each benchmark
 _PICTURES = 5_000_000  # bytes of all pictures in a page

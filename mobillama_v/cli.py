@@ -50,6 +50,8 @@ class Lazy(NamedTuple):
 
 LAZY = {
     "models": Lazy("mobillama_v.cli_models", "app", "List the models, and show how large each is."),
+    "init": Lazy("mobillama_v.cli_init", "init", "Make a model to start a training from, of published parts."),
+    "data": Lazy("mobillama_v.train.cli_data", "app", "Check, preview and convert training data."),
     "train": Lazy("mobillama_v.train.cli", "train", "Train a model by a recipe."),
     "eval": Lazy("mobillama_v.eval.cli_run", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
     "bench": Lazy("mobillama_v.eval.bench", "app", "Measure how fast this machine runs what the project does."),

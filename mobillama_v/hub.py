@@ -20,6 +20,8 @@ _EMBEDDED = Path(__file__).parent / "weights"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # Weights that can run code are not fetched, and nothing but what a model folder needs.
 _HUB_FILES = ["*.safetensors", "*.json"]
+# What an import reads: it takes from .bin files nothing but tensors.
+_IMPORT_FILES = [*_HUB_FILES, "*.bin"]
 
 
 def embedded_models() -> dict[str, Path]:
@@ -42,7 +44,7 @@ def find_model(name: str) -> Path:
     if os.path.isdir(folder):  # pathlib's raises for a name that is too long
         return Path(folder)
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
-        return _from_hub(name)
+        return _from_hub(name, _HUB_FILES)
     if name in PRESETS:
         raise ModelNotFoundError(
             f"{name!r} is a preset, the shape of a model to train, and has no weights here: {_choices()}."
@@ -51,6 +53,20 @@ def find_model(name: str) -> Path:
     raise ModelNotFoundError(
         f"there is no model {name!r}{f'; did you mean {near[0]!r}?' if near else ':'} {_choices()}."
     )
+
+
+def find_checkpoint(name: str) -> Path:
+    """The folder of a checkpoint to import: a folder, or a Hugging Face id, downloaded where it is not in the cache.
+
+    Raises:
+        ModelNotFoundError: neither, or the hub does not give it.
+    """
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        return Path(folder)
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        return _from_hub(name, _IMPORT_FILES)
+    raise ModelNotFoundError(f"there is no checkpoint {name!r}: give a folder or a Hugging Face id such as owner/name.")
 
 
 def read_spec(folder: Path) -> ModelSpec:
@@ -77,12 +93,12 @@ def _choices() -> str:
     return f"a model is {embedded}a folder that holds a config.json, or a Hugging Face id such as owner/name"
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, files: list[str]) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=files))
     except (HFValidationError, RepositoryNotFoundError) as error:
         raise ModelNotFoundError(
             f"there is no folder {name!r}, and the Hugging Face Hub has no model of that id that you may read (private "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -15,7 +16,8 @@ def main() -> None:
     try:
         typer.run(train)
     except MobiLlamaVError as error:
-        print(f"error: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"error{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -1,31 +1,30 @@
 """Records as tokens, ready to be learnt from.
 
-All samples are tokenised before training starts and lie in three flat arrays, so that a record costs the bytes of its
-tokens and no Python object, and so that whatever is wrong with the data is said before the first step.
+All samples are tokenised before training starts, by all cores, and lie in three flat arrays, so that a token costs five
+bytes and so that whatever is wrong with the data is said before the first step.
 """
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from mobillama_v.errors import DataError, ImageError, PromptError
+from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform, load_image
-from mobillama_v.prompts import IGNORE_INDEX, Encoded, Tokenizer, encode
+from mobillama_v.prompts import IGNORE_INDEX
 from mobillama_v.train.features import FeatureCache
 from mobillama_v.train.recipe import DataFile
-from mobillama_v.train.records import Record, read_records
+from mobillama_v.train.scan import IMAGE, SUPERVISED, Encoding, Outcome, Problem, image_problem, scan
 
-_SUPERVISED, _IMAGE = 1, 2  # bits of a token's flags
-_REMEMBERED = 1 << 16  # segments whose ids are kept: system sentences, common questions and answers
+_SHOWN = 20  # problems in a text; a list of all of them goes to a file
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Samples:
     flags: np.ndarray  # [all tokens] uint8
     offsets: np.ndarray  # [samples + 1] int64
     images: list[tuple[str, ...]]
+    records: list[tuple[str, str]]
+    """File and id of each sample's record."""
     shortened: int
     """How many samples lost their last turns to fit ``max_length``."""
 
@@ -50,7 +51,7 @@ class Samples:
     @property
     def supervised(self) -> int:
         """Tokens that are learnt, over all samples."""
-        return int(np.count_nonzero(self.flags & _SUPERVISED))
+        return int(np.count_nonzero(self.flags & SUPERVISED))
 
     def image_paths(self) -> list[str]:
         """Every image once, in order of first use."""
@@ -65,78 +66,96 @@ class Samples:
         return state.hexdigest()
 
 
-class _Remembering:
-    """A tokenizer that keeps the ids of what it has lately encoded."""
+class BadRecordsError(DataError):
+    """Records that cannot be learnt from, and nobody has said that they may be left out."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
-        self.encode: Callable[[str], list[int]] = functools.lru_cache(_REMEMBERED)(tokenizer.encode)
-
-
-def read_files(files: Iterable[DataFile]) -> list[Record]:
-    """The records of all files, one after the other; those of a file with ``repeat`` n come n times.
-
-    Raises:
-        DataError: a file or record is not what the format says, or there are no records at all.
-    """
-    records: list[Record] = []
-    for file in files:
-        records += list(read_records(Path(file.path))) * file.repeat
-    if not records:
-        raise DataError("the data files hold no records; check data.json of the recipe.")
-    return records
-
-
-def tokenize(
-    records: Iterable[Record],
-    tokenizer: Tokenizer,
-    *,
-    template: Literal["plain", "v1"],
-    tokens_per_image: int,
-    max_length: int,
-) -> Samples:
-    """Encode records; one that is too long loses its last turns.
-
-    Raises:
-        DataError: records of which even the first turn is too long, or that cannot be encoded; the first is named.
-    """
-    remembering = _Remembering(tokenizer)
-    ids: list[np.ndarray] = []
-    flags: list[np.ndarray] = []
-    images: list[tuple[str, ...]] = []
-    too_long: list[str] = []
-    shortened = 0
-    encode_one = functools.partial(encode, tokenizer=remembering, template=template, tokens_per_image=tokens_per_image)
-    for record in records:
-        kept = _fit(record, encode_one, max_length)
-        if kept is None:
-            too_long.append(record.where)
-            continue
-        encoded, used = kept
-        shortened += used < len(record.messages)
-        ids.append(np.asarray(encoded.input_ids, np.int32))
-        supervised = np.asarray(encoded.labels) != IGNORE_INDEX
-        flags.append(supervised * np.uint8(_SUPERVISED) + np.asarray(encoded.image_mask) * np.uint8(_IMAGE))
-        images.append(record.images[: sum(message.images for message in record.messages[:used])])
-    if too_long:
-        raise DataError(
-            f"{len(too_long)} records have no answer within data.max_length={max_length} tokens, the first is "
-            f"{too_long[0]}; shorten or remove them, or raise data.max_length."
+    def __init__(self, problems: Sequence[Problem], total: int) -> None:
+        super().__init__(
+            f"{len(problems):,} of {total:,} records cannot be learnt from ({count_kinds(problems)}); the first: "
+            f"{problems[0].reason} `mobillama-v data check` lists and removes them, data.skip_bad=true trains without "
+            "them."
         )
-    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
-    return Samples(np.concatenate(ids), np.concatenate(flags), offsets, images, shortened)
+        self.problems = list(problems)
 
 
-def _fit(record: Record, encode_one: Callable[..., Encoded], max_length: int) -> tuple[Encoded, int] | None:
-    """The longest run of whole leading exchanges that fits, and how many messages it has; None when none fits."""
-    for used in range(len(record.messages), 1, -2):
-        try:
-            encoded = encode_one(list(record.messages[:used]))
-        except PromptError as error:
-            raise DataError(f"{record.where}: {error}") from error
-        if len(encoded.input_ids) <= max_length:
-            return encoded, used
-    return None
+def count_kinds(problems: Iterable[Problem]) -> str:
+    """How many problems of each kind, most first."""
+    counts = Counter(problem.kind for problem in problems)
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+
+
+def list_problems(problems: Sequence[Problem], where: Path) -> str:
+    """The first problems, a line each, and where all of them are listed."""
+    lines = [f"bad record  {problem.reason}" for problem in problems[:_SHOWN]]
+    return "\n".join([*lines, f"all {len(problems):,} bad records: {where}"])
+
+
+def load_samples(
+    files: Sequence[DataFile],
+    encoding: Encoding,
+    *,
+    images: Callable[[list[str]], dict[str, tuple[str, str]]],
+    skip_bad: bool = False,
+    keep_duplicates: bool = False,
+    workers: int | None = None,
+) -> tuple[Samples, list[Problem]]:
+    """The records of all files as samples, one after the other; those of a file with ``repeat`` n come n times.
+
+    A record that is too long loses its last turns.
+
+    Args:
+        files: what to read.
+        encoding: how records become tokens.
+        images: told every path once, gives those that cannot be used with kind and reason.
+        skip_bad: leave out what cannot be learnt from, instead of refusing it.
+        keep_duplicates: exact duplicates are no problem.
+        workers: processes; None means all cores.
+
+    Returns:
+        The samples, and the problems of what was left out.
+
+    Raises:
+        BadRecordsError: records that cannot be learnt from, and not ``skip_bad``.
+        DataError: a file that cannot be read, or no record is left.
+    """
+    good: list[Outcome] = []
+    problems: list[Problem] = []
+    repeats = {file.path: file.repeat for file in files}
+    paths = [Path(file.path) for file in files]
+    for outcome in scan(paths, encoding, workers=workers, keep_duplicates=keep_duplicates):
+        if outcome.problem is None:
+            good.append(outcome)
+        else:
+            problems.append(outcome.problem)
+    total = len(good) + len(problems)
+    bad = images(list(dict.fromkeys(path for each in good for path in each.images)))
+    problems += [problem for each in good if (problem := image_problem(each, bad)) is not None]
+    good = [each for each in good if bad.keys().isdisjoint(each.images)]
+    if problems and not skip_bad:
+        raise BadRecordsError(problems, total)
+    if not good:
+        raise DataError("the data files hold no record that can be learnt from; check data.json of the recipe.")
+    by_file: dict[str, list[Outcome]] = {}
+    for outcome in good:
+        by_file.setdefault(outcome.source, []).append(outcome)
+    return _samples([each for path, found in by_file.items() for each in found * repeats[path]]), problems
+
+
+def _samples(outcomes: Sequence[Outcome]) -> Samples:
+    tokens = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
+    offsets = np.cumsum([0, *(len(each.flags) for each in tokens)], dtype=np.int64)
+    ids, flags = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.uint8)
+    for start, end, each in zip(offsets[:-1], offsets[1:], tokens, strict=True):
+        ids[start:end] = np.frombuffer(each.ids, np.int32)
+        flags[start:end] = np.frombuffer(each.flags, np.uint8)
+    return Samples(
+        ids=ids,
+        flags=flags,
+        offsets=offsets,
+        images=[outcome.images[: each.images] for outcome, each in zip(outcomes, tokens, strict=True)],
+        records=[(outcome.source, outcome.record) for outcome in outcomes],
+        shortened=sum(each.shortened for each in tokens),
+    )
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
@@ -165,8 +184,8 @@ class TrainingSet(Dataset[dict[str, Any]]):
         input_ids = torch.from_numpy(self.samples.ids[span]).long()
         item: dict[str, Any] = {
             "input_ids": input_ids,
-            "labels": input_ids.masked_fill((flags & _SUPERVISED) == 0, IGNORE_INDEX),
-            "image_mask": (flags & _IMAGE) != 0,
+            "labels": input_ids.masked_fill((flags & SUPERVISED) == 0, IGNORE_INDEX),
+            "image_mask": (flags & IMAGE) != 0,
         }
         paths = self.samples.images[index]
         if paths and self.features is not None:
@@ -175,19 +194,20 @@ class TrainingSet(Dataset[dict[str, Any]]):
             item["pixel_values"] = torch.from_numpy(np.stack([self._pixels(path) for path in paths]))
         return item
 
+    def blank(self, slots: int) -> dict[str, Any] | None:
+        """An item of one image in ``slots`` tokens, from which nothing is learnt; None where no sample has images."""
+        if not any(self.samples.images):
+            return None
+        item: dict[str, Any] = {
+            "input_ids": torch.zeros(slots, dtype=torch.long),
+            "labels": torch.full((slots,), IGNORE_INDEX),
+            "image_mask": torch.ones(slots, dtype=torch.bool),
+        }
+        if self.features is not None:
+            item["image_features"] = torch.zeros(1, *self.features.shape, dtype=torch.float16)
+        else:
+            item["pixel_values"] = torch.zeros(1, 3, self.transform.size, self.transform.size)
+        return item
+
     def _pixels(self, path: str) -> np.ndarray:
         return self.transform(load_image(self.image_root / path, target=self.transform.size))
-
-
-def check_images_exist(paths: Iterable[str], image_root: Path) -> None:
-    """Refuse missing pictures before training, not when their batch comes.
-
-    Raises:
-        ImageError: how many are missing, and the first.
-    """
-    missing = [path for path in paths if not (image_root / path).is_file()]
-    if missing:
-        raise ImageError(
-            f"{len(missing)} images are missing, the first is {image_root / missing[0]}; check data.image_root or "
-            "remove their records."
-        )

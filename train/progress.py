@@ -11,17 +11,19 @@ from typing import Any
 from transformers import TrainerCallback
 
 from mobillama_v.errors import DataError
+from mobillama_v.train import ranks
 
 
 class Progress(TrainerCallback):
-    """Prints and records the trainer's logs; whole lines only, so that they read as well in a file.
+    """Prints and records the trainer's logs, on the first process; whole lines, so that they read as well in a file.
 
     ``tokens`` is a running count that the trainer adds to.
     """
 
     def __init__(self, output: Path, *, resumed_step: int) -> None:
         self.path, self.tokens = output / "metrics.jsonl", 0
-        self._forget_after(resumed_step)
+        if ranks.is_first():
+            self._forget_after(resumed_step)
         self._since = time.monotonic()
         self._steps_before: int | None = None
         self._started = self._since
@@ -47,8 +49,16 @@ class Progress(TrainerCallback):
         """
         if not logs or "loss" not in logs:
             return
+        if ranks.is_first():
+            self._write(state, logs)
+        if not math.isfinite(logs["loss"]):
+            raise DataError(
+                f"the loss is {logs['loss']} at step {state.global_step}; lower the learning rates or look at the data."
+            )
+
+    def _write(self, state: Any, logs: dict[str, float]) -> None:
         now = time.monotonic()
-        tokens, self.tokens = int(self.tokens), 0
+        tokens, self.tokens = int(self.tokens) * ranks.size(), 0
         speed, self._since = tokens / max(now - self._since, 1e-9), now
         entry = {
             "step": state.global_step,
@@ -67,10 +77,6 @@ class Progress(TrainerCallback):
             f"{speed:,.0f} tokens/s  {_clock(left)} left",
             flush=True,
         )
-        if not math.isfinite(logs["loss"]):
-            raise DataError(
-                f"the loss is {logs['loss']} at step {state.global_step}; lower the learning rates or look at the data."
-            )
 
 
 def _clock(seconds: float) -> str:

@@ -46,10 +46,21 @@ class DataSection:
     template: Literal["plain", "v1"] = _help(
         "conversation template: plain is image and caption, v1 a chat", default="v1"
     )
+    image_mode: Literal["pad", "crop", "squash"] | None = _help(
+        "how images are made square, from here on in the model's config; null: as it says already", default=None
+    )
     max_length: int | None = _help("tokens of a sample, images included; null: the model's context", default=None)
     features: str | None = _help(
         "folder of the frozen tower's cached outputs, filled when it is missing; null: the tower runs at each step",
         default=None,
+    )
+    skip_bad: bool = _help("train without records that cannot be learnt from, instead of refusing them", default=False)
+    duplicates: Literal["refuse", "keep"] = _help(
+        "whether exact duplicates of a record count as bad; keep learns from them as often as they come",
+        default="refuse",
+    )
+    check_images: Literal["decode", "exists"] = _help(
+        "before the first step: decode every image, or only look whether its file exists", default="decode"
     )
 
 
@@ -76,6 +87,10 @@ class TrainSection:
     modules: ModulesSection = field(default_factory=ModulesSection, metadata={"help": "what learns"})
     batch_size: int = _help("samples of one forward pass on one device", default=32)
     gradient_accumulation: int = _help("forward passes of one optimizer step", default=1)
+    global_batch_size: int | None = _help(
+        "samples of one optimizer step over all devices, whatever their number; gradient_accumulation follows from it",
+        default=None,
+    )
     epochs: float = _help("passes over the data, where max_steps is null", default=1.0)
     max_steps: int | None = _help("optimizer steps, instead of epochs", default=None)
     optimizer: Literal["adamw", "muon"] = _help(
@@ -87,6 +102,10 @@ class TrainSection:
     betas: tuple[float, float] = _help("AdamW's", default=(0.9, 0.999))
     max_grad_norm: float = _help("clip gradients to this norm; 0: never", default=1.0)
     precision: Literal["fp32", "bf16"] = _help("of the arithmetic; weights are fp32", default="fp32")
+    deepspeed: Literal["zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"] | None = _help(
+        "what the devices share out: 1 optimizer, 2 gradients too, 3 weights too; offload: they wait in CPU memory",
+        default=None,
+    )
     gradient_checkpointing: bool = _help("recompute activations to save memory", default=False)
     group_by_length: bool = _help("batches of samples of like length: less padding", default=True)
     seed: int = _help("of initialisation and order", default=0)
@@ -115,6 +134,10 @@ class Recipe:
             train.max_steps is None or train.max_steps >= 1,
             f"train.max_steps must be at least 1 or null, not {train.max_steps}.",
         )
+        _check(
+            train.global_batch_size is None or train.gradient_accumulation == 1,
+            "train.global_batch_size and train.gradient_accumulation exclude each other; set one of them.",
+        )
         _check(0 <= train.warmup_ratio < 1, f"train.warmup_ratio must be from 0 to 1, not {train.warmup_ratio}.")
         for name in ("weight_decay", "max_grad_norm", "dataloader_workers"):
             _check(getattr(train, name) >= 0, f"train.{name} must not be negative, and is {getattr(train, name)}.")
@@ -125,13 +148,36 @@ class Recipe:
             train.modules.embeddings is None or (train.modules.embeddings > 0 and train.modules.decoder is not None),
             "train.modules.embeddings needs a rate above 0 and a decoder that learns; set train.modules.decoder too.",
         )
+        _check(
+            train.optimizer != "muon" or train.deepspeed is None,
+            "train.optimizer muon needs whole matrices and train.deepspeed splits them; set one of them to another value.",
+        )
         _check(bool(train.modules.learning()), "train.modules gives no part a learning rate; nothing would learn.")
         _check(
             self.data.features is None or train.modules.tower is None,
             "data.features needs a frozen tower; set train.modules.tower=null or data.features=null.",
         )
         _check(all(file.repeat >= 1 for file in self.data.json), "data.json: repeat must be at least 1.")
+        paths = [file.path for file in self.data.json]
+        _check(len(set(paths)) == len(paths), "data.json names a file twice; give it once, with repeat.")
         _check(self.data.max_length is None or self.data.max_length >= 2, "data.max_length must be at least 2 or null.")
+
+    def accumulation(self, devices: int) -> int:
+        """Forward passes of one optimizer step.
+
+        Raises:
+            RecipeError: the global batch is no multiple of what the devices do at once.
+        """
+        train = self.train
+        if train.global_batch_size is None:
+            return train.gradient_accumulation
+        at_once = train.batch_size * devices
+        _check(
+            train.global_batch_size % at_once == 0,
+            f"train.global_batch_size {train.global_batch_size} is no multiple of train.batch_size {train.batch_size} "
+            f"x {devices} devices; change train.batch_size.",
+        )
+        return train.global_batch_size // at_once
 
     def require_paths(self) -> None:
         """Refuse a recipe that leaves open what only its user can know.

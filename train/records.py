@@ -15,9 +15,19 @@ from typing import Any, Literal
 
 from mobillama_v.errors import DataError
 from mobillama_v.prompts import Message, Slot, user
+from mobillama_v.train.jsonstream import record_texts
 
 IMAGE_MARKER = "<image>"
+MALFORMED, ORDER, EMPTY, COUNT = "not a record", "roles out of order", "empty answer", "images are not the markers"
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {"human": "user", "gpt": "assistant", "system": "system"}
+
+
+class RecordError(DataError):
+    """A record is not what the format says; ``kind`` is one of this module's constants."""
+
+    def __init__(self, message: str, kind: str = MALFORMED) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -36,69 +46,68 @@ class Record:
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Read a ``.json`` list or a file of JSON lines.
+    """Read a ``.json`` list or a file of JSON lines, one record at a time.
 
     Raises:
         DataError: the file cannot be read, is not JSON, or holds a record that is not what the format says.
     """
-    for number, value in enumerate(_values(path)):
-        yield parse_record(value, source=str(path), number=number)
+    for place, text in record_texts(path):
+        yield parse_text(text, source=str(path), place=place)
 
 
-def parse_record(value: Any, *, source: str, number: int) -> Record:
-    """Check one record; ``number``, its place in the file, names it where it has no id.
+def parse_text(text: str, *, source: str, place: str) -> Record:
+    """Read one record from its JSON text; ``place`` in the file names it where it has no id.
 
     Raises:
-        DataError: no conversation, an unknown role, roles out of order, an empty answer, or image places that are not
+        RecordError: as :func:`parse_record`, or the text is not JSON.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{source}, {place} is not valid JSON ({error}); mend it.") from error
+    return parse_record(value, source=source, place=place)
+
+
+def parse_record(value: Any, *, source: str, place: str) -> Record:
+    """Check one record; ``place`` in the file names it where it has no id.
+
+    Raises:
+        RecordError: no conversation, an unknown role, roles out of order, an empty answer, or image places that are not
             as many as images.
     """
     if not isinstance(value, dict):
-        raise DataError(f"{source}, record number {number + 1} is no mapping; each record is an object with an id.")
-    name = str(value.get("id", f"number {number + 1}"))
+        raise RecordError(f"{source}, {place} is no mapping; each record is an object with an id.")
+    name = str(value.get("id", place))
     where = f"{source}, record {name!r}"
     turns = value.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise DataError(f"{where} has no list of conversations; give it a human turn and a gpt turn.")
+        raise RecordError(f"{where} has no list of conversations; give it a human turn and a gpt turn.")
     messages = tuple(_message(turn, where, place) for place, turn in enumerate(turns))
     _check_order(messages, where)
     images = _images(value.get("image"), where)
     places = sum(message.images for message in messages)
     if places != len(images):
-        raise DataError(f"{where} has {places} {IMAGE_MARKER} markers and {len(images)} images; make them equal.")
+        reason = f"{where} has {places} {IMAGE_MARKER} markers and {len(images)} images; make them equal."
+        raise RecordError(reason, COUNT)
     return Record(name, images, messages, source)
-
-
-def _values(path: Path) -> Iterator[Any]:
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            start = file.read(64).lstrip()[:1]
-            file.seek(0)
-            if start == "[":
-                try:
-                    yield from json.load(file)
-                except ValueError as error:
-                    raise DataError(f"{path} is not valid JSON ({error}); mend it or export it again.") from error
-                return
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise DataError(f"{path}, line {number} is not valid JSON ({error}); mend it.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error}); check data.json of the recipe.") from error
 
 
 def _message(turn: Any, where: str, place: int) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-        raise DataError(f"{where}, turn {place + 1} is no object with 'from' and a text 'value'; write it as one.")
-    role = _ROLES.get(turn.get("from", ""))
+        raise RecordError(f"{where}, turn {place + 1} is no object with 'from' and a text 'value'; write it as one.")
+    try:
+        turn["value"].encode()
+    except UnicodeEncodeError as error:
+        raise RecordError(f"{where}, turn {place + 1} holds half a character (\\ud800-\\udfff); remove it.") from error
+    speaker = turn.get("from")
+    role = _ROLES.get(speaker) if isinstance(speaker, str) else None
     if role is None:
-        raise DataError(f"{where}, turn {place + 1} is from {turn.get('from')!r}; use one of {', '.join(_ROLES)}.")
+        raise RecordError(f"{where}, turn {place + 1} is from {turn.get('from')!r}; use one of {', '.join(_ROLES)}.")
     if role == "user":
         return _user_message(turn["value"])
     if role == "assistant" and not turn["value"].strip():
-        raise DataError(f"{where}, turn {place + 1} is an empty answer; fill it or remove the turn and its question.")
+        reason = f"{where}, turn {place + 1} is an empty answer; fill it or remove the turn and its question."
+        raise RecordError(reason, EMPTY)
     return Message(role, (turn["value"],))
 
 
@@ -118,13 +127,16 @@ def _check_order(messages: tuple[Message, ...], where: str) -> None:
     for place, message in enumerate(body):
         expected = "assistant" if place % 2 else "user"
         if message.role != expected:
-            raise DataError(f"{where} has the {message.role}'s turn where the {expected}'s must be; put them in turn.")
+            reason = f"{where} has the {message.role}'s turn where the {expected}'s must be; put them in turn."
+            raise RecordError(reason, ORDER)
     if not body or len(body) % 2:
-        raise DataError(f"{where} does not end with a gpt turn; nothing could be learnt from its last question.")
+        raise RecordError(
+            f"{where} does not end with a gpt turn; nothing could be learnt from its last question.", ORDER
+        )
 
 
 def _images(value: Any, where: str) -> tuple[str, ...]:
     paths = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise DataError(f"{where} has an 'image' that is neither a path nor a list of paths; write it as one.")
+        raise RecordError(f"{where} has an 'image' that is neither a path nor a list of paths; write it as one.")
     return tuple(paths)

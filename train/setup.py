@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from mobillama_v.errors import CheckpointError, RecipeError
 from mobillama_v.modeling import MobiLlamaVForConditionalGeneration
 from mobillama_v.specs import spec_from_config
 from mobillama_v.tokenization import TextTokenizer
-from mobillama_v.train.dataset import Samples, TrainingSet, check_images_exist, read_files, tokenize
+from mobillama_v.train import ranks
+from mobillama_v.train.dataset import Samples, TrainingSet, count_kinds, load_samples
 from mobillama_v.train.features import FeatureCache, compute, fingerprint
-from mobillama_v.train.recipe import ModulesSection, Recipe
+from mobillama_v.train.recipe import DataSection, ModulesSection, Recipe
+from mobillama_v.train.scan import Encoding, Problem, check_images
 from mobillama_v.vision import build_tower
+
+_SAY_EVERY = 10.0  # seconds
 
 MODULES = {"projector": ("projector",), "decoder": ("language_model", "lm_head"), "tower": ("vision_tower",)}
 """The model's attributes that each part of a recipe's ``train.modules`` means."""
@@ -114,15 +119,41 @@ class Plan:
     steps: int
     """Optimizer steps."""
     warmup_steps: int
+    accumulation: int
+    """Forward passes of a step."""
+    devices: int
+    per_step: int
+    """Samples of a step, over all devices."""
 
     @classmethod
-    def of(cls, recipe: Recipe, samples: int) -> Plan:
-        """The plan of ``recipe`` for a data set of ``samples``."""
-        train = recipe.train
-        per_step = train.batch_size * train.gradient_accumulation
+    def of(cls, recipe: Recipe, samples: int, devices: int = 1) -> Plan:
+        """The plan of ``recipe`` for a data set of ``samples``; all devices see as many whole batches.
+
+        Raises:
+            RecipeError: a global batch that the devices cannot share.
+        """
+        train, accumulation = recipe.train, recipe.accumulation(devices)
+        per_step = train.batch_size * accumulation * devices
         total = max(1, round(train.epochs * samples)) if train.max_steps is None else train.max_steps * per_step
+        if devices > 1:
+            total = math.ceil(total / (train.batch_size * devices)) * train.batch_size * devices
         steps = math.ceil(total / per_step)
-        return cls(total, steps, math.ceil(steps * train.warmup_ratio))
+        return cls(total, steps, math.ceil(steps * train.warmup_ratio), accumulation, devices, per_step)
+
+
+def unusable_images(data: DataSection, paths: list[str]) -> dict[str, tuple[str, str]]:
+    """Images that training could not use, with kind and reason; cached features need no images."""
+    if not paths or (data.features is not None and FeatureCache.is_complete(Path(data.features))):
+        return {}
+    said = time.monotonic()
+
+    def say(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _SAY_EVERY:
+            said = time.monotonic()
+            print(f"checking images: {done:,} of {len(paths):,}", flush=True)
+
+    return check_images(paths, Path(data.image_root), decode=data.check_images == "decode", done=say)
 
 
 @dataclass
@@ -134,6 +165,8 @@ class Setup:
     tokenizer: TextTokenizer
     samples: Samples
     plan: Plan
+    skipped: list[Problem]
+    """Records that are left out, as the recipe allows."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> Setup:
@@ -146,6 +179,8 @@ class Setup:
         start, data = Path(recipe.model.start), recipe.data
         model = load_start(start, seed=recipe.train.seed)
         model.config.template = data.template  # a saved folder asks as it was taught
+        if data.image_mode is not None:
+            model.config.image = {**(model.config.image or {}), "mode": data.image_mode}
         freeze_all_but(model, recipe.train.modules.learning())
         tokenizer = load_tokenizer(start, model)
         context = model.config.spec.decoder.max_position_embeddings
@@ -154,38 +189,47 @@ class Setup:
             raise RecipeError(
                 f"data.max_length is {max_length} and the model's context {context}; lower data.max_length."
             )
-        samples = tokenize(
-            read_files(data.json),
-            tokenizer,
+        encoding = Encoding(
+            tokenizer=start / "tokenizer.json",
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
             template=data.template,
             tokens_per_image=model.tokens_per_image,
             max_length=max_length,
         )
-        return cls(recipe, model, tokenizer, samples, Plan.of(recipe, len(samples)))
+        samples, skipped = load_samples(
+            data.json,
+            encoding,
+            images=lambda paths: ranks.on_first(lambda: unusable_images(data, paths)),
+            skip_bad=data.skip_bad,
+            keep_duplicates=data.duplicates == "keep",
+        )
+        return cls(recipe, model, tokenizer, samples, Plan.of(recipe, len(samples), ranks.size()), skipped)
 
     def dataset(self) -> TrainingSet:
         """The samples with their pictures; computes the cache of features that the recipe names where it is missing.
 
         Raises:
-            ImageError: images are missing.
+            ImageError: an image that cannot be read.
             DataError: a cache that does not fit.
         """
         data, paths = self.recipe.data, self.samples.image_paths()
         root, cache = Path(data.image_root), None
         if data.features is not None and paths:
             cache = self._features(Path(data.features), paths, root)
-        else:
-            check_images_exist(paths, root)
         return TrainingSet(self.samples, image_root=root, transform=self.model.config.spec.image, features=cache)
 
     def _features(self, folder: Path, paths: list[str], root: Path) -> FeatureCache:
         print_key = fingerprint(self.model.vision_tower, self.model.config.spec.image)
-        if not FeatureCache.is_complete(folder):
-            check_images_exist(paths, root)
-            compute(self.model, paths, root, folder)
+        ranks.on_first(lambda: self._fill(folder, paths, root))
         cache = FeatureCache.open(folder, fingerprint=print_key)
         cache.require(paths)
         return cache
+
+    def _fill(self, folder: Path, paths: list[str], root: Path) -> None:
+        if not FeatureCache.is_complete(folder):
+            compute(self.model, paths, root, folder)
 
     def describe(self) -> str:
         """What learns, from what, for how long, as lines of text."""
@@ -203,12 +247,15 @@ class Setup:
             f"data     {len(samples):,} samples, {len(samples.image_paths()):,} images, {lengths.sum():,} tokens "
             f"({samples.supervised:,} supervised; mean {lengths.mean():.0f}, longest {lengths.max()})"
         )
+        if self.skipped:
+            lines.append(f"         without {len(self.skipped):,} bad records ({count_kinds(self.skipped)})")
         if samples.shortened:
             lines.append(f"         {samples.shortened:,} samples lost their last turns to fit data.max_length")
         lines.append(
-            f"steps    {plan.steps:,} of {train.batch_size} x {train.gradient_accumulation} samples, "
+            f"steps    {plan.steps:,} of {train.batch_size} x {plan.accumulation}"
+            f"{f' x {plan.devices} devices' if plan.devices > 1 else ''} samples, "
             f"{plan.samples / len(samples):.2f} epochs, warm-up {plan.warmup_steps}, "
-            f"{train.schedule}, {train.precision}"
+            f"{train.schedule}, {train.precision}{f', DeepSpeed {train.deepspeed}' if train.deepspeed else ''}"
         )
         return "\n".join(lines)
 
@@ -217,5 +264,13 @@ class Setup:
         recipe = dataclasses.asdict(self.recipe)
         for name in ("log_steps", "save_steps", "save_total_limit", "dataloader_workers"):
             del recipe["train"][name]
+        for name in ("skip_bad", "duplicates", "check_images"):
+            del recipe["data"][name]  # they choose samples, and those are compared
+        # What is as if it were not there: older checkpoints do not have it.
+        for section, name in (("data", "image_mode"), ("train", "global_batch_size"), ("train", "deepspeed")):
+            if recipe[section][name] is None:
+                del recipe[section][name]
+        if self.plan.devices > 1:
+            recipe["devices"] = self.plan.devices
         del recipe["output"]
         return {"recipe": recipe, "data": self.samples.digest()}

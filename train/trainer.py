@@ -7,8 +7,10 @@ optimizer step, over accumulation and ranks: transformers counts them and the mo
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,21 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError
-from mobillama_v.train import checkpoints
+from mobillama_v.train import checkpoints, ranks
 from mobillama_v.train.collate import Collator
-from mobillama_v.train.dataset import TrainingSet
+from mobillama_v.train.dataset import BadRecordsError, TrainingSet, list_problems
 from mobillama_v.train.muon import Muon
 from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.progress import Progress
 from mobillama_v.train.recipe import Recipe, to_yaml
-from mobillama_v.train.setup import Plan, Setup, parameter_groups
+from mobillama_v.train.scan import Problem
+from mobillama_v.train.setup import Setup, parameter_groups
+from mobillama_v.train.zero import deepspeed_config
 
+BAD_RECORDS = "bad-records.jsonl"
+"""In an output folder: the records that cannot be learnt from, an object a line."""
 _STATE = "training.json"  # in a checkpoint: what a resumed training must share with it
+_PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which may be computing features
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -37,12 +44,15 @@ class StageTrainer(Trainer):
 
     optimizer: Any
 
-    def __init__(self, setup: Setup, dataset: TrainingSet, progress: Progress) -> None:
+    def __init__(self, setup: Setup, dataset: TrainingSet, progress: Progress, args: TrainingArguments) -> None:
         self.setup, self.progress = setup, progress
+        # Every process must run the same parts of the model, or those that wait for a part's weights or gradients wait
+        # for ever: a batch of text alone gets a blank image from which nothing is learnt.
+        blank = dataset.blank(setup.model.tokens_per_image) if args.world_size > 1 else None
         super().__init__(
             model=setup.model,
-            args=training_arguments(setup.recipe, setup.plan),
-            data_collator=Collator(setup.tokenizer.pad_id),
+            args=args,
+            data_collator=Collator(setup.tokenizer.pad_id, blank=blank),
             train_dataset=dataset,
             callbacks=[progress],
         )
@@ -64,7 +74,7 @@ class StageTrainer(Trainer):
         return TrainingOrder(
             len(samples),
             total=self.setup.plan.samples,
-            batch_size=train.batch_size * train.gradient_accumulation,
+            batch_size=self.setup.plan.per_step,
             seed=train.seed,
             lengths=samples.lengths if train.group_by_length else None,
         )
@@ -88,17 +98,22 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output = Path(self.args.output_dir)
-        partial = checkpoints.partial_folder(output)
+        ranks.on_first(lambda: checkpoints.partial_folder(output))
         super()._save_checkpoint(model, trial)
-        name = f"checkpoint-{self.state.global_step}"
-        (partial / name / _STATE).write_text(json.dumps(self.setup.fingerprint()), encoding="utf-8")
-        checkpoints.publish(partial / name, output / name)
+        ranks.wait()
+        ranks.on_first(lambda: self._publish(output, f"checkpoint-{self.state.global_step}"))
+
+    def _publish(self, output: Path, name: str) -> None:
+        written = output / checkpoints.PARTIAL / name
+        (written / _STATE).write_text(json.dumps(self.setup.fingerprint()), encoding="utf-8")
+        checkpoints.publish(written, output / name)
         checkpoints.rotate(output, self.setup.recipe.train.save_total_limit)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """A model folder: weights, config, tokenizer, recipe. transformers would add a pickle of its arguments."""
         assert output_dir is not None
-        save_model_folder(self.setup, Path(output_dir), state_dict)
+        if self.args.should_save:
+            save_model_folder(self.setup, Path(output_dir), state_dict)
 
 
 def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
@@ -111,18 +126,33 @@ def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | N
     (folder / "recipe.yaml").write_text(to_yaml(setup.recipe), encoding="utf-8")
 
 
-def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
-    """transformers' arguments; nothing is reported anywhere, and all passes are one epoch of :class:`TrainingOrder`."""
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """transformers' arguments, whose making also lets the processes of a training find each other.
+
+    Nothing is reported anywhere, and all passes are one epoch of :class:`TrainingOrder`. The steps of warm-up are
+    still to be set.
+
+    Raises:
+        RecipeError: a global batch that the processes cannot share.
+        MissingExtraError: DeepSpeed is asked for and not installed.
+    """
     train = recipe.train
     accelerator = torch.accelerator.is_available()
+    if not accelerator:
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+    options: dict[str, Any] = {}
+    if train.deepspeed is not None:
+        options["deepspeed"] = deepspeed_config(train.deepspeed, accelerator=accelerator)
+    if not accelerator and ranks.size() > 1:
+        options["ddp_backend"] = "gloo"
     return TrainingArguments(
         output_dir=recipe.output,
         use_cpu=not accelerator,
         per_device_train_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation,
+        gradient_accumulation_steps=recipe.accumulation(ranks.size()),
         num_train_epochs=1,
         lr_scheduler_type=_SCHEDULES[train.schedule],
-        warmup_steps=plan.warmup_steps,
+        ddp_timeout=_PATIENCE,
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bf16",
         seed=train.seed,
@@ -136,6 +166,7 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
+        **options,
     )
 
 
@@ -160,27 +191,59 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     final, found = output / checkpoints.FINAL, checkpoints.checkpoints(output)
     if (found or final.exists()) and not resume:
         raise CheckpointError(f"{output} holds a training already; continue it with --resume or choose another output.")
-    setup = Setup.of(recipe)
-    print(setup.describe(), flush=True)
+    args = training_arguments(recipe)
+    setup = _set_up(recipe, output / BAD_RECORDS)
+    args.warmup_steps = setup.plan.warmup_steps
+    _say(setup.describe())
     last = found[-1] if found else None
     if last is not None:
         _check_same_training(setup, last)
-        print(f"resuming from {last}", flush=True)
+        _say(f"resuming from {last}")
     dataset = setup.dataset()
     if recipe.train.gradient_checkpointing:
         enable_gradient_checkpointing(setup.model)
-    output.mkdir(parents=True, exist_ok=True)
-    partial = checkpoints.partial_folder(output)
-    trainer = StageTrainer(setup, dataset, Progress(output, resumed_step=_step(last)))
+    partial = ranks.on_first(lambda: checkpoints.partial_folder(output))
+    trainer = StageTrainer(setup, dataset, Progress(output, resumed_step=_step(last)), args)
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except MobiLlamaVError as error:
         raise _without_traceback(error) from None
-    save_model_folder(setup, partial / checkpoints.FINAL)
-    checkpoints.publish(partial / checkpoints.FINAL, final)
-    shutil.rmtree(partial, ignore_errors=True)
-    print(f"trained model in {final}", flush=True)
+    trainer.save_model(str(partial / checkpoints.FINAL), _internal_call=True)
+    ranks.wait()
+    ranks.on_first(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
+    if ranks.is_first():
+        shutil.rmtree(partial, ignore_errors=True)
+    _say(f"trained model in {final}")
     return final
+
+
+def _say(text: str) -> None:
+    if ranks.is_first():
+        print(text, flush=True)
+
+
+def _set_up(recipe: Recipe, bad_records: Path) -> Setup:
+    """The setup; records that cannot be learnt from are listed in a file, whether they end the training or not."""
+    try:
+        setup = Setup.of(recipe)
+    except BadRecordsError as error:
+        _report(error.problems, bad_records)
+        raise
+    if setup.skipped:
+        _report(setup.skipped, bad_records)
+    return setup
+
+
+def _report(problems: list[Problem], path: Path) -> None:
+    if ranks.is_first():
+        _write_problems(problems, path)
+        _say(list_problems(problems, path))
+
+
+def _write_problems(problems: list[Problem], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n" for problem in problems]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def enable_gradient_checkpointing(model: Any) -> None:

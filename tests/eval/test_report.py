@@ -16,9 +16,9 @@ from PIL import Image
 from mobillama_v.errors import DataError
 from mobillama_v.eval import page, report
 from mobillama_v.eval.gallery import Pictures, pick, tag_of
-from mobillama_v.eval.markup import tag, text
 from mobillama_v.eval.registry import PUBLIC, get
 from mobillama_v.eval.results import Judged, Result, judge, read_result, write_result
+from mobillama_v.markup import tag, text
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

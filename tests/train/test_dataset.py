@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mobillama_v.errors import DataError, ImageError
+from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform
-from mobillama_v.prompts import IGNORE_INDEX, assistant, encode, user
+from mobillama_v.prompts import IGNORE_INDEX, Message, Slot, assistant, encode, user
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.collate import Collator
-from mobillama_v.train.dataset import TrainingSet, check_images_exist, read_files, tokenize
+from mobillama_v.train.dataset import BadRecordsError, Samples, TrainingSet, load_samples
 from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.recipe import DataFile
 from mobillama_v.train.records import Record
+from mobillama_v.train.scan import Encoding
 
 SLOTS = 5
 
@@ -32,18 +36,39 @@ def record(*texts: str, images: int = 0, name: str = "r") -> Record:
     return Record(name, tuple(f"{i}.png" for i in range(images)), tuple(turns), "data.json")
 
 
-def make_samples(tokenizer: TextTokenizer, *records: Record, max_length: int = 1000):
-    return tokenize(records, tokenizer, template="v1", tokens_per_image=SLOTS, max_length=max_length)
+@pytest.fixture
+def make_samples(start_folder: Path, tmp_path: Path):
+    """Samples of records, by way of a file."""
+
+    def make(*records: Record, max_length: int = 1000) -> Samples:
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join(json.dumps(as_json(each)) + "\n" for each in records))
+        return load_samples([DataFile(str(path))], encoding(start_folder, max_length), images=lambda paths: {})[0]
+
+    return make
+
+
+def encoding(folder: Path, max_length: int = 1000) -> Encoding:
+    return Encoding(folder / "tokenizer.json", 1, 2, 0, "v1", SLOTS, max_length)
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    def text(message: Message) -> str:
+        return "".join("<image>" if part is Slot.IMAGE else part for part in message.content)
+
+    names = {"user": "human", "assistant": "gpt", "system": "system"}
+    turns = [{"from": names[message.role], "value": text(message)} for message in record.messages]
+    return {"id": record.id, "image": list(record.images), "conversations": turns}
 
 
 def dataset(samples, root: Path) -> TrainingSet:
     return TrainingSet(samples, image_root=root, transform=ImageTransform(size=16))
 
 
-def test_samples_are_what_the_prompt_encoder_makes(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_samples_are_what_the_prompt_encoder_makes(make_samples, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     Image.new("RGB", (9, 9), "red").save(tmp_path / "0.png")
     records = [record("What?", "Red.", "Sure?", "Yes.", images=1), record("Hi", "Ho")]
-    items = dataset(make_samples(tokenizer, *records), tmp_path)
+    items = dataset(make_samples(*records), tmp_path)
     assert len(items) == 2
     for item, source in zip((items[0], items[1]), records, strict=True):
         expected = encode(list(source.messages), tokenizer, template="v1", tokens_per_image=SLOTS)
@@ -56,47 +81,45 @@ def test_samples_are_what_the_prompt_encoder_makes(tokenizer: TextTokenizer, tmp
     assert tokenizer.decode(supervised) == " Red. Yes."
 
 
-def test_long_samples_lose_their_last_turns_and_the_pictures_of_these(tokenizer: TextTokenizer) -> None:
+def test_long_samples_lose_their_last_turns_and_the_pictures_of_these(make_samples, tokenizer: TextTokenizer) -> None:
     turns = (user("A?", images=1), assistant("a"), user("B?", images=1), assistant("b" * 50))
     both = Record("r", ("0.png", "1.png"), turns, "data.json")
-    whole = make_samples(tokenizer, both)
+    whole = make_samples(both)
     assert (whole.shortened, whole.images) == (0, [("0.png", "1.png")])
-    cut = make_samples(tokenizer, both, max_length=int(whole.lengths[0]) - 1)
+    cut = make_samples(both, max_length=int(whole.lengths[0]) - 1)
     assert (cut.shortened, cut.images) == (1, [("0.png",)])
     expected = encode(list(turns[:2]), tokenizer, template="v1", tokens_per_image=SLOTS)
     assert cut.ids.tolist() == expected.input_ids
 
 
-def test_samples_without_room_for_an_answer_are_refused_with_their_number(tokenizer: TextTokenizer) -> None:
+def test_samples_without_room_for_an_answer_are_refused_with_their_number(make_samples) -> None:
     records = [record("A", "b"), record("A", "b" * 900, name="big"), record("A", "b" * 901)]
-    with pytest.raises(DataError, match=r"2 records .*max_length=600 .*record 'big'"):
-        make_samples(tokenizer, *records, max_length=600)
+    with pytest.raises(BadRecordsError, match=r"2 of 3 records .*record 'big' has no answer within max_length=600 "):
+        make_samples(*records, max_length=600)
 
 
-def test_repeat_and_emptiness(corpus: Path, tmp_path: Path) -> None:
+def test_repeat_and_emptiness(corpus: Path, start_folder: Path, tmp_path: Path) -> None:
     files = [DataFile(str(corpus / "text.jsonl"), repeat=3), DataFile(str(corpus / "pictures.json"))]
-    assert len(read_files(files)) == 3 * 8 + 24
+    samples, problems = load_samples(files, encoding(start_folder), images=lambda paths: {})
+    assert (len(samples), problems) == (3 * 8 + 24, [])
+    assert samples.records[:9] == [(str(corpus / "text.jsonl"), str(i % 8)) for i in range(9)]
+    assert samples.records[-1] == (str(corpus / "pictures.json"), "p23")
+    spans = [samples.ids[a:b].tolist() for a, b in itertools.pairwise(samples.offsets)]
+    assert spans[:8] == spans[8:16] == spans[16:24]
     (tmp_path / "empty.json").write_text("[]")
-    with pytest.raises(DataError, match="no records"):
-        read_files([DataFile(str(tmp_path / "empty.json"))])
+    with pytest.raises(DataError, match="no record"):
+        load_samples([DataFile(str(tmp_path / "empty.json"))], encoding(start_folder), images=lambda paths: {})
 
 
-def test_missing_images_are_refused_before_training(tmp_path: Path) -> None:
-    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
-    check_images_exist(["0.png"], tmp_path)
-    with pytest.raises(ImageError, match=r"2 images are missing, the first is .*1\.png"):
-        check_images_exist(["0.png", "1.png", "2.png"], tmp_path)
-
-
-def test_digest_tells_data_apart(tokenizer: TextTokenizer) -> None:
-    one, same, other = (make_samples(tokenizer, record("A", answer)) for answer in ("b", "b", "c"))
+def test_digest_tells_data_apart(make_samples) -> None:
+    one, same, other = (make_samples(record("A", answer)) for answer in ("b", "b", "c"))
     assert one.digest() == same.digest() != other.digest()
 
 
-def test_batches_are_padded_on_the_right(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+def test_batches_are_padded_on_the_right(make_samples, tmp_path: Path) -> None:
     for i in range(2):
         Image.new("RGB", (9, 9), "red").save(tmp_path / f"{i}.png")
-    items = dataset(make_samples(tokenizer, record("A", "b"), record("A", "bcd", images=2)), tmp_path)
+    items = dataset(make_samples(record("A", "b"), record("A", "bcd", images=2)), tmp_path)
     batch = Collator(pad_id=0)([items[0], items[1]])
     short, long = len(items[0]["input_ids"]), len(items[1]["input_ids"])
     assert short < long

@@ -12,10 +12,10 @@ import torch
 from mobillama_v.errors import DataError, ImageError, PromptError
 from mobillama_v.images import load_image
 from mobillama_v.train.collate import Collator
-from mobillama_v.train.dataset import TrainingSet, read_files, tokenize
+from mobillama_v.train.dataset import TrainingSet, load_samples
 from mobillama_v.train.features import FeatureCache, compute, fingerprint
 from mobillama_v.train.recipe import DataFile
-from mobillama_v.train.setup import load_tokenizer
+from mobillama_v.train.scan import Encoding
 
 
 def names(corpus: Path) -> list[str]:
@@ -106,18 +106,23 @@ def test_compute_names_an_image_that_is_missing(tiny_model, tmp_path: Path) -> N
 
 def test_cached_features_give_the_loss_of_pixels(tiny_model, start_folder: Path, corpus: Path, tmp_path) -> None:
     root, transform = corpus / "images", tiny_model.config.spec.image
-    samples = tokenize(
-        read_files([DataFile(str(corpus / "pictures.json")), DataFile(str(corpus / "text.jsonl"))])[::4],
-        load_tokenizer(start_folder, tiny_model),
+    files = [DataFile(str(corpus / "pictures.json")), DataFile(str(corpus / "text.jsonl"))]
+    spec = tiny_model.config.spec.decoder
+    encoding = Encoding(
+        tokenizer=start_folder / "tokenizer.json",
+        bos_id=spec.bos_token_id,
+        eos_id=spec.eos_token_id,
+        pad_id=spec.pad_token_id,
         template="plain",
         tokens_per_image=tiny_model.tokens_per_image,
         max_length=128,
     )
+    samples, _ = load_samples(files, encoding, images=lambda paths: {})
     cache = compute(tiny_model, samples.image_paths(), root, tmp_path)
     losses = []
     for features in (None, cache):
         items = TrainingSet(samples, image_root=root, transform=transform, features=features)
-        batch = Collator(pad_id=0)([items[i] for i in range(len(items))])
+        batch = Collator(pad_id=0)([items[i] for i in range(0, len(items), 4)])
         assert ("image_features" in batch) == (features is not None)
         with torch.no_grad():
             losses.append(float(tiny_model(**batch).loss))

@@ -67,6 +67,7 @@ def test_overrides_are_typed() -> None:
         ("train.modules.decoder=fast", "must be a value of type float, not 'fast'"),
         ("train.modules.decoder=-1", "learning rate above 0"),
         ("train.modules.embeddings=0", "needs a rate above 0 and a decoder that learns"),
+        ("train.deepspeed=zero2", "muon needs whole matrices"),
         ("train.modules=null", "nothing would learn"),
         ("train=3", "must be a section"),
         ("train.betas=0.9", "must be 2 values"),

@@ -41,11 +41,11 @@ def test_a_lone_marker_goes_first_and_several_stay() -> None:
     from mobillama_v.train.records import parse_record
 
     last = parse_record(
-        record(conversations=[{"from": "human", "value": "What is it?\n<image>"}, GPT]), source="f", number=0
+        record(conversations=[{"from": "human", "value": "What is it?\n<image>"}, GPT]), source="f", place="number 1"
     )
     assert last.messages[0] == user("What is it?", images=1)
     turns = [{"from": "human", "value": "First <image> then <image>."}, GPT]
-    both = parse_record(record(image=["a.png", "b.png"], conversations=turns), source="f", number=0)
+    both = parse_record(record(image=["a.png", "b.png"], conversations=turns), source="f", place="number 1")
     assert both.messages[0].content == ("First ", Slot.IMAGE, " then ", Slot.IMAGE, ".")
     assert both.images == ("a.png", "b.png")
 
@@ -54,7 +54,7 @@ def test_a_marker_in_an_answer_is_text_and_a_system_turn_is_kept() -> None:
     from mobillama_v.train.records import parse_record
 
     turns = [{"from": "system", "value": "Be brief."}, HUMAN, {"from": "gpt", "value": "<image> is a tag"}]
-    read = parse_record(record(conversations=turns), source="f", number=0)
+    read = parse_record(record(conversations=turns), source="f", place="number 1")
     assert read.messages[0] == Message("system", ("Be brief.",))
     assert read.messages[2].content == ("<image> is a tag",)
 
@@ -73,6 +73,8 @@ def test_a_marker_in_an_answer_is_text_and_a_system_turn_is_kept() -> None:
         ({"image": ["a.png", "b.png"]}, "1 <image> markers and 2 images"),
         ({"image": 3}, "neither a path nor a list"),
         ({"image": [""]}, "neither a path nor a list"),
+        ({"conversations": [HUMAN, {"from": ["gpt"], "value": "x"}]}, r"turn 2 is from ['gpt']"),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "half a character"),
     ],
 )
 def test_what_is_wrong_is_named_with_file_and_id(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
@@ -87,7 +89,7 @@ def test_records_without_id_are_named_by_number(tmp_path: Path) -> None:
     bad = {"conversations": []}
     with pytest.raises(DataError, match="record 'number 2'"):
         list(read_records(write(tmp_path / "data.json", record(), bad)))
-    with pytest.raises(DataError, match="record number 2 is no mapping"):
+    with pytest.raises(DataError, match="number 2 is no mapping"):
         list(read_records(write(tmp_path / "data.json", record(), "text")))
 
 

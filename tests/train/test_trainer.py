@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,7 @@ def test_a_damaged_image_is_one_sentence_from_a_worker_too(start_folder, corpus,
         (root / path.name).write_bytes(path.read_bytes())
     (root / "5.png").write_bytes((root / "5.png").read_bytes()[:50])
     more = (f"data.json={corpus / 'pictures.json'}", f"data.image_root={root}", "data.features=null")
+    more += ("data.check_images=exists",)  # else it would be found before there are workers
     for workers in (0, 1):
         args = overrides(start_folder, corpus, tmp_path / f"run{workers}", *more, f"train.dataloader_workers={workers}")
         with pytest.raises(ImageError, match=r"5\.png") as caught:
@@ -266,3 +268,40 @@ def test_the_command_plans_and_names_mistakes(start_folder, corpus, tmp_path) ->
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.count("\n") == 1
     assert "did you mean 'epochs'" in wrong.stderr
+
+
+def test_bad_records_stop_a_training_before_its_first_step_or_are_left_out(
+    start_folder, corpus, tmp_path, capsys
+) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(corpus / "images", root)
+    (root / "5.png").write_bytes((root / "5.png").read_bytes()[:50])
+    (root / "7.png").unlink()
+    records = json.loads((corpus / "pictures.json").read_text())
+    records[1]["conversations"][1]["value"] = " "
+    records[2]["conversations"].reverse()
+    records.append(records[4] | {"id": "again"})
+    data = tmp_path / "spoiled.json"
+    data.write_text(json.dumps(records))
+    bad = {
+        "p1": "empty answer",
+        "p2": "roles out of order",
+        "p5": "unreadable image",
+        "p7": "missing image",
+        "again": "exact duplicate",
+    }
+    more = [f"data.json={data}", f"data.image_root={root}", "data.features=null", "data.duplicates=refuse"]
+    args = overrides(start_folder, corpus, tmp_path / "run", *more, "train.max_steps=2")
+    with pytest.raises(DataError, match=r"5 of 25 records .*data\.skip_bad=true"):
+        run(load_recipe("nano-align", args))
+    out = capsys.readouterr().out
+    assert "step" not in out
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad-records.jsonl").read_text().splitlines()]
+    assert {each["record"]: each["kind"] for each in listed} == bad
+    assert all(each["reason"] in out for each in listed)
+    assert run(load_recipe("nano-align", [*args, "data.skip_bad=true"])).is_dir()
+    out = capsys.readouterr().out
+    assert "without 5 bad records" in out
+    assert "20 samples, 20 images" in out
+    kept = Setup.of(load_recipe("nano-align", [*args, "data.skip_bad=true", "data.duplicates=keep"])).samples
+    assert [name for _, name in kept.records] == [f"p{i}" for i in range(24) if f"p{i}" not in bad] + ["again"]

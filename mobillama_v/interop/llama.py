@@ -1,0 +1,298 @@
+"""Published MobiLlama and Llama checkpoints as decoders of this project, verified tensor by tensor.
+
+The authors' MobiLlama (huggingface.co/MBZUAI, arXiv 2402.16840) is saved as a Llama: the shared network stands under
+every layer's name, or only the first's where a format holds a tensor once; the files are ``.bin`` shards or safetensors
+and may hold ``rotary_emb.inv_freq`` buffers; ``config.json`` gives 4 key/value heads where the tensors have 32. Shapes
+are therefore taken from the tensors, and from the configuration only what no tensor tells.
+
+No code of a checkpoint is run: ``.bin`` files are read as tensors and nothing else.
+
+Shapes: V vocabulary, D hidden, F feed-forward width, K key/value heads, C head width, L layers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mobillama_v.checkpoint import iterate_tensors, refuse_misfits, weight_files
+from mobillama_v.decoder import Decoder
+from mobillama_v.errors import CheckpointError
+from mobillama_v.specs import DecoderSpec
+
+Sharing = Literal["auto", "per-layer", "fold"]
+MATRICES = ("gate_proj", "up_proj", "down_proj")
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+_NETWORK = re.compile(r"mlp\.(gate_proj|up_proj|down_proj)\.weight")
+_SHARED = re.compile(r"model\.(?:mlp|feed_forward)\.(gate_proj|up_proj|down_proj)\.weight")
+_BUFFER = re.compile(r"model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_PROBES = 256  # random inputs on which a folded network is compared with those that it stands for
+_MODEL_TYPES = ("llama", "mobillama", None)
+
+
+@dataclass(frozen=True)
+class FoldError:
+    """How far one layer's network is from the folded one: ||theirs - folded|| / ||theirs||."""
+
+    layer: int
+    weights: float
+    """Over the three matrices."""
+    outputs: float
+    """Over answers to random normalised inputs."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A decoder in this project's names: tensors of :class:`~mobillama_v.decoder.Decoder`, and the head."""
+
+    spec: DecoderSpec
+    decoder: dict[str, Tensor]
+    head: Tensor  # [V,D]
+    notes: tuple[str, ...]
+    """What differs from what the checkpoint says of itself, and what was done about it; a sentence each."""
+    folded: tuple[FoldError, ...] = ()
+
+
+def import_decoder(folder: Path, *, sharing: Sharing = "auto") -> Imported:
+    """Read the decoder in ``folder``.
+
+    Args:
+        folder: ``config.json`` and weights, as transformers saves a Llama.
+        sharing: ``auto`` takes networks that are equal in all layers as the shared one, and refuses others;
+            ``per-layer`` keeps a network in each layer (which is a Llama); ``fold`` takes the mean of the layers'
+            networks as the shared one, to start a training from, and measures how far each layer is from it.
+
+    Raises:
+        CheckpointError: missing, extra or mis-shaped tensors, unequal networks, or a configuration that is not a
+            Llama's; each named.
+        ConfigError: shapes that no decoder can have.
+    """
+    config = _read_config(folder / "config.json")
+    tensors = _read_tensors(folder)
+    notes: list[str] = []
+    theta, head_dim = _take_buffers(tensors, config, notes)
+    spec = _spec(tensors, config, theta, notes, folder)
+    if head_dim not in (None, spec.head_dim):
+        raise CheckpointError(
+            f"{folder} has rotary_emb.inv_freq buffers for heads of width {head_dim}, and {spec.num_attention_heads} "
+            f"heads in its config.json make {spec.head_dim}; mend num_attention_heads."
+        )
+    head = tensors.pop("lm_head.weight", None)
+    if head is None and config.get("tie_word_embeddings"):
+        notes.append("the head is a copy of the embeddings, to which the checkpoint ties it")
+        head = tensors["model.embed_tokens.weight"].clone()
+    networks = _networks(tensors, spec, folder)
+    shared, folded = _shared_network(networks, spec, sharing, folder)
+    spec = replace(spec, ffn_sharing="none" if shared is None else "all")
+    found = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    if shared is not None:
+        found |= {f"feed_forward.{name}.weight": tensor for name, tensor in shared.items()}
+    else:
+        for layer, network in networks.items():
+            found |= {f"layers.{layer}.mlp.{name}.weight": tensor for name, tensor in network.items()}
+    _verify(found, head, spec, folder)
+    assert head is not None
+    return Imported(spec, found, head, tuple(notes), folded)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); a decoder's folder needs its config.json.") from error
+    if not isinstance(config, dict) or config.get("model_type") not in _MODEL_TYPES:
+        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+        raise CheckpointError(f"{path} describes a model of type {kind!r}; only Llama and MobiLlama can be imported.")
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
+    refused = {
+        "rope_scaling": kind != "default",
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "attention_bias": bool(config.get("attention_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+    }
+    wrong = [f"{name} {config.get(name)!r}" for name, is_wrong in refused.items() if is_wrong]
+    if wrong:
+        raise CheckpointError(f"{path} asks for {', '.join(wrong)}, which this decoder does not have.")
+    return config
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        for name, tensor in iterate_tensors(path):
+            if name in tensors:
+                raise CheckpointError(f"{folder} holds {name} in two of its files; copy the checkpoint again.")
+            tensors[name] = tensor
+    return tensors
+
+
+def _take_buffers(tensors: dict[str, Tensor], config: dict[str, Any], notes: list[str]) -> tuple[float, int | None]:
+    """Remove the rotary buffers; the base θ, which they must agree with, and the width of their heads."""
+    parameters = config.get("rope_parameters")
+    given = parameters.get("rope_theta") if isinstance(parameters, dict) else None
+    theta = float(given or config.get("rope_theta") or 10000.0)
+    names = [name for name in tensors if _BUFFER.fullmatch(name)]
+    head_dim = None
+    for name in names:
+        buffer = tensors.pop(name).float()
+        head_dim = 2 * len(buffer)
+        wanted = theta ** -(torch.arange(len(buffer)) / len(buffer))
+        # bf16 keeps 8 bits: a buffer that was saved in half precision is still the same one.
+        if not torch.allclose(buffer, wanted, rtol=1e-2, atol=0):
+            raise CheckpointError(
+                f"{name} does not belong to rope_theta {theta:g} of config.json; one of them is wrong."
+            )
+    if names:
+        notes.append(f"{len(names)} rotary_emb.inv_freq buffers are left out; they agree with rope_theta {theta:g}")
+    return theta, head_dim
+
+
+def _spec(
+    tensors: dict[str, Tensor], config: dict[str, Any], theta: float, notes: list[str], folder: Path
+) -> DecoderSpec:
+    """The shape that the tensors have."""
+    layers = [int(match[1]) for name in tensors if (match := _LAYER.fullmatch(name))]
+    keys = ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight")
+    missing = [name for name in keys if name not in tensors]
+    widths = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("gate_proj.weight")}
+    if missing or not widths:
+        refuse_misfits(folder, missing=missing or ["model.layers.0.mlp.gate_proj.weight"], extra=[], wrong=[])
+    vocabulary, hidden = tensors[keys[0]].shape
+    heads = config.get("num_attention_heads")
+    if not isinstance(heads, int) or heads < 1 or hidden % heads:
+        raise CheckpointError(f"{folder / 'config.json'} gives {heads!r} attention heads for width {hidden}.")
+    found = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": max(widths),
+        "num_hidden_layers": max(layers) + 1,
+        "num_attention_heads": heads,
+        "num_key_value_heads": tensors[keys[1]].shape[0] * heads // hidden,
+        "head_dim": hidden // heads,
+    }
+    for name, value in found.items():
+        said = config.get(name)
+        if said is not None and said != value:
+            if name == "head_dim":
+                raise CheckpointError(f"{folder / 'config.json'} gives head_dim {said}; {value} is width over heads.")
+            notes.append(f"config.json says {name} {said}; the tensors have {value}")
+    del found["head_dim"]
+    eos = config.get("eos_token_id", 2)
+    return DecoderSpec(
+        **found,
+        max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=theta,
+        initializer_range=float(config.get("initializer_range", 0.02)),
+        bos_token_id=int(config.get("bos_token_id") or 1),
+        eos_token_id=int(eos[0] if isinstance(eos, list) else eos),
+        pad_token_id=max(0, int(config.get("pad_token_id") or 0)),  # LLaMA-2 has -1
+    )
+
+
+def _networks(tensors: dict[str, Tensor], spec: DecoderSpec, folder: Path) -> dict[int, dict[str, Tensor]]:
+    """Take the feed-forward networks: of every layer, or only of one (as layer 0) where the checkpoint holds one."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name in list(tensors):
+        layer = _LAYER.fullmatch(name)
+        inner = _NETWORK.fullmatch(layer[2]) if layer else None
+        shared = _SHARED.fullmatch(name)
+        if layer and inner:
+            found.setdefault(int(layer[1]), {})[inner[1]] = tensors.pop(name)
+        elif shared:
+            if shared[1] in found.get(0, {}):
+                raise CheckpointError(f"{folder} holds {name} and a network in layer 0 as well; keep one of them.")
+            found.setdefault(0, {})[shared[1]] = tensors.pop(name)
+    if len(found) > 1:
+        missing = [
+            f"model.layers.{layer}.mlp.{name}.weight"
+            for layer in range(spec.num_hidden_layers)
+            for name in MATRICES
+            if name not in found.get(layer, {})
+        ]
+    else:
+        missing = [f"mlp.{name}.weight" for network in found.values() for name in MATRICES if name not in network]
+    refuse_misfits(folder, missing=missing, extra=[], wrong=[])
+    return found
+
+
+def _shared_network(
+    networks: dict[int, dict[str, Tensor]], spec: DecoderSpec, sharing: Sharing, folder: Path
+) -> tuple[dict[str, Tensor] | None, tuple[FoldError, ...]]:
+    """The network that all layers share, or None where each has its own."""
+    first_layer = min(networks)
+    first = networks[first_layer]
+    if len(networks) == 1:
+        if sharing == "per-layer" and spec.num_hidden_layers > 1:
+            raise CheckpointError(f"{folder} holds one feed-forward network for all layers; it has none per layer.")
+        return first, ()
+    if sharing == "per-layer":
+        return None, ()
+    unequal = [
+        f"model.layers.{layer}.mlp.{name}.weight"
+        for layer, network in networks.items()
+        for name in MATRICES
+        if not torch.equal(network[name], first[name])
+    ]
+    if not unequal:
+        return first, ()
+    if sharing == "fold":
+        return _fold(networks)
+    raise CheckpointError(
+        f"{folder} holds feed-forward networks that are not the same in all layers: {len(unequal)} tensors differ from "
+        f"layer {first_layer}'s, the first is {unequal[0]}. A plain Llama is imported with per-layer networks or with "
+        "these folded into one (--ffn per-layer, --ffn fold); a MobiLlama is damaged."
+    )
+
+
+def _fold(networks: dict[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], tuple[FoldError, ...]]:
+    """The mean of the networks, in the first one's dtype, and each layer's distance from it."""
+    dtype = next(iter(networks.values()))["gate_proj"].dtype
+    mean = {
+        name: torch.stack([network[name].float() for network in networks.values()]).mean(0).to(dtype)
+        for name in MATRICES
+    }
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(_PROBES, mean["gate_proj"].shape[1], generator=generator)
+    probe = F.rms_norm(probe, probe.shape[-1:])
+    answer = _run(mean, probe)
+    errors = []
+    for layer, network in sorted(networks.items()):
+        apart = sum(float((network[name].float() - mean[name].float()).square().sum()) for name in MATRICES)
+        size = sum(float(network[name].float().square().sum()) for name in MATRICES)
+        theirs = _run(network, probe)
+        outputs = float((theirs - answer).norm() / theirs.norm().clamp(min=1e-30))
+        errors.append(FoldError(layer, (apart / max(size, 1e-30)) ** 0.5, outputs))
+    return mean, tuple(errors)
+
+
+def _run(network: dict[str, Tensor], x: Tensor) -> Tensor:
+    gate, up, down = (network[name].float() for name in MATRICES)
+    return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+
+def _verify(found: dict[str, Tensor], head: Tensor | None, spec: DecoderSpec, folder: Path) -> None:
+    """Hold names and shapes against a decoder of that spec, which is made without memory."""
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in Decoder(spec).state_dict().items()}
+    expected["lm_head.weight"] = torch.Size((spec.vocab_size, spec.hidden_size))
+    everything = found if head is None else found | {"lm_head.weight": head}
+    refuse_misfits(
+        folder,
+        missing=[name for name in expected if name not in everything],
+        extra=[name for name in everything if name not in expected],
+        wrong=[
+            f"{name} is {list(tensor.shape)} and must be {list(expected[name])}"
+            for name, tensor in everything.items()
+            if name in expected and tensor.shape != expected[name]
+        ],
+    )

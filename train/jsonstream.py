@@ -1,0 +1,142 @@
+"""The records of a JSON file one after the other, as text: a file of a gigabyte costs the memory of a record.
+
+A file is a JSON list, or JSON lines. Neither torch nor a worker process is needed to read it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from mobillama_v.errors import DataError
+
+_CHUNK = 1 << 20  # characters read at a time
+_SPACE = " \t\r\n"
+_LONGEST_TOKEN = 16  # characters of the longest JSON token that a chunk's end can cut in two, strings aside
+
+_scan = json.JSONDecoder().raw_decode
+
+
+def record_texts(path: Path, *, read: Callable[[int], None] | None = None) -> Iterator[tuple[str, str]]:
+    """Where each record is in the file (``"line 7"``, ``"number 7"``) and its JSON text.
+
+    Lines are given as they are, whether they are JSON or not; what is no JSON in a list ends it, since nobody knows
+    where its next record starts.
+
+    Args:
+        path: the file.
+        read: is told, from time to time, how many bytes have been read.
+
+    Raises:
+        DataError: the file cannot be read, or is a list that is not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            if file.read(64).lstrip()[:1] == "[":
+                file.seek(0)
+                texts = (("number", text) for text in _items(file, path, read))
+            else:
+                file.seek(0)
+                texts = (("line", text) for text in _lines(file, read))
+            for number, (unit, text) in enumerate(texts, 1):
+                if unit == "number" or text.strip():
+                    yield f"{unit} {number}", text
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); check its path, and that it is UTF-8.") from error
+
+
+def _lines(file: TextIO, read: Callable[[int], None] | None) -> Iterator[str]:
+    since = 0
+    for line in file:
+        since += len(line)
+        if read is not None and since > _CHUNK:
+            read(file.buffer.tell())
+            since = 0
+        yield line
+
+
+def _items(file: TextIO, path: Path, read: Callable[[int], None] | None) -> Iterator[str]:
+    """The texts of a list's items."""
+    window = _Window(file, path, read)
+    window.expect("[")
+    if window.peek() == "]":
+        window.expect("]")
+    else:
+        while True:
+            yield window.value()
+            if window.peek() != ",":
+                window.expect("]")
+                break
+            window.expect(",")
+    if window.peek():
+        window.fail("there is more after the end of the list")
+
+
+class _Window:
+    """A stretch of a file, ``text[start:]`` being what has not been taken."""
+
+    def __init__(self, file: TextIO, path: Path, read: Callable[[int], None] | None) -> None:
+        self.file, self.path, self.read = file, path, read
+        self.text, self.start, self.line, self.ended = "", 0, 1, False
+
+    def peek(self) -> str:
+        """The next character that is no space; nothing at the end of the file."""
+        while True:
+            while self.start < len(self.text):
+                if self.text[self.start] not in _SPACE:
+                    return self.text[self.start]
+                self.start += 1
+            if not self.more(_CHUNK):
+                return ""
+
+    def expect(self, character: str) -> None:
+        """Take ``character``."""
+        found = self.peek()
+        if found != character:
+            self.fail(f"{character!r} is missing" + ("" if found else "; the file ends too early"))
+        self.start += 1
+
+    def value(self) -> str:
+        """Take one value."""
+        size = _CHUNK
+        self.peek()
+        while True:
+            try:
+                _, end = _scan(self.text, self.start)
+            except RecursionError:
+                self.fail("a record is nested too deeply")
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - _LONGEST_TOKEN
+                if not (cut and self.more(size)):
+                    self.start = error.pos
+                    self.fail(error.msg)
+                size *= 2  # a record of many chunks is not scanned once for each
+                continue
+            closed = self.text[self.start] in '{["' or self.text[end : end + 1] in (*_SPACE, ",", "]")
+            if not closed and self.more(size):  # a number may go on
+                continue
+            value, self.start = self.text[self.start : end], end
+            return value
+
+    def more(self, size: int) -> bool:
+        """Read on; False at the end of the file."""
+        chunk = "" if self.ended else self.file.read(size)
+        if not chunk:
+            self.ended = True
+            return False
+        self.line += self.text.count("\n", 0, self.start)
+        self.text, self.start = self.text[self.start :] + chunk, 0
+        if self.read is not None:
+            self.read(self.file.buffer.tell())
+        return True
+
+    def fail(self, reason: str) -> None:
+        """Refuse the file.
+
+        Raises:
+            DataError: always.
+        """
+        line = self.line + self.text.count("\n", 0, self.start)
+        raise DataError(f"{self.path} is not valid JSON (line {line}: {reason}); mend it or export it again.")
