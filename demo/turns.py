@@ -7,6 +7,7 @@ failed or was stopped at once, is shown and not told to the model.
 
 from __future__ import annotations
 
+import mimetypes
 from typing import Any
 
 from mobillama_v.prompts import Message, assistant, user
@@ -36,8 +37,13 @@ def files_of(message: dict[str, Any]) -> list[str]:
 
 def message_of(text: str, files: list[str]) -> dict[str, Any]:
     """A user's message, its pictures first."""
-    pictures = [{"type": "file", "file": {"path": path}} for path in files]
+    pictures = [{"type": "file", "file": {"path": path, "mime_type": mime_type(path)}} for path in files]
     return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+
+
+def mime_type(path: str) -> str:
+    """What a file's name says that it is; what has no telling name is tried as a picture."""
+    return mimetypes.guess_type(path)[0] or "image/*"
 
 
 def conversation(history: History) -> tuple[list[Message], list[str]]:

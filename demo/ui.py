@@ -35,12 +35,13 @@ _TEMPERATURES = (0.0, 1.5)
 CSS = """
 footer { display: none !important; }
 #status { min-height: 1.5em; padding: 0 .25em; color: var(--body-text-color-subdued); font-size: .9em; }
-#chat { height: calc(100dvh - 20rem) !important; min-height: 20rem; }
+#chat { height: calc(100dvh - 25rem) !important; min-height: 20rem; }
+#chat button[title="Share"] { display: none; } /* it would send the picture to Hugging Face */
 #chat .message img { max-height: 15rem; width: auto; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
   #title p { display: none; }
-  #chat { height: calc(100dvh - 18rem) !important; }
+  #chat { height: calc(100dvh - 21rem) !important; }
 }
 """
 
