@@ -35,10 +35,12 @@ def files_of(message: dict[str, Any]) -> list[str]:
     return [part["file"]["path"] for part in content if part.get("type") == "file"]
 
 
-def message_of(text: str, files: list[str]) -> dict[str, Any]:
-    """A user's message, its pictures first."""
-    pictures = [{"type": "file", "file": {"path": path, "mime_type": mime_type(path)}} for path in files]
-    return {"role": "user", "content": [*pictures, {"type": "text", "text": text}]}
+def turn_of(text: str, files: list[str]) -> History:
+    """A user's turn: a message for each picture, then one for the words, which can be edited only on their own."""
+    parts: list[dict[str, Any]]
+    parts = [{"type": "file", "file": {"path": path, "mime_type": mime_type(path)}} for path in files]
+    parts += [{"type": "text", "text": text}] if text else []
+    return [{"role": "user", "content": [part]} for part in parts]
 
 
 def mime_type(path: str) -> str:
@@ -92,5 +94,5 @@ def take_back(history: History) -> tuple[History, str, list[str]]:
 
 
 def edited(history: History, index: int, text: str) -> History:
-    """The history up to the user's message ``index``, with other words and the same pictures."""
-    return [*history[:index], message_of(text, files_of(history[index]))]
+    """The history up to the user's message ``index``, with other words."""
+    return [*history[:index], *turn_of(text, [])]

@@ -16,7 +16,7 @@ from typing import Any
 from mobillama_v.assistant import Assistant, Reply
 from mobillama_v.demo.desk import Place
 from mobillama_v.demo.service import Picture, Service, Stopped
-from mobillama_v.demo.turns import FAILED, History, conversation, edited, message_of, take_back
+from mobillama_v.demo.turns import FAILED, History, conversation, edited, take_back, turn_of
 from mobillama_v.demo.visitors import COOKIE, Visitors
 from mobillama_v.errors import MobiLlamaVError
 from mobillama_v.generation import Sampling
@@ -180,7 +180,7 @@ def build(service: Service, visitors: Visitors) -> Any:
         text, files = (box or {}).get("text", "").strip(), (box or {}).get("files", [])
         if not text and not files:
             return gr.skip(), history
-        return gr.MultimodalTextbox(value={"text": "", "files": []}), [*history, message_of(text, files)]
+        return gr.MultimodalTextbox(value={"text": "", "files": []}), [*history, *turn_of(text, files)]
 
     async def answer(
         history: History,
@@ -207,11 +207,11 @@ def build(service: Service, visitors: Visitors) -> Any:
     def example(event: gr.SelectData, history: History) -> History:
         value = event.value
         files = [file["path"] if isinstance(file, dict) else str(file) for file in value.get("files") or []]
-        return [*history, message_of(value.get("text") or "", files)]
+        return [*history, *turn_of(value.get("text") or "", files)]
 
     def retry(history: History, event: gr.RetryData) -> History:
         kept, text, files = take_back(history)
-        return [*kept, message_of(text, files)]
+        return [*kept, *turn_of(text, files)]
 
     def undo(history: History, event: gr.UndoData) -> tuple[History, Any]:
         kept, text, files = take_back(history)
@@ -254,6 +254,7 @@ def build(service: Service, visitors: Visitors) -> Any:
             show_label=False,
             label="Conversation",
             editable="user",
+            group_consecutive_messages=False,  # Gradio 6.31 cannot edit a group with a picture in it
             buttons=["copy", "copy_all"],
             feedback_options=None,
             render_markdown=False,

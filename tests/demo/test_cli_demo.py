@@ -74,7 +74,7 @@ def visit(browser: Any, demo: Running) -> Iterator[Callable[..., Any]]:
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(WAIT)
-        page.on("console", lambda message: complaints.append(message.text))
+        page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on(
             "request",
@@ -168,7 +168,7 @@ def test_several_pictures_and_none(visit: Callable[..., Any], files: Path) -> No
     page = visit()
     ask(page, "Which is red?", files / "red.png", files / "ramp.png")
     assert wait_for_answer(page, 1) and len(pictures(page)) == 2
-    page.get_by_label("Clear").first.click()
+    page.get_by_role("button", name="Clear").click()
     page.wait_for_function("!document.querySelector('#chat .message')")
     ask(page, "Hello")
     assert wait_for_answer(page, 1) and not pictures(page)
@@ -202,7 +202,7 @@ def test_retry_undo_edit_and_examples(visit: Callable[..., Any], files: Path) ->
     page.get_by_text("What shape is green?").click()
     first = wait_for_answer(page, 1)
     assert len(pictures(page)) == 1 and pictures(page)[0].endswith("shapes.png")
-    page.get_by_label("Retry").click()
+    page.get_by_role("button", name="Retry").click()
     page.wait_for_timeout(200)
     assert wait_for_answer(page, 1) == first
     page.get_by_label("Edit").click()
@@ -210,7 +210,7 @@ def test_retry_undo_edit_and_examples(visit: Callable[..., Any], files: Path) ->
     page.get_by_label("Submit").first.click()
     page.wait_for_function("document.querySelector('#chat').innerText.includes('How many shapes')")
     assert wait_for_answer(page, 1) != first and len(pictures(page)) == 1
-    page.get_by_label("Undo").click()
+    page.get_by_role("button", name="Undo").click()
     page.wait_for_function("!document.querySelector('#chat .message')")
     assert page.input_value("#box textarea") == "How many shapes are there?"
     page.press("#box textarea", "Enter")
@@ -239,7 +239,9 @@ def test_stopping_and_leaving_stop_the_computation(
         page.context.close()
     time.sleep(1.5)
     resting = busy(demo)
-    assert resting < 0.3 * working, f"{resting:.2f} of a CPU after it, {working:.2f} before"
+    assert working > 0.1 and resting < 0.3 * working, (
+        f"{page.inner_text('#status')} {resting:.2f} of a CPU after it, {working:.2f} before"
+    )
     if how == "stop":
         partial = answers(page)[0]
         page.wait_for_selector("#box .submit-button")
@@ -287,7 +289,7 @@ def test_visitors_never_see_each_other(visit: Callable[..., Any], files: Path, d
     "path",
     [
         *("/etc/passwd", "../../../../etc/passwd", "file:///etc/passwd", "%2Fetc%2Fpasswd", "{examples}/../ui.py"),
-        *("http://127.0.0.1:1/x", "http://169.254.169.254/latest/meta-data", "https://example.org/x.png", ".", ""),
+        *("http://127.0.0.1:1/x", "http://169.254.169.254/latest/meta-data", "https://example.org/x.png", ""),
     ],
 )
 def test_nothing_else_is_served(demo: Running, path: str) -> None:

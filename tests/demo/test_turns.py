@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobillama_v.demo.turns import FAILED, conversation, edited, message_of, take_back
+from mobillama_v.demo.turns import FAILED, conversation, edited, take_back, turn_of
 from mobillama_v.prompts import assistant, user
 
 
@@ -16,9 +16,9 @@ def said(text: str) -> dict[str, Any]:
 
 def test_turns_and_pictures_in_order() -> None:
     history = [
-        message_of("What?", ["a.png", "b.png"]),
+        *turn_of("What?", ["a.png", "b.png"]),
         said(" A cat. "),
-        message_of("And this?", ["c.png"]),
+        *turn_of("And this?", ["c.png"]),
     ]
     messages, paths = conversation(history)
     assert messages == [user("What?", images=2), assistant("A cat."), user("And this?", images=1)]
@@ -26,22 +26,22 @@ def test_turns_and_pictures_in_order() -> None:
 
 
 def test_a_picture_alone_is_described_and_neighbours_are_one_turn() -> None:
-    assert conversation([message_of("", ["a.png"])]) == ([user("Describe the image.", images=1)], ["a.png"])
-    history = [message_of("", ["a.png"]), message_of("What?", ["b.png"])]
+    assert conversation([*turn_of("", ["a.png"])]) == ([user("Describe the image.", images=1)], ["a.png"])
+    history = [*turn_of("", ["a.png"]), *turn_of("What?", ["b.png"])]
     assert conversation(history) == ([user("What?", images=2)], ["a.png", "b.png"])
     assert conversation([{"role": "user", "content": "What?"}]) == ([user("What?")], [])
 
 
 def test_what_was_not_answered_is_not_told() -> None:
     history = [
-        message_of("broken", ["bad.png"]),
+        *turn_of("broken", ["bad.png"]),
         said(f"{FAILED}The picture is damaged."),
-        message_of("stopped", ["a.png"]),
+        *turn_of("stopped", ["a.png"]),
         said(""),
-        message_of("half", ["b.png"]),
+        *turn_of("half", ["b.png"]),
         said("An answer that was"),
         said(f"{FAILED}The server is shutting down."),
-        message_of("now", []),
+        *turn_of("now", []),
     ]
     messages, paths = conversation(history)
     assert [message.text.strip() for message in messages][::2] == ["half", "now"] and paths == ["b.png"]
@@ -49,13 +49,14 @@ def test_what_was_not_answered_is_not_told() -> None:
 
 
 def test_a_history_must_end_with_a_question() -> None:
-    for history in ([], [message_of("What?", []), said("A cat.")]):
+    for history in ([], [*turn_of("What?", []), said("A cat.")]):
         with pytest.raises(ValueError, match="user's turn"):
             conversation(history)
 
 
 def test_taking_back_and_editing() -> None:
-    history = [message_of("one", ["a.png"]), said("1"), message_of("", ["b.png"]), message_of("two", []), said("2")]
-    assert take_back(history) == (history[:2], "two", ["b.png"])
+    history = [*turn_of("one", ["a.png"]), said("1"), *turn_of("", ["b.png"]), *turn_of("two", []), said("2")]
+    assert take_back(history) == (history[:3], "two", ["b.png"])
     assert take_back([]) == ([], "", [])
-    assert edited(history, 0, "other") == [message_of("other", ["a.png"])]
+    assert edited(history, 1, "other") == turn_of("other", ["a.png"])
+    assert edited(history, 4, "other") == [*history[:4], *turn_of("other", [])]
