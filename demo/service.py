@@ -20,10 +20,11 @@ from typing import Any
 
 from PIL import Image
 
-from mobillama_v.assistant import Assistant, Reply
-from mobillama_v.demo.desk import Desk, Done, Place
+from mobillama_v.assistant import Assistant, Reply, SeenImage
+from mobillama_v.demo.desk import Desk, Done, Place, Work
 from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.metrics import Metrics
+from mobillama_v.demo.occlusion import importance, render
 from mobillama_v.demo.seen import SeenCache
 from mobillama_v.errors import ModelNotFoundError
 from mobillama_v.generation import Sampling
@@ -137,10 +138,8 @@ class Service:
             squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
             seconds = min(sampling.max_seconds, self.limits.max_seconds)
             sampling = dataclasses.replace(sampling, max_seconds=seconds)
-            items: asyncio.Queue[Any] = asyncio.Queue()
-            put = partial(asyncio.get_running_loop().call_soon_threadsafe, items.put_nowait)
-            place.start(lambda: self._work(assistant, owner, name, list(messages), pictures, squares, sampling), put)
-            while not isinstance(item := await items.get(), Done):
+            work = partial(self._work, assistant, owner, name, list(messages), pictures, squares, sampling)
+            async for item in _items(place, work):
                 if isinstance(item, Reply):
                     outcome = item.finish_reason
                     self._count(item)
@@ -148,10 +147,6 @@ class Service:
                     first = False
                     self.metrics.observe("mobillama_v_first_token_seconds", time.perf_counter() - start)
                 yield item
-            if item.error is not None:
-                raise item.error
-            if item.left:
-                raise Stopped
         except Exception as error:
             outcome = "stopped" if isinstance(error, Stopped) else "error"
             raise
@@ -159,6 +154,29 @@ class Service:
             place.leave()
             self.metrics.add("mobillama_v_answers_total", reason=outcome)
             self.metrics.observe("mobillama_v_answer_seconds", time.perf_counter() - start)
+
+    async def explain(
+        self, place: Place, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
+    ) -> AsyncIterator[Image.Image]:
+        """Show which parts of the last picture an answer depended on, a row of them at a time; the last is whole.
+
+        Arguments and errors as in :meth:`answer`; there must be a picture.
+        """
+        try:
+            await asyncio.to_thread(self.check, name, messages, pictures, Sampling(1))
+            assistant, owner = self.assistant(name), place.owner
+            squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+            last = squares[-1] or await asyncio.to_thread(self._decode, assistant, pictures[-1])
+
+            def work() -> Iterator[Image.Image]:
+                images = list(self._images(assistant, owner, name, pictures, squares))
+                for found in importance(assistant, messages, images, last, answer):
+                    yield render(last, found)
+
+            async for item in _items(place, work):
+                yield item
+        finally:
+            place.leave()
 
     def close(self, seconds: float = 0.0) -> None:
         """Take no request any more, let what runs go on for up to ``seconds``, then stop it."""
@@ -168,6 +186,9 @@ class Service:
         """The picture as small as the model sees it; None where it has been encoded already."""
         if self.seen.get(owner, (name, picture.digest)) is not None:
             return None
+        return self._decode(assistant, picture)
+
+    def _decode(self, assistant: Assistant, picture: Picture) -> Image.Image:
         transform = assistant.spec.image
         with self._decoding:
             image = load_image(
@@ -185,24 +206,32 @@ class Service:
         squares: list[Image.Image | None],
         sampling: Sampling,
     ) -> Iterator[str | Reply]:
-        images, fresh = [], 0.0
-        for picture, square in zip(pictures, squares, strict=True):
-            key = (name, picture.digest)
-            seen = self.seen.get(owner, key)
-            if seen is None:
-                if square is None:  # it was dropped from the cache since
-                    square = self._square(assistant, owner, name, picture)
-                assert square is not None
-                seen = assistant.see(square)
-                self.seen.put(owner, key, seen)
-                self.metrics.add("mobillama_v_pictures_total")
-                fresh += seen.seconds
-            images.append(seen)
+        images = list(self._images(assistant, owner, name, pictures, squares))
+        fresh = sum(seen.seconds for seen, square in zip(images, squares, strict=True) if square is not None)
         answer = assistant.stream(images, messages, sampling)
         with contextlib.closing(answer):
             yield from answer
         reply = answer.reply
         yield dataclasses.replace(reply, timings=dataclasses.replace(reply.timings, images=fresh))
+
+    def _images(
+        self,
+        assistant: Assistant,
+        owner: str,
+        name: str,
+        pictures: Sequence[Picture],
+        squares: list[Image.Image | None],
+    ) -> Iterator[SeenImage]:
+        """The pictures encoded, where they are not in the cache."""
+        for picture, square in zip(pictures, squares, strict=True):
+            key = (name, picture.digest)
+            seen = self.seen.get(owner, key)
+            if seen is None:
+                # Without a square it was in the cache a moment ago.
+                seen = assistant.see(square or self._decode(assistant, picture))
+                self.seen.put(owner, key, seen)
+                self.metrics.add("mobillama_v_pictures_total")
+            yield seen
 
     def _count(self, reply: Reply) -> None:
         self.metrics.add("mobillama_v_prompt_tokens_total", reply.prompt_tokens)
@@ -219,3 +248,20 @@ class Service:
         metrics.gauge("mobillama_v_waiting", "Answers that wait.", lambda: desk.waiting)
         metrics.histogram("mobillama_v_first_token_seconds", "From a request's place in the queue to its first token.")
         metrics.histogram("mobillama_v_answer_seconds", "From a request's place in the queue to its answer's end.")
+
+
+async def _items(place: Place, work: Work) -> AsyncIterator[Any]:
+    """What ``work`` computes at its place, as it comes."""
+    items: asyncio.Queue[Any] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def put(item: Any) -> None:
+        loop.call_soon_threadsafe(items.put_nowait, item)
+
+    place.start(work, put)
+    while not isinstance(item := await items.get(), Done):
+        yield item
+    if item.error is not None:
+        raise item.error
+    if item.left:
+        raise Stopped

@@ -80,6 +80,15 @@ def conversation(history: History) -> tuple[list[Message], list[str]]:
     return messages, paths
 
 
+def last_answer(history: History) -> tuple[History, str] | None:
+    """The history up to the last question that was answered, and the answer; None where there is none."""
+    for end in range(len(history), 0, -1):
+        text = text_of(history[end - 1]).strip()
+        if history[end - 1]["role"] == "assistant" and text and not text.startswith(FAILED):
+            return history[: end - 1], text
+    return None
+
+
 def take_back(history: History) -> tuple[History, str, list[str]]:
     """The history without its last question and what follows it; that question's words and pictures."""
     end = len(history)

@@ -8,15 +8,16 @@ import html
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mobillama_v.assistant import Assistant, Reply
 from mobillama_v.demo.desk import Place
+from mobillama_v.demo.occlusion import CELLS
 from mobillama_v.demo.service import Picture, Service, Stopped
-from mobillama_v.demo.turns import FAILED, History, conversation, edited, take_back, turn_of
+from mobillama_v.demo.turns import FAILED, History, conversation, edited, last_answer, take_back, turn_of
 from mobillama_v.demo.visitors import COOKIE, Visitors
 from mobillama_v.errors import MobiLlamaVError
 from mobillama_v.generation import Sampling
@@ -35,13 +36,13 @@ _TEMPERATURES = (0.0, 1.5)
 CSS = """
 footer { display: none !important; }
 #status { min-height: 1.5em; padding: 0 .25em; color: var(--body-text-color-subdued); font-size: .9em; }
-#chat { height: calc(100dvh - 25rem) !important; min-height: 20rem; }
+#chat { height: calc(100dvh - 28.5rem) !important; min-height: 20rem; }
 #chat button[title="Share"] { display: none; } /* it would send the picture to Hugging Face */
 #chat .message img { max-height: 15rem; width: auto; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
   #title p { display: none; }
-  #chat { height: calc(100dvh - 21rem) !important; }
+  #chat { height: calc(100dvh - 24.5rem) !important; }
 }
 """
 
@@ -99,7 +100,7 @@ class Answering:
 
     async def answer(
         self, history: History, model: str, sampling: Sampling, token: str, tab: str
-    ) -> AsyncIterator[tuple[History, str]]:
+    ) -> AsyncGenerator[tuple[History, str], None]:
         """The history with the answer growing at its end, and the line that tells how fast; errors are answers too."""
         start, shown, text, tokens, first = time.perf_counter(), 0.0, "", 0, 0.0
         try:
@@ -129,6 +130,29 @@ class Answering:
             yield [*history, *partial, _answered(said(error))], _line(model, "no answer")
             if not isinstance(error, (MobiLlamaVError, Stopped)):
                 raise
+
+    async def explain(
+        self, history: History, model: str, token: str, tab: str
+    ) -> AsyncGenerator[tuple[str | None, str], None]:
+        """The file that shows where the model looked for its last answer, once it is there, and a line of text."""
+        try:
+            found = last_answer(history)
+            messages, paths = conversation(found[0]) if found else ([], [])
+            if not found or not paths:
+                raise MobiLlamaVError("there is no answer about a picture yet.")
+            pictures = await asyncio.to_thread(self._read, paths, token)
+            place, rows = self.service.desk.enter(token), []
+            with self.tabs.holding(tab, place):
+                async for shown in self.service.explain(place, model, messages, pictures, found[1]):
+                    rows.append(shown)
+                    yield None, _line(model, f"covering parts of the picture, {len(rows)} of {CELLS} rows …")
+            path = self.visitors.folder / Visitors.new_token() / "where.webp"
+            path.parent.mkdir()
+            rows[-1].save(path)
+            self.visitors.upload(token, [str(path)])
+            yield str(path), _line(model, "lit is what the last answer depends on")
+        except (MobiLlamaVError, Stopped) as error:
+            yield None, _line(model, said(error).removeprefix(FAILED))
 
     def _read(self, paths: list[str], token: str) -> list[Picture]:
         pictures = []
@@ -190,7 +214,7 @@ def build(service: Service, visitors: Visitors) -> Any:
         tokens: float,
         seed: float | None,
         request: gr.Request,
-    ) -> AsyncIterator[tuple[Any, Any]]:
+    ) -> AsyncGenerator[tuple[Any, Any], None]:
         if not history or history[-1]["role"] != "user":
             yield gr.skip(), gr.skip()
             return
@@ -203,6 +227,12 @@ def build(service: Service, visitors: Visitors) -> Any:
         async with contextlib.aclosing(answering.answer(history, model, sampling, token_of(request), tab)) as growing:
             async for shown in growing:
                 yield shown
+
+    async def where(history: History, model: str, request: gr.Request) -> AsyncGenerator[tuple[Any, Any], None]:
+        tab = request.session_hash or ""
+        async with contextlib.aclosing(answering.explain(history, model, token_of(request), tab)) as shown:
+            async for each in shown:
+                yield each
 
     def example(event: gr.SelectData, history: History) -> History:
         value = event.value
@@ -279,6 +309,16 @@ def build(service: Service, visitors: Visitors) -> Any:
             camera = gr.Image(
                 sources=["webcam"], type="filepath", image_mode=None, show_label=False, label="Camera", height=240
             )
+        with gr.Accordion("Where it looked", open=False):
+            look = gr.Button("Show it for the last answer", size="sm")
+            looked = gr.Image(
+                interactive=False,
+                show_label=False,
+                label="What the last answer depends on",
+                height=320,
+                buttons=[],
+                elem_id="looked",
+            )
         with gr.Accordion("Settings", open=False):
             model = gr.Dropdown(service.models, value=first_model, label="Model", filterable=False)
             with gr.Row():
@@ -310,6 +350,7 @@ def build(service: Service, visitors: Visitors) -> Any:
         box.stop(None, None, None, cancels=running, **private)
         chat.undo(undo, chat, [chat, box], cancels=running, **quick)
         chat.clear(ready, None, box, cancels=running, **quick)
+        look.click(where, [chat, model], [looked, status], concurrency_limit=None, show_progress="hidden", **private)
         model.change(chosen, model, status, concurrency_limit=None, show_progress="hidden", **private)
         camera.input(take, [camera, box], [box, camera], **quick)
         page.load(entered, None, status, **quick)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobillama_v.demo.turns import FAILED, conversation, edited, take_back, turn_of
+from mobillama_v.demo.turns import FAILED, conversation, edited, last_answer, take_back, turn_of
 from mobillama_v.prompts import assistant, user
 
 
@@ -60,3 +60,9 @@ def test_taking_back_and_editing() -> None:
     assert take_back([]) == ([], "", [])
     assert edited(history, 1, "other") == turn_of("other", ["a.png"])
     assert edited(history, 4, "other") == [*history[:4], *turn_of("other", [])]
+
+
+def test_the_last_answer() -> None:
+    history = [*turn_of("one", ["a.png"]), said("1"), *turn_of("two", []), said(f"{FAILED}No.")]
+    assert last_answer(history) == (history[:2], "1")
+    assert last_answer(history[:2]) is None and last_answer([]) is None
