@@ -105,26 +105,22 @@ def build(
     async def model(name: str, request: Request) -> Response:
         authorise(request)
         if name not in service.models:
-            raise RequestError(
-                f"The model {name[:100]!r} does not exist.", param="model", status=404, code="model_not_found"
-            )
+            raise _no_model(name)
         return JSONResponse(described(name))
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
         authorise(request)
-        owner = request.client.host if request.client else "-"
-        service.desk.check(owner)  # before the body is read
-        body = await _body(request, service.limits.max_body)
-        # Base64 of megabytes takes time that the event loop does not have.
-        asked = await asyncio.to_thread(parse, body, service.limits, allow_urls=allow_urls)
-        if asked.model not in service.models:
-            raise RequestError(
-                f"The model {asked.model[:100]!r} does not exist.", param="model", status=404, code="model_not_found"
-            )
-        place = service.desk.enter(owner)
-        watch = asyncio.create_task(_leave_when_gone(request, place))
+        # Before the body is read, so that the memory that requests take is bounded too.
+        place = service.desk.enter(request.client.host if request.client else "-")
+        watch, streams = None, False
         try:
+            body = await _body(request, service.limits.max_body)
+            # Base64 of megabytes takes time that the event loop does not have.
+            asked = await asyncio.to_thread(parse, body, service.limits, allow_urls=allow_urls)
+            if asked.model not in service.models:
+                raise _no_model(asked.model)
+            watch = asyncio.create_task(_leave_when_gone(request, place))
             await _fetch(asked, service.limits.max_bytes)
             items = service.answer(place, asked.model, asked.messages, asked.pictures, asked.sampling)
             if not asked.stream:
@@ -132,19 +128,21 @@ def build(
                 assert isinstance(reply, Reply)
                 return JSONResponse(Answer(asked.model).whole(reply))
             first = await anext(items)  # an error until here has its status
+            streams = True
+            return _stream_response(place, watch, _events(asked, first, items))
         except Stopped:
-            error = RequestError("The server is shutting down.", status=503, code="shutting_down", retry=60)
-            return refused(error)
-        except BaseException:
-            place.leave()
-            raise
+            raise RequestError("The server is shutting down.", status=503, code="shutting_down", retry=60) from None
         finally:
-            if not asked.stream:
-                watch.cancel()
+            if not streams:
                 place.leave()
-        return _stream_response(place, watch, _events(asked, first, items))
+                if watch is not None:
+                    watch.cancel()
 
     return app
+
+
+def _no_model(name: str) -> RequestError:
+    return RequestError(f"The model {name[:100]!r} does not exist.", param="model", status=404, code="model_not_found")
 
 
 class _Count:

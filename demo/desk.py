@@ -98,15 +98,6 @@ class Desk:
             self._waiting.append(place)
             return place
 
-    def check(self, owner: str) -> None:
-        """Whether :meth:`enter` would find a place now.
-
-        Raises:
-            BusyError: it would not.
-        """
-        with self._changed:
-            self._check(owner)
-
     def _check(self, owner: str) -> None:
         if self._closed:
             raise BusyError("the server is shutting down; ask again when it is back.", _LONGEST_RETRY)

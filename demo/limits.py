@@ -54,5 +54,5 @@ class Limits:
 
     @property
     def max_body(self) -> int:
-        """Bytes of one request: its pictures in base64, and 1 MB for words."""
-        return 4 * (self.max_bytes * self.max_images // 3) + 1_000_000
+        """Bytes of one request: three of the largest pictures in base64, or more smaller ones, and 1 MB for words."""
+        return 4 * self.max_bytes + 1_000_000

@@ -164,6 +164,19 @@ def test_two_questions_about_a_picture(visit: Callable[..., Any], files: Path, t
     assert len(pictures(page)) == 1
 
 
+def test_where_it_looked(visit: Callable[..., Any], files: Path) -> None:
+    page = visit()
+    page.get_by_text("Where it looked").click()
+    look = page.get_by_role("button", name="Show it for the last answer")
+    look.click()
+    page.wait_for_function("document.querySelector('#status').innerText.includes('no answer about a picture yet')")
+    ask(page, "What is this?", files / "red.png")
+    wait_for_answer(page, 1)
+    look.click()
+    page.wait_for_function("document.querySelector('#looked img')?.naturalWidth == 448")
+    assert "depends on" in page.inner_text("#status")
+
+
 def test_several_pictures_and_none(visit: Callable[..., Any], files: Path) -> None:
     page = visit()
     ask(page, "Which is red?", files / "red.png", files / "ramp.png")

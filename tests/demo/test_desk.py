@@ -133,7 +133,7 @@ def test_places_are_bounded_and_come_back(desks: Any) -> None:
     assert own.value.own and own.value.retry_after >= 1
     jobs.append(Job(desk.enter("b"), 1, step))
     with pytest.raises(BusyError, match="3 answers are being computed or wait") as full:
-        desk.check("c")
+        desk.enter("c")
     assert not full.value.own
     step.release(3)
     for job in jobs:

@@ -134,6 +134,17 @@ def test_an_abandoned_answer_stops(service: Service) -> None:
     assert service.desk.running == 0
 
 
+def test_explaining(service: Service) -> None:
+    async def explained() -> list[Any]:
+        place = service.desk.enter("a")
+        asked = [user("What?", images=1)]
+        return [each async for each in service.explain(place, "tiny", asked, [picture(RAMP)], "A square.")]
+
+    for _ in range(2):  # the second time the picture has been encoded already
+        maps = asyncio.run(explained())
+        assert len(maps) == 7 and maps[-1].size == (448, 448) and len(set(maps[-1].convert("L").getdata())) > 20
+
+
 def test_time_is_limited(model: Assistant) -> None:
     service = Service({"tiny": lambda: model}, Limits(max_seconds=1, max_new_tokens=400))
     object.__setattr__(service.limits, "max_seconds", 1e-6)
