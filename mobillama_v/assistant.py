@@ -77,11 +77,20 @@ class Reply:
 
 
 class ReplyStream(Iterator[str]):
-    """Iterate it for the pieces of text; afterwards (and only then) ``reply`` is the whole answer."""
+    """Iterate it for the pieces of text; afterwards (and only then) ``reply`` is the whole answer.
+
+    There is a piece for every token, often an empty one: who stops iterating stops the computation within a token.
+    """
 
     def __init__(self, pieces: Iterator[tuple[str, Reply | None]]) -> None:
         self._pieces = pieces
         self._reply: Reply | None = None
+
+    def close(self) -> None:
+        """Break the answer off and free what it held; harmless after its end."""
+        close = getattr(self._pieces, "close", None)
+        if close is not None:
+            close()
 
     def __next__(self) -> str:
         piece, reply = next(self._pieces)
@@ -196,12 +205,21 @@ class Assistant:
             chat.add_image(image)
         return chat
 
+    def prompt_tokens(self, images: int, question: Question) -> int:
+        """How many tokens a prompt with this many images has; errors as in :meth:`ask`, found without an image."""
+        return len(self._encode(images, question).input_ids)
+
     def _row(self, images: Sequence[Source], question: Question) -> _Row:
         new = [not isinstance(image, SeenImage) for image in images]
-        messages = [user(question, images=len(images))] if isinstance(question, str) else list(question)
+        encoded = self._encode(len(images), question)
+        seen = [self.see(image) for image in images]
+        return _Row(encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh))
+
+    def _encode(self, images: int, question: Question) -> Encoded:
+        messages = [user(question, images=images)] if isinstance(question, str) else list(question)
         slots = sum(message.images for message in messages)
-        if slots != len(images):
-            raise PromptError(f"the conversation has places for {slots} images and {len(images)} were given.")
+        if slots != images:
+            raise PromptError(f"the conversation has places for {slots} images and {images} were given.")
         if messages and messages[-1].role != "user":
             raise PromptError(
                 f"the conversation ends with the {messages[-1].role}'s turn and must end with the user's."
@@ -217,16 +235,14 @@ class Assistant:
                 f"the conversation has {len(encoded.input_ids)} tokens and the model's context is {self.context}, with "
                 "room needed for the answer; shorten it or start a new one."
             )
-        seen = [self.see(image) for image in images]
-        return _Row(encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh))
+        return encoded
 
     def _pieces(self, row: _Row, sampling: Sampling) -> Iterator[tuple[str, Reply | None]]:
         begun = False
         for step in self._run([row], sampling):
             piece = step.pieces[0] if begun else step.pieces[0].lstrip()  # a template puts a space before the answer
             begun = begun or bool(piece)
-            if piece:
-                yield piece, None
+            yield piece, None
         yield "", _reply(row, step, 0)
 
     def _run(self, rows: list[_Row], sampling: Sampling) -> Iterator[_Step]:

@@ -8,6 +8,8 @@ Shapes: B rows, T prompt positions (padded on the left), D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -24,13 +26,17 @@ _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen and when to stop. Temperature 0 is greedy; ``stop`` strings are not part of the text."""
+    """How tokens are chosen and when to stop. Temperature 0 is greedy; ``stop`` strings are not part of the text.
+
+    The token during which ``max_seconds`` pass, prompt included, is the last one.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    max_seconds: float = math.inf
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -41,6 +47,8 @@ class Sampling:
             raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
         if "" in self.stop:
             raise ConfigError("a stop string is empty; leave it out.")
+        if not self.max_seconds > 0:
+            raise ConfigError(f"max_seconds must be above 0, not {self.max_seconds}.")
 
 
 class Detokenizer(Protocol):
@@ -55,7 +63,7 @@ class Detokenizer(Protocol):
 
 @dataclass
 class Completion:
-    """One row's result so far; ``finish_reason`` is ``stop`` (end token or stop string) or ``length``."""
+    """One row's result so far; it finishes by ``stop`` (end token or stop string) or ``length`` (of tokens or time)."""
 
     ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -158,6 +166,7 @@ def stream(
     if room < 1:
         raise PromptError(f"the prompt has {length} tokens and the model's context is {length + room}; shorten it.")
     budget = min(sampling.max_new_tokens, room)
+    deadline = time.monotonic() + sampling.max_seconds
     device = inputs_embeds.device
     generator = None
     if sampling.seed is not None:
@@ -171,7 +180,7 @@ def stream(
     logits = prefill(model, inputs_embeds, attention_mask, cache)
     for step in range(budget):
         tokens = sample(logits, sampling, generator)
-        last = step == budget - 1
+        last = step == budget - 1 or time.monotonic() >= deadline
         yield _advance(tokens.tolist(), tokenizer.eos_id, streams, completions, last=last), completions
         if last or all(c.finish_reason for c in completions):
             return

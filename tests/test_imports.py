@@ -45,15 +45,15 @@ LAYERS = {
     "cli_models": 10,
     "train": 9,
     "eval": 9,
-    "demo": 10,
     "cli_options": 11,
+    "demo": 12,
     "cli_describe": 12,
     "cli_chat": 12,
     "cli": 13,
     "__main__": 14,
 }
 # What only an extra installs; no module may import it before a function needs it.
-OPTIONAL = ("accelerate", "deepspeed", "datasets", "gradio", "easy_vqa", "matplotlib", "pytest")
+OPTIONAL = ("accelerate", "deepspeed", "datasets", "gradio", "fastapi", "uvicorn", "easy_vqa", "matplotlib", "pytest")
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,267 @@
+"""The session layer under the demo and the server: models, limits, the queue, and pictures that are encoded once.
+
+A request takes a place in the queue, or is refused. Its pictures are checked by their headers and decoded, two at a
+time in the whole process, to the small square that the model sees. Then comes its turn to be computed, where pictures
+that its owner has shown before cost nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from mobillama_v.assistant import Assistant, Reply, SeenImage
+from mobillama_v.demo.desk import Desk, Done, Place, Work
+from mobillama_v.demo.limits import LimitError, Limits
+from mobillama_v.demo.metrics import Metrics
+from mobillama_v.demo.occlusion import importance, render
+from mobillama_v.demo.seen import SeenCache
+from mobillama_v.errors import ModelNotFoundError
+from mobillama_v.generation import Sampling
+from mobillama_v.images import load_image
+from mobillama_v.prompts import Message
+
+_DECODING = 2  # pictures at once; each may need the memory of its full size
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The bytes of a picture's file, and what messages call it."""
+
+    data: bytes
+    name: str
+
+    @property
+    def digest(self) -> bytes:
+        """What tells its content from another's."""
+        return hashlib.sha256(self.data).digest()
+
+
+class Stopped(Exception):
+    """The place was left, or the server shut down, before the answer ended."""
+
+
+class Service:
+    """Answers within limits; shared by all users, of whom it keeps nothing but encoded pictures for a while."""
+
+    def __init__(self, models: dict[str, Callable[[], Assistant]], limits: Limits | None = None) -> None:
+        """Take the models' loaders, by the names that users see; the first is the default. Loads nothing."""
+        self.limits = limits or Limits()
+        self.desk = Desk(self.limits)
+        self.seen = SeenCache()
+        self.metrics = Metrics()
+        self._loaders = models
+        self._loaded: dict[str, Assistant] = {}
+        self._loading = threading.Lock()
+        self._decoding = threading.BoundedSemaphore(_DECODING)
+        self._announce()
+
+    @property
+    def models(self) -> list[str]:
+        """The names of the models, the default first."""
+        return list(self._loaders)
+
+    def assistant(self, name: str) -> Assistant:
+        """The model ``name``, loaded if it is not yet.
+
+        Raises:
+            ModelNotFoundError: no model of that name is served.
+            MobiLlamaVError: as :func:`mobillama_v.assistant.load` does.
+        """
+        if name not in self._loaders:
+            raise ModelNotFoundError(f"there is no model {name!r} here: {', '.join(self.models)}.")
+        with self._loading:
+            if name not in self._loaded:
+                self._loaded[name] = self._loaders[name]()
+            return self._loaded[name]
+
+    def check(self, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling) -> None:
+        """Refuse a request for what can be known without decoding a picture.
+
+        Raises:
+            LimitError: it is over the limits.
+            PromptError: it is no conversation, or longer than the model's context.
+            ModelNotFoundError: no such model.
+        """
+        limits = self.limits
+        if len(pictures) > limits.max_images:
+            raise LimitError(f"the conversation has {len(pictures)} pictures; at most {limits.max_images} are allowed.")
+        for picture in pictures:
+            if len(picture.data) > limits.max_bytes:
+                raise LimitError(
+                    f"{picture.name} has {len(picture.data):,} bytes; at most {limits.max_bytes:,} are allowed."
+                )
+        if sampling.max_new_tokens > limits.max_new_tokens:
+            raise LimitError(
+                f"an answer of {sampling.max_new_tokens} tokens was asked for; at most {limits.max_new_tokens} are "
+                "allowed."
+            )
+        self.assistant(name).prompt_tokens(len(pictures), list(messages))
+
+    async def answer(
+        self,
+        place: Place,
+        name: str,
+        messages: Sequence[Message],
+        pictures: Sequence[Picture],
+        sampling: Sampling,
+    ) -> AsyncIterator[str | Reply]:
+        """Answer, giving text as it comes (often none) and at last the whole :class:`Reply`; then the place is left.
+
+        Args:
+            place: from :meth:`Desk.enter`; leaving it ends the answer before its next token.
+            name: a model.
+            messages: the conversation, with a slot for each picture.
+            pictures: in the order of the slots.
+            sampling: within the limits; its ``max_seconds`` is lowered to theirs.
+
+        Raises:
+            MobiLlamaVError: as :meth:`check`, and ImageError for a picture that cannot be read.
+            Stopped: the place was left before the answer ended.
+        """
+        start = time.perf_counter()
+        outcome, first = "stopped", True
+        try:
+            await asyncio.to_thread(self.check, name, messages, pictures, sampling)
+            assistant = self.assistant(name)
+            owner = place.owner
+            squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+            seconds = min(sampling.max_seconds, self.limits.max_seconds)
+            sampling = dataclasses.replace(sampling, max_seconds=seconds)
+            work = partial(self._work, assistant, owner, name, list(messages), pictures, squares, sampling)
+            async for item in _items(place, work):
+                if isinstance(item, Reply):
+                    outcome = item.finish_reason
+                    self._count(item)
+                elif first:
+                    first = False
+                    self.metrics.observe("mobillama_v_first_token_seconds", time.perf_counter() - start)
+                yield item
+        except Exception as error:
+            outcome = "stopped" if isinstance(error, Stopped) else "error"
+            raise
+        finally:
+            place.leave()
+            self.metrics.add("mobillama_v_answers_total", reason=outcome)
+            self.metrics.observe("mobillama_v_answer_seconds", time.perf_counter() - start)
+
+    async def explain(
+        self, place: Place, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
+    ) -> AsyncIterator[Image.Image]:
+        """Show which parts of the last picture an answer depended on, a row of them at a time; the last is whole.
+
+        Arguments and errors as in :meth:`answer`; there must be a picture.
+        """
+        try:
+            await asyncio.to_thread(self.check, name, messages, pictures, Sampling(1))
+            assistant, owner = self.assistant(name), place.owner
+            squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+            last: Image.Image = squares[-1] or await asyncio.to_thread(self._decode, assistant, pictures[-1])
+
+            def work() -> Iterator[Image.Image]:
+                images = list(self._images(assistant, owner, name, pictures, squares))
+                for found in importance(assistant, messages, images, last, answer):
+                    yield render(last, found)
+
+            async for item in _items(place, work):
+                yield item
+        finally:
+            place.leave()
+
+    def close(self, seconds: float = 0.0) -> None:
+        """Take no request any more, let what runs go on for up to ``seconds``, then stop it."""
+        self.desk.close(seconds)
+
+    def _square(self, assistant: Assistant, owner: str, name: str, picture: Picture) -> Image.Image | None:
+        """The picture as small as the model sees it; None where it has been encoded already."""
+        if self.seen.get(owner, (name, picture.digest)) is not None:
+            return None
+        return self._decode(assistant, picture)
+
+    def _decode(self, assistant: Assistant, picture: Picture) -> Image.Image:
+        transform = assistant.spec.image
+        with self._decoding:
+            image = load_image(
+                picture.data, max_pixels=self.limits.max_pixels, name=picture.name, target=transform.size
+            )
+            return transform.apply(image)  # the model's own transform leaves it as it is
+
+    def _work(
+        self,
+        assistant: Assistant,
+        owner: str,
+        name: str,
+        messages: list[Message],
+        pictures: Sequence[Picture],
+        squares: list[Image.Image | None],
+        sampling: Sampling,
+    ) -> Iterator[str | Reply]:
+        images = list(self._images(assistant, owner, name, pictures, squares))
+        fresh = sum(seen.seconds for seen, square in zip(images, squares, strict=True) if square is not None)
+        answer = assistant.stream(images, messages, sampling)
+        with contextlib.closing(answer):
+            yield from answer
+        reply = answer.reply
+        yield dataclasses.replace(reply, timings=dataclasses.replace(reply.timings, images=fresh))
+
+    def _images(
+        self,
+        assistant: Assistant,
+        owner: str,
+        name: str,
+        pictures: Sequence[Picture],
+        squares: list[Image.Image | None],
+    ) -> Iterator[SeenImage]:
+        """The pictures encoded, where they are not in the cache."""
+        for picture, square in zip(pictures, squares, strict=True):
+            key = (name, picture.digest)
+            seen = self.seen.get(owner, key)
+            if seen is None:
+                # Without a square it was in the cache a moment ago.
+                seen = assistant.see(square or self._decode(assistant, picture))
+                self.seen.put(owner, key, seen)
+                self.metrics.add("mobillama_v_pictures_total")
+            yield seen
+
+    def _count(self, reply: Reply) -> None:
+        self.metrics.add("mobillama_v_prompt_tokens_total", reply.prompt_tokens)
+        self.metrics.add("mobillama_v_new_tokens_total", reply.new_tokens)
+
+    def _announce(self) -> None:
+        metrics, desk = self.metrics, self.desk
+        metrics.counter("mobillama_v_requests_total", "HTTP requests to the API by status.")
+        metrics.counter("mobillama_v_answers_total", "Answers by how they ended: stop, length, stopped or error.")
+        metrics.counter("mobillama_v_prompt_tokens_total", "Tokens of prompts, pictures included.")
+        metrics.counter("mobillama_v_new_tokens_total", "Tokens of answers that ended by themselves.")
+        metrics.counter("mobillama_v_pictures_total", "Pictures encoded; those found in the cache do not count.")
+        metrics.gauge("mobillama_v_running", "Answers being computed.", lambda: desk.running)
+        metrics.gauge("mobillama_v_waiting", "Answers that wait.", lambda: desk.waiting)
+        metrics.histogram("mobillama_v_first_token_seconds", "From a request's place in the queue to its first token.")
+        metrics.histogram("mobillama_v_answer_seconds", "From a request's place in the queue to its answer's end.")
+
+
+async def _items(place: Place, work: Work) -> AsyncIterator[Any]:
+    """What ``work`` computes at its place, as it comes."""
+    items: asyncio.Queue[Any] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def put(item: Any) -> None:
+        loop.call_soon_threadsafe(items.put_nowait, item)
+
+    place.start(work, put)
+    while not isinstance(item := await items.get(), Done):
+        yield item
+    if item.error is not None:
+        raise item.error
+    if item.left:
+        raise Stopped

@@ -1,0 +1,127 @@
+"""Many clients at once: right answers to all good requests, whatever the others do, and nothing left over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import serving
+from PIL import Image
+from serving import Running, data_url, encoded, question
+
+from mobillama_v.assistant import load
+from mobillama_v.generation import Sampling
+
+CLIENTS, REQUESTS, TOKENS = 16, 20, 24
+QUESTIONS = ("What is this?", "Describe the image.", "What colour is it?")
+
+
+def pictures() -> list[bytes]:
+    """Ten pictures of several sizes and kinds."""
+    made = []
+    for i in range(10):
+        image = Image.effect_noise((200 + 60 * i, 150 + 40 * i), 20 + 10 * i).convert("RGB")
+        image.paste((25 * i, 250 - 25 * i, 90), (10, 10, 100 + 30 * i, 100 + 20 * i))
+        made.append(encoded(image, ("PNG", "JPEG", "WEBP")[i % 3]))
+    return made
+
+
+async def client(
+    server: Running, number: int, shown: list[bytes], expected: dict[tuple[int, str], str]
+) -> Counter[str]:
+    """Ask a client's questions one after another; how many of them ended how."""
+    rng, ends = random.Random(number), Counter[str]()
+    url = f"{server.url}/v1/chat/completions"
+    async with httpx.AsyncClient(timeout=120) as http:
+        for turn in range(REQUESTS):
+            i, text = rng.randrange(len(shown)), rng.choice(QUESTIONS)
+            body: dict[str, Any] = {"model": "nano-like", "max_tokens": TOKENS}
+            kind = "good"
+            if (number * REQUESTS + turn) % 10 == 0:
+                kind = rng.choice(("broken", "cancelled", "malformed"))
+            data = shown[i][: len(shown[i]) // 3] if kind == "broken" else shown[i]
+            body["messages"] = [question(text, data_url(data))]
+            body["stream"] = streamed = kind == "cancelled" or rng.random() < 0.5
+            if kind == "malformed":
+                body["temperature"] = "hot"
+            if kind == "cancelled":
+                with contextlib.suppress(httpx.HTTPError):
+                    async with http.stream("POST", url, json=body | {"max_tokens": 400}) as answer:
+                        async for _ in answer.aiter_lines():
+                            break
+            else:
+                answer = await asked(http, url, body, ends)
+                if kind == "good":
+                    assert answer.status_code == 200, answer.text
+                    found = text_of(answer.text) if streamed else answer.json()["choices"][0]["message"]["content"]
+                    assert found == expected[i, text], (i, text)
+                else:
+                    assert answer.status_code == 400, answer.text
+            ends[kind] += 1
+    return ends
+
+
+async def asked(http: httpx.AsyncClient, url: str, body: dict[str, Any], ends: Counter[str]) -> httpx.Response:
+    """Ask, and ask again as long as the queue is full, as the server says."""
+    while True:
+        answer = await http.post(url, json=body)
+        if answer.status_code not in (429, 503):
+            return answer
+        ends["turned away"] += 1
+        await asyncio.sleep(min(0.2, float(answer.headers["retry-after"])))
+
+
+def text_of(events: str) -> str:
+    """The whole text of a streamed answer."""
+    parts = [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: {")]
+    return "".join(part["choices"][0]["delta"].get("content", "") for part in parts)
+
+
+def values(server: Running) -> dict[str, float]:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "queue", [("--waiting", "64", "--waiting-each", "64"), ("--waiting", "4", "--waiting-each", "4")]
+)
+def test_load(nano_like: Path, queue: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    model, shown = load(str(nano_like), device="cpu"), pictures()
+    expected = {
+        (i, text): model.ask([data], text, Sampling(TOKENS)).text for i, data in enumerate(shown) for text in QUESTIONS
+    }
+
+    async def all_clients(server: Running) -> Counter[str]:
+        found = await asyncio.gather(*(client(server, n, shown, expected) for n in range(CLIENTS)))
+        return sum(found, Counter())
+
+    with serving.running("serve", nano_like, *queue) as server:
+        asyncio.run(all_clients(server))  # libraries are loaded, threads started, caches full
+        before, start, used = server.rss(), time.monotonic(), server.cpu()
+        ends = asyncio.run(asyncio.wait_for(all_clients(server), 300))
+        seconds, used = time.monotonic() - start, server.cpu() - used
+        deadline = time.monotonic() + 20
+        while values(server)["mobillama_v_running"] or values(server)["mobillama_v_waiting"]:
+            assert time.monotonic() < deadline, "something still runs"
+            time.sleep(0.1)
+        after = server.rss()
+        process = server.process
+        assert "Traceback" not in "".join(server.lines), "".join(server.lines)
+    assert process.returncode in (0, -15)
+    assert sum(ends[kind] for kind in ("good", "broken", "cancelled", "malformed")) == CLIENTS * REQUESTS
+    assert ends["good"] == CLIENTS * REQUESTS * 9 // 10
+    assert (ends["turned away"] > 0) == (queue[1] == "4")
+    with capsys.disabled():
+        print(
+            f"\n{dict(ends)} in {seconds:.1f} s, {used:.1f} s of CPU; memory {before / 1e6:.0f} -> {after / 1e6:.0f} MB"
+        )
+    assert after < 1.05 * before

@@ -1,0 +1,155 @@
+"""The session layer: the assistant's own answers, within limits, with every picture encoded once for its owner."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import RAMP, RED, encoded
+
+from mobillama_v.assistant import Assistant, Reply, load
+from mobillama_v.demo.limits import LimitError, Limits
+from mobillama_v.demo.service import Picture, Service, Stopped
+from mobillama_v.errors import ImageError, ModelNotFoundError, PromptError
+from mobillama_v.generation import Sampling
+from mobillama_v.prompts import Message, assistant, user
+
+SHORT, LONG = Sampling(max_new_tokens=10), Sampling(max_new_tokens=400)
+
+
+@pytest.fixture(scope="module")
+def model(nano_like: Path) -> Assistant:
+    return load(str(nano_like), device="cpu")
+
+
+@pytest.fixture
+def service(model: Assistant) -> Iterator[Service]:
+    limits = Limits(max_bytes=100_000, max_pixels=100_000, max_images=2, max_new_tokens=400)
+    made = Service({"tiny": lambda: model}, limits)
+    yield made
+    made.close()
+
+
+def picture(image: Any, name: str = "it") -> Picture:
+    return Picture(encoded(image), name)
+
+
+async def answered(
+    service: Service, messages: list[Message], pictures: list[Picture], sampling: Sampling = SHORT, owner: str = "a"
+) -> Reply:
+    place = service.desk.enter(owner)
+    items = [item async for item in service.answer(place, "tiny", messages, pictures, sampling)]
+    assert isinstance(items[-1], Reply)
+    assert "".join(item for item in items if isinstance(item, str)).strip() == items[-1].text
+    return items[-1]
+
+
+def test_the_answer_is_the_assistants(service: Service, model: Assistant) -> None:
+    turns = [user("What?", images=1), assistant("Red."), user("And this?", images=1)]
+    sampling = Sampling(20, temperature=1.0, seed=1)
+    reply = asyncio.run(answered(service, turns, [picture(RED), picture(RAMP)], sampling))
+    expected = model.ask([RED, RAMP], turns, sampling)
+    assert (reply.text, reply.prompt_tokens, reply.image_tokens) == (expected.text, expected.prompt_tokens, 122)
+    assert reply.timings.images > 0
+
+
+def test_answers_at_once_do_not_disturb_each_other(service: Service, model: Assistant) -> None:
+    asked = [(user(f"Question {n}?", images=1), image) for n in range(3) for image in (RED, RAMP)]
+
+    async def all_at_once() -> list[Reply]:
+        return await asyncio.gather(
+            *(answered(service, [turn], [picture(image)], owner=str(n)) for n, (turn, image) in enumerate(asked))
+        )
+
+    for reply, (turn, image) in zip(asyncio.run(all_at_once()), asked, strict=True):
+        assert reply.text == model.ask([image], [turn], SHORT).text
+
+
+def test_a_picture_is_encoded_once_for_its_owner(
+    service: Service, model: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    original = model.see
+    monkeypatch.setattr(model, "see", lambda image: seen.append(image) or original(image))
+    squares = []
+    decode = service._square
+    monkeypatch.setattr(service, "_square", lambda *args: squares.append(found := decode(*args)) or found)
+    texts = {asyncio.run(answered(service, [user("What?", images=1)], [picture(RED)])).text for _ in range(3)}
+    fresh = [image for image in seen if not hasattr(image, "features")]
+    assert len(texts) == 1 and len(fresh) == 1 and [square is None for square in squares] == [False, True, True]
+    asyncio.run(answered(service, [user("What?", images=1)], [picture(RED)], owner="b"))
+    assert len([image for image in seen if not hasattr(image, "features")]) == 2
+    service.seen.forget("a")
+    asyncio.run(answered(service, [user("What?", images=1)], [picture(RED)]))
+    assert len([image for image in seen if not hasattr(image, "features")]) == 3
+
+
+def test_over_the_limits(service: Service) -> None:
+    for messages, pictures, sampling, error, message in (
+        ([user("?", images=3)], [picture(RED)] * 3, SHORT, LimitError, "3 pictures; at most 2"),
+        ([user("?", images=1)], [Picture(b"x" * 100_001, "it")], SHORT, LimitError, "it has 100,001 bytes"),
+        ([user("?")], [], Sampling(401), LimitError, "401 tokens was asked for; at most 400"),
+        ([user("word " * 3000)], [], SHORT, PromptError, "context is 512"),
+        ([user("?", images=1)], [], SHORT, PromptError, "places for 1 images and 0"),
+        ([user("?", images=1)], [picture(RED.resize((400, 300)))], SHORT, ImageError, "400 x 300 pixels"),
+        ([user("?", images=1)], [Picture(b"x", "it")], SHORT, ImageError, "it is not an image"),
+    ):
+        with pytest.raises(error, match=message):
+            asyncio.run(answered(service, messages, pictures, sampling))
+    assert service.desk.running == service.desk.waiting == 0
+    with pytest.raises(ModelNotFoundError, match="no model 'other' here: tiny"):
+        service.assistant("other")
+    assert 'answers_total{reason="error"} 7' in service.metrics.text()
+
+
+def test_leaving_ends_it_within_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def leave_after(count: int) -> int:
+        place, got = service.desk.enter("a"), 0
+        with pytest.raises(Stopped):
+            async for _ in service.answer(place, "tiny", [user("What?")], [], LONG):
+                got += 1
+                if got == count:
+                    place.leave()
+        return got
+
+    got = asyncio.run(leave_after(3))
+    assert got < 400 and service.desk.running == 0
+    assert 'answers_total{reason="stopped"} 1' in service.metrics.text()
+
+
+def test_an_abandoned_answer_stops(service: Service) -> None:
+    async def abandon() -> None:
+        items = service.answer(service.desk.enter("a"), "tiny", [user("What?")], [], LONG)
+        await anext(items)
+        await items.aclose()
+
+    asyncio.run(abandon())
+    for _ in range(1000):
+        if not service.desk.running:
+            break
+    asyncio.run(answered(service, [user("What?")], []))
+    assert service.desk.running == 0
+
+
+def test_explaining(service: Service) -> None:
+    async def explained() -> list[Any]:
+        place = service.desk.enter("a")
+        asked = [user("What?", images=1)]
+        return [each async for each in service.explain(place, "tiny", asked, [picture(RAMP)], "A square.")]
+
+    for _ in range(2):  # the second time the picture has been encoded already
+        maps = asyncio.run(explained())
+        assert len(maps) == 7 and maps[-1].size == (448, 448) and len(set(maps[-1].convert("L").getdata())) > 20
+
+
+def test_time_is_limited(model: Assistant) -> None:
+    service = Service({"tiny": lambda: model}, Limits(max_seconds=1, max_new_tokens=400))
+    object.__setattr__(service.limits, "max_seconds", 1e-6)
+    try:
+        reply = asyncio.run(answered(service, [user("What?")], [], LONG))
+        assert (reply.new_tokens, reply.finish_reason) == (1, "length")
+    finally:
+        service.close()
