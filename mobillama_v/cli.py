@@ -50,6 +50,7 @@ class Lazy(NamedTuple):
 
 LAZY = {
     "models": Lazy("mobillama_v.cli_models", "app", "List the models, and show how large each is."),
+    "quantize": Lazy("mobillama_v.cli_quantize", "quantize", "Pack a model to 4 or 8 bits for the CPU engine."),
     "train": Lazy("mobillama_v.train.cli", "train", "Train a model by a recipe."),
     "eval": Lazy("mobillama_v.eval.cli_run", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
     "bench": Lazy("mobillama_v.eval.bench", "app", "Measure how fast this machine runs what the project does."),
