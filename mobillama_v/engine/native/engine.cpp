@@ -392,6 +392,8 @@ void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, 
             } else {
                 m.kernels->widen(m.embeddings + tokens[at] * width, x, m.config.hidden);
             }
+            // Padded rows of a damaged file may have left something here.
+            std::fill(x + width, x + row, 0.0f);
             m.places[filled] = {sequences[sequence], sequences[sequence]->length + offset};
             if (++offset == counts[sequence]) {
                 ends[ended++] = filled;
