@@ -78,7 +78,7 @@ class Model:
         """
         from mobillama_v.assistant import load
 
-        return load(self.name, device=self.device)
+        return load(self.name, device=self.device, engine="torch")  # its batches and prefixes are torch's
 
     @cached_property
     def precision(self) -> str:
@@ -98,11 +98,11 @@ class Model:
         Raises:
             MobiLlamaVError: there is no such model, or a file of it cannot be read.
         """
-        from mobillama_v.checkpoint import weight_files
+        from mobillama_v.engine.files import weight_files_of
         from mobillama_v.hub import find_model
 
         folder, digest = find_model(self.name), hashlib.sha256()
-        for path in [folder / "config.json", folder / "tokenizer.json", *weight_files(folder)]:
+        for path in [folder / "config.json", folder / "tokenizer.json", *weight_files_of(folder)]:
             try:
                 with open(path, "rb") as file:
                     while block := file.read(1 << 20):

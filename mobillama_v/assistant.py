@@ -23,14 +23,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobillama_v.checkpoint import weight_files
+from mobillama_v.engine.choice import bits_at_load, use_native
+from mobillama_v.engine.files import Packed, is_packed, pack, read, unpack, weight_files_of
 from mobillama_v.errors import CheckpointError, ConfigError, PromptError
-from mobillama_v.generation import Completion, Sampling, stream
+from mobillama_v.generation import Completion, Engine, Sampling, TorchEngine, stream
 from mobillama_v.hub import DEFAULT, find_model, read_spec
 from mobillama_v.images import load_image
-from mobillama_v.network import Network, load_network, place_image_features
+from mobillama_v.network import Network, fill_decoder, load_network, load_sight, place_image_features
 from mobillama_v.prompts import Encoded, Message, encode, user
 from mobillama_v.prompts import assistant as assistant_turn
+from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
 
 _SMALL = 200_000_000  # bytes of weights
@@ -130,14 +132,15 @@ class _Step(NamedTuple):
 class Assistant:
     """A loaded model with its tokenizer; made by :func:`load`. It holds no conversation, so calls are independent."""
 
-    def __init__(self, name: str, network: Network, tokenizer: TextTokenizer) -> None:
+    def __init__(self, name: str, network: Network, tokenizer: TextTokenizer, engine: Engine | None = None) -> None:
         self.name, self.network, self.tokenizer = name, network, tokenizer
         self.spec = network.spec
+        self.engine = engine or TorchEngine(network)
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self.network.lm_head.weight.device
+        return next(self.network.projector.parameters()).device
 
     @property
     def context(self) -> int:
@@ -251,7 +254,7 @@ class Assistant:
         start = time.perf_counter()
         embeds, exists = self._embed(rows)
         first = 0.0
-        for pieces, completions in stream(self.network, self.tokenizer, embeds, exists, sampling):
+        for pieces, completions in stream(self.engine, self.tokenizer, embeds, exists, sampling):
             now = time.perf_counter()
             first = first or now
             yield _Step(pieces, completions, first - start, now - first)
@@ -268,7 +271,7 @@ class Assistant:
             ids[i, start:] = torch.tensor(row.encoded.input_ids)
             slots[i, start:] = torch.tensor(row.encoded.image_mask)
             exists[i, start:] = 1
-        embeds = self.network.language_model.embed_tokens(ids.to(self.device))
+        embeds = self.engine.embed(ids)
         features = [image.features for row in rows for image in row.images]
         if features:
             embeds = place_image_features(embeds, slots, torch.stack(features))
@@ -329,17 +332,22 @@ class Chat:
         yield "", answer.reply
 
 
-def load(name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None = None) -> Assistant:
+def load(
+    name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None = None, engine: str = "auto"
+) -> Assistant:
     """Load a model.
 
     Args:
         name: an embedded model (``nano``), a folder, or a Hugging Face id.
         device: ``auto`` (CUDA, else MPS, else CPU) or a torch device such as ``cuda:1``.
-        dtype: of weights and activations; by default bfloat16 on CUDA and float32 elsewhere.
+        dtype: of torch's weights and activations; by default bfloat16 on CUDA and float32 elsewhere.
+        engine: what runs the decoder: ``torch``; ``native``, which packs float weights as it loads them (to 16 bits,
+            those of large models to 8); or ``auto``, which is native on a CPU for packed models (``mobillama-v
+            quantize``) and for small ones, and torch otherwise.
 
     Raises:
         ModelNotFoundError: there is no such model, or it cannot be downloaded.
-        ConfigError: a configuration with unknown keys or impossible values; a device that is not there.
+        ConfigError: a configuration with unknown keys or impossible values; a device or an engine that is not there.
         CheckpointError: files that are missing, damaged or do not fit the configuration.
     """
     folder = find_model(name)
@@ -356,7 +364,32 @@ def load(name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None
         )
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    return Assistant(name, load_network(folder, spec, device=where, dtype=dtype), tokenizer)
+    native = use_native(engine, spec.decoder, device=where.type, packed=is_packed(folder))
+    network, packed = _load_parts(folder, spec, where, dtype, native=native)
+    return Assistant(name, network, tokenizer, _native_engine(packed) if packed else None)
+
+
+def _load_parts(
+    folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype, *, native: bool
+) -> tuple[Network, Packed | None]:
+    """The torch parts, without the decoder where the native engine has all of it, and what that engine runs."""
+    if not is_packed(folder):
+        network = load_network(folder, spec, device=device, dtype=dtype)
+        decoder = spec.decoder
+        made = pack(network.language_model, network.lm_head, decoder, bits_at_load(decoder)) if native else None
+        return network, made
+    packed = read(folder, spec.decoder)
+    network = load_sight(folder, spec, device=device, dtype=dtype)
+    if native:
+        return network, packed
+    fill_decoder(network, *unpack(packed))
+    return network, None
+
+
+def _native_engine(packed: Packed) -> Engine:
+    from mobillama_v.engine.native import NativeEngine, NativeModel
+
+    return NativeEngine(NativeModel(packed, threads=min(torch.get_num_threads(), _MAX_THREADS)))
 
 
 def limit_threads(folder: Path) -> None:
@@ -368,7 +401,7 @@ def limit_threads(folder: Path) -> None:
     Raises:
         CheckpointError: the folder holds no weights.
     """
-    small = sum(path.stat().st_size for path in weight_files(folder)) < _SMALL
+    small = sum(path.stat().st_size for path in weight_files_of(folder)) < _SMALL
     torch.set_num_threads(1 if small else min(torch.get_num_threads(), _MAX_THREADS))
 
 

@@ -52,6 +52,7 @@ LAZY = {
     "models": Lazy("mobillama_v.cli_models", "app", "List the models, and show how large each is."),
     "init": Lazy("mobillama_v.cli_init", "init", "Make a model to start a training from, of published parts."),
     "data": Lazy("mobillama_v.train.cli_data", "app", "Check, preview and convert training data."),
+    "quantize": Lazy("mobillama_v.cli_quantize", "quantize", "Pack a model to 4 or 8 bits for the CPU engine."),
     "train": Lazy("mobillama_v.train.cli", "train", "Train a model by a recipe."),
     "demo": Lazy("mobillama_v.demo.cli_demo", "demo", "Talk about pictures in a browser."),
     "serve": Lazy("mobillama_v.demo.cli_serve", "serve", "Serve a model over HTTP, as OpenAI's clients speak it."),

@@ -11,6 +11,7 @@ import typer
 
 from mobillama_v.cli_options import (
     DeviceOption,
+    EngineOption,
     ModelOption,
     SeedOption,
     TemperatureOption,
@@ -45,6 +46,7 @@ def chat(
     seed: SeedOption = None,
     model: ModelOption = "nano",
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     allow_urls: UrlsOption = False,
 ) -> None:
     """Talk about pictures over several turns.
@@ -59,7 +61,7 @@ def chat(
         raise ImageError("in a chat, standard input carries the questions; give the picture as a file.")
     pictures = [read_image(source, allow_urls=allow_urls, target=target) for source in images or []]
     sampling = sampling_of(max_new_tokens, temperature, top_p, seed)
-    session = Session(load_assistant(folder, device).chat(pictures), sampling, allow_urls=allow_urls)
+    session = Session(load_assistant(folder, device, engine).chat(pictures), sampling, allow_urls=allow_urls)
     session.run()
 
 

@@ -14,6 +14,7 @@ import typer
 
 from mobillama_v.cli_options import (
     DeviceOption,
+    EngineOption,
     ModelOption,
     SeedOption,
     TemperatureOption,
@@ -57,6 +58,7 @@ def describe(
     seed: SeedOption = None,
     model: ModelOption = "nano",
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     allow_urls: UrlsOption = False,
 ) -> None:
     """Describe pictures, or answer one question about each.
@@ -77,7 +79,7 @@ def describe(
         if first is None:  # before torch is imported
             raise typer.Exit(2)
         sampling = sampling_of(max_new_tokens, temperature, top_p, seed)
-        assistant = load_assistant(folder, device)
+        assistant = load_assistant(folder, device, engine)
         live = sys.stdout.isatty() and not as_json
         for picture in _chain(first, pictures):
             if as_json:

@@ -29,6 +29,10 @@ ModelOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option(help="auto (CUDA, else MPS, else CPU), or a torch device such as cpu or cuda:1.")
 ]
+EngineOption = Annotated[
+    str,
+    typer.Option(help="native (the CPU engine), torch, or auto: native on a CPU for packed and for small models."),
+]
 TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 TemperatureOption = Annotated[
     float, typer.Option(min=0, help="0 always takes the likeliest token; higher varies more.")
@@ -56,7 +60,7 @@ def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int
     return Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
 
-def load_assistant(folder: Path, device: str) -> Assistant:
+def load_assistant(folder: Path, device: str, engine: str) -> Assistant:
     """Load the model in ``folder`` for a command; torch is imported here.
 
     Raises:
@@ -67,7 +71,7 @@ def load_assistant(folder: Path, device: str) -> Assistant:
 
     if "OMP_NUM_THREADS" not in os.environ:
         limit_threads(folder)
-    return load(str(folder.absolute()), device=device)
+    return load(str(folder.absolute()), device=device, engine=engine)
 
 
 def _import_torch() -> None:

@@ -1,7 +1,7 @@
 """Prefill, decode, sampling, stopping and streaming, for batches whose rows stop on their own.
 
-The model is anything with a :class:`~mobillama_v.decoder.Decoder` as ``language_model`` and a head as ``lm_head``.
-Greedy results are those of transformers' ``generate()``.
+An :class:`Engine` runs the decoder: torch's is here, the native one in :mod:`mobillama_v.engine`. Greedy results of
+torch's are those of transformers' ``generate()``.
 
 Shapes: B rows, T prompt positions (padded on the left), D hidden, V vocabulary.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -20,6 +21,7 @@ from torch import Tensor
 from mobillama_v.cache import StaticCache
 from mobillama_v.decoder import causal_mask, position_ids_from_mask
 from mobillama_v.errors import ConfigError, PromptError
+from mobillama_v.specs import DecoderSpec
 
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character yet
 
@@ -142,6 +144,65 @@ def decode_one_token(model: Any, tokens: Tensor, attention_mask: Tensor, cache: 
     return model.lm_head(hidden[:, -1])
 
 
+class Decoding(Protocol):
+    """A batch of B prompts being answered; the engine holds its keys and values."""
+
+    def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """Run prompts [B,T,D], padded on the left as ``attention_mask`` [B,T] says; logits [B,V] for the next token."""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Run one token a row [B]; logits [B,V] for the next."""
+        ...
+
+
+class Engine(ABC):
+    """What runs a decoder of shape ``spec``."""
+
+    spec: DecoderSpec
+
+    @abstractmethod
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [...,D] of ids, where the decoder takes them."""
+
+    @abstractmethod
+    def begin(self, rows: int, capacity: int) -> Decoding:
+        """Room to answer ``rows`` prompts, of ``capacity`` positions each with their answers."""
+
+
+class TorchEngine(Engine):
+    """Runs a model that has a :class:`~mobillama_v.decoder.Decoder` as ``language_model`` and a head as ``lm_head``."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.spec = model, model.language_model.spec
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings [...,D] on the model's device."""
+        table = self.model.language_model.embed_tokens
+        return table(ids.to(table.weight.device))
+
+    def begin(self, rows: int, capacity: int) -> Decoding:
+        """A static cache of that size."""
+        return _TorchDecoding(self.model, rows, capacity)
+
+
+class _TorchDecoding:
+    def __init__(self, model: Any, rows: int, capacity: int) -> None:
+        weight = model.lm_head.weight
+        self._model = model
+        self._cache = StaticCache(
+            model.language_model.spec, rows=rows, capacity=capacity, dtype=weight.dtype, device=weight.device
+        )
+        self._exists = torch.ones(rows, capacity, dtype=torch.long, device=weight.device)
+
+    def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        self._exists[:, : attention_mask.shape[1]] = attention_mask
+        return prefill(self._model, inputs_embeds, attention_mask, self._cache)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        return decode_one_token(self._model, tokens, self._exists[:, : self._cache.length + 1], self._cache)
+
+
 @torch.inference_mode()
 def stream(
     model: Any, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
@@ -149,7 +210,7 @@ def stream(
     """Answer B prompts, a step at a time.
 
     Args:
-        model: see the module.
+        model: an :class:`Engine`, or a model for :class:`TorchEngine`.
         tokenizer: decodes ids and names the end token.
         inputs_embeds: [B,T,D], padded on the left.
         attention_mask: [B,T], 1 where a position exists.
@@ -162,7 +223,8 @@ def stream(
         PromptError: the prompt fills the context.
     """
     rows, length, _ = inputs_embeds.shape
-    room = model.language_model.spec.max_position_embeddings - length
+    engine = model if isinstance(model, Engine) else TorchEngine(model)
+    room = engine.spec.max_position_embeddings - length
     if room < 1:
         raise PromptError(f"the prompt has {length} tokens and the model's context is {length + room}; shorten it.")
     budget = min(sampling.max_new_tokens, room)
@@ -171,20 +233,17 @@ def stream(
     generator = None
     if sampling.seed is not None:
         generator = torch.Generator(device=device).manual_seed(sampling.seed)
-    cache = StaticCache(
-        model.language_model.spec, rows=rows, capacity=length + budget, dtype=inputs_embeds.dtype, device=device
-    )
-    existing = torch.cat((attention_mask.long(), torch.ones(rows, budget, dtype=torch.long, device=device)), dim=1)
+    decoding = engine.begin(rows, length + budget)
     streams = [TextStream(tokenizer, sampling.stop) for _ in range(rows)]
     completions = [Completion() for _ in range(rows)]
-    logits = prefill(model, inputs_embeds, attention_mask, cache)
+    logits = decoding.prefill(inputs_embeds, attention_mask)
     for step in range(budget):
         tokens = sample(logits, sampling, generator)
         last = step == budget - 1 or time.monotonic() >= deadline
         yield _advance(tokens.tolist(), tokenizer.eos_id, streams, completions, last=last), completions
         if last or all(c.finish_reason for c in completions):
             return
-        logits = decode_one_token(model, tokens, existing[:, : length + step + 1], cache)
+        logits = decoding.decode(tokens)
 
 
 def _advance(

@@ -147,6 +147,40 @@ def load_network(
     return network.eval().requires_grad_(False)
 
 
+def load_sight(
+    folder: Path, spec: ModelSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Network:
+    """Read tower and projector alone, as :func:`load_network` does; the decoder and its head have no memory.
+
+    Raises:
+        ConfigError: the spec names a tower that cannot be built.
+        CheckpointError: missing, extra or mis-shaped tensors, named; damaged files.
+    """
+    with _Unfilled():
+        network = Network(spec, sketch=True)
+        load_weights(_sight(network), folder)
+        network.projector = build_projector(
+            spec.projector, tower_width=network.vision_tower.width, decoder_width=spec.decoder.hidden_size
+        )
+    network.to(dtype=dtype)
+    sight = _sight(network).to(device=device)
+    load_weights(sight, folder)
+    return network.eval().requires_grad_(False)
+
+
+def fill_decoder(network: Network, state: dict[str, Tensor], head: Tensor) -> None:
+    """Give the network of :func:`load_sight` its decoder and head."""
+    where = next(network.projector.parameters())
+    decoder = {name: tensor.to(where) for name, tensor in state.items()}
+    network.language_model.load_state_dict(decoder, assign=True)
+    network.lm_head.load_state_dict({"weight": head.to(where)}, assign=True)
+    network.eval().requires_grad_(False)
+
+
+def _sight(network: Network) -> nn.ModuleDict:
+    return nn.ModuleDict({"vision_tower": network.vision_tower, "projector": network.projector})
+
+
 class _Unfilled(TorchFunctionMode):
     """Leaves out the random values that are about to be overwritten.
 

@@ -150,7 +150,7 @@ class Recipe:
         )
         _check(
             train.optimizer != "muon" or train.deepspeed is None,
-            "train.optimizer muon needs whole matrices and train.deepspeed splits them; set one of them to another value.",
+            "train.optimizer muon needs whole matrices and train.deepspeed splits them; set train.optimizer=adamw.",
         )
         _check(bool(train.modules.learning()), "train.modules gives no part a learning rate; nothing would learn.")
         _check(

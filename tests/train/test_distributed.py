@@ -58,6 +58,7 @@ def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
         "train.save_steps=2",
         "train.log_steps=1",
         "train.group_by_length=false",
+        "train.optimizer=adamw",
         "train.weight_decay=0.1",
         *more,
     ]

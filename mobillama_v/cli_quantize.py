@@ -1,0 +1,77 @@
+"""``mobillama-v quantize``: a model folder with its decoder packed for the CPU engine."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobillama_v.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from mobillama_v.specs import ModelSpec
+
+_CHOICES = (4, 8)
+_OWN = ("vision_tower.", "projector.")  # what stays as it is
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="An embedded model, a model folder, or a Hugging Face id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
+    bits: Annotated[int, typer.Option(help="Of the decoder's weights: 4 or 8.")] = 4,
+) -> None:
+    """Pack a model's decoder to 4 or 8 bits for the CPU engine.
+
+    The image tower and the projector stay as they are. The folder is used like any other: describe --model OUT.
+    """
+    from mobillama_v.hub import find_model, read_spec
+
+    if bits not in _CHOICES:
+        raise ConfigError(f"--bits is {bits} and must be 4 or 8.")
+    folder = find_model(model)
+    spec = read_spec(folder)
+    if out.exists():
+        raise ConfigError(f"{str(out)!r} is there already; name a folder that is not.")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(
+            f"there is no folder {str(out.absolute().parent)!r} to write {out.name!r} into; make it first."
+        )
+    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
+        made = Path(work) / "model"
+        made.mkdir()
+        before, after = _write(folder, spec, bits, made)
+        made.rename(out)  # whole or not there
+    print(
+        f"The decoder takes {after / 1e6:,.1f} MB at {bits} bits ({before / 1e6:,.1f} MB before). "
+        f"Use it with: mobillama-v describe --model {out} photo.jpg"
+    )
+
+
+def _write(folder: Path, spec: ModelSpec, bits: int, made: Path) -> tuple[int, int]:
+    """Write the packed model to ``made``; bytes of the decoder before and after."""
+    from safetensors.torch import save_file
+
+    from mobillama_v.checkpoint import iterate_tensors, weight_files
+    from mobillama_v.engine import files
+    from mobillama_v.network import load_network
+
+    if files.is_packed(folder):
+        raise CheckpointError(f"{str(folder)!r} is packed already; give the model that it was made from.")
+    network = load_network(folder, spec)  # which checks all names and shapes
+    packed = files.pack(network.language_model, network.lm_head, spec.decoder, bits)
+    files.write(packed, made)
+    kept, before = {}, 0
+    for path in weight_files(folder):
+        for name, tensor in iterate_tensors(path):
+            if name.startswith(_OWN):
+                kept[name] = tensor.contiguous()
+            else:
+                before += tensor.nbytes
+    save_file(kept, made / "model.safetensors", metadata={"format": "pt"})
+    for path in sorted(folder.glob("*.json")):
+        if not path.name.endswith(".index.json"):
+            shutil.copyfile(path, made / path.name)
+    return before, (made / files.FILE).stat().st_size

@@ -1,0 +1,92 @@
+"""The native library through ctypes; what the functions do is said in ``native/engine.h``."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+
+_ABI = 1
+PATHS = {"auto": 0, "portable": 1, "avx2": 2}
+"""Kernel paths; ``auto`` is the fastest that this processor has."""
+
+
+class Config(ctypes.Structure):
+    """``mv_config``."""
+
+    _fields_ = (
+        ("theta", ctypes.c_double),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("vocab", "hidden", "ffn", "layers", "heads", "kv_heads", "context")),
+        *((name, ctypes.c_int32) for name in ("ffn_count", "bits", "threads", "path")),
+    )
+
+
+class Span(ctypes.Structure):
+    """``mv_span``."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_uint64))
+
+
+def _open() -> ctypes.CDLL:
+    folder = Path(__file__).parent
+    found = [path for path in sorted(folder.glob("_native*")) if path.suffix in (".so", ".pyd", ".dylib")]
+    if not found:
+        raise OSError("it was not built when this package was installed, for want of a C++ compiler")
+    library = ctypes.CDLL(str(found[0]))
+    if library.mv_abi() != _ABI:
+        raise OSError("it was built from another version of the source")
+    pointer, int32, uint64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64
+    signatures = {
+        "mv_error": (ctypes.c_char_p, ()),
+        "mv_has_path": (int32, (int32,)),
+        "mv_model_new": (pointer, (ctypes.POINTER(Config), ctypes.POINTER(Span), int32)),
+        "mv_model_free": (None, (pointer,)),
+        "mv_model_path": (int32, (pointer,)),
+        "mv_model_traffic": (None, (pointer, ctypes.POINTER(uint64), ctypes.POINTER(uint64))),
+        "mv_sequence_new": (pointer, (pointer, int32)),
+        "mv_sequence_free": (None, (pointer,)),
+        "mv_forward": (
+            int32,
+            (pointer, ctypes.POINTER(pointer), ctypes.POINTER(int32), int32, pointer, pointer, pointer),
+        ),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@lru_cache(maxsize=1)
+def _opened() -> tuple[ctypes.CDLL | None, str]:
+    try:
+        return _open(), ""
+    except (OSError, AttributeError) as error:
+        return None, str(error)
+
+
+def missing() -> str:
+    """Why there is no native library here; empty where there is one."""
+    return _opened()[1]
+
+
+def library() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        RuntimeError: there is none; ask :func:`missing` first.
+    """
+    found, why = _opened()
+    if found is None:
+        raise RuntimeError(f"the native engine is not here: {why}")
+    return found
+
+
+def paths() -> list[str]:
+    """The kernel paths that this machine can run, ``auto`` left out."""
+    return [name for name, number in PATHS.items() if number and library().mv_has_path(number)]
+
+
+def error() -> str:
+    """What went wrong in this thread's last call that failed."""
+    return library().mv_error().decode(errors="replace")

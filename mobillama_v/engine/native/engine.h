@@ -1,0 +1,73 @@
+/* The C interface of the CPU engine: the only thing that is exported, and what Python calls through ctypes.
+ *
+ * A model is made once from tensors that the caller keeps alive (they may be memory-mapped); a sequence holds the keys
+ * and values of one conversation. Every function that can fail returns NULL or a negative number, and mv_error() then
+ * tells the calling thread why. All functions may be called from any thread; calls on one model take turns.
+ */
+#ifndef MOBILLAMA_V_ENGINE_H
+#define MOBILLAMA_V_ENGINE_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define MV_API __declspec(dllexport)
+#else
+#define MV_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MV_ABI 1 /* raised whenever anything below changes */
+
+typedef struct {
+    double theta;        /* rotary base */
+    double eps;          /* of the root-mean-square norms */
+    int32_t vocab, hidden, ffn, layers, heads, kv_heads, context;
+    int32_t ffn_count;   /* 1: one feed-forward network for all layers; else as many as layers */
+    int32_t bits;        /* of the matrices: 4, 8 or 16 */
+    int32_t threads;     /* the caller's included */
+    int32_t path;        /* MV_AUTO, or a path that must be there */
+} mv_config;
+
+enum { MV_AUTO = 0, MV_PORTABLE = 1, MV_AVX2 = 2 };
+
+typedef struct {
+    const void* data;
+    uint64_t bytes;
+} mv_span;
+
+typedef struct mv_model mv_model;
+typedef struct mv_sequence mv_sequence;
+
+MV_API int32_t mv_abi(void);
+MV_API const char* mv_error(void);
+
+/* Whether this machine can run a path: 1 or 0. */
+MV_API int32_t mv_has_path(int32_t path);
+
+/* Tensors, in this order: embeddings [vocab, hidden] fp16; head; final norm [hidden] fp32; for every feed-forward
+ * network gate_up, down; for every layer qkv, out, the norm before attention and the one before the feed-forward
+ * network, [hidden] fp32 each. Matrices are packed as kernels.h describes. The size of each is checked. */
+MV_API mv_model* mv_model_new(const mv_config* config, const mv_span* tensors, int32_t count);
+MV_API void mv_model_free(mv_model* model);
+MV_API int32_t mv_model_path(const mv_model* model);
+
+/* Bytes that one token of decoding reads: from memory, and (the shared network, every layer) from the cache. */
+MV_API void mv_model_traffic(const mv_model* model, uint64_t* streamed, uint64_t* cached);
+
+/* Room for the keys and values of `capacity` positions, at most the context. */
+MV_API mv_sequence* mv_sequence_new(mv_model* model, int32_t capacity);
+MV_API void mv_sequence_free(mv_sequence* sequence);
+
+/* Append to `count` different sequences of this model: counts[i] positions to sequences[i]. `embeddings` [sum of
+ * counts, hidden] fp32, or, where it is NULL, `tokens` [sum of counts]. `logits` [count, vocab rounded up to 16] fp32
+ * takes those after the last position of each sequence. On failure no sequence has changed its length. */
+MV_API int32_t mv_forward(mv_model* model, mv_sequence* const* sequences, const int32_t* counts, int32_t count,
+                          const float* embeddings, const int32_t* tokens, float* logits);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

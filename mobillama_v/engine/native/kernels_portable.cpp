@@ -1,0 +1,11 @@
+// The kernels for any processor.
+#include <cmath>
+#include <cstring>
+
+#include "kernels.h"
+#include "simd_portable.h"
+#include "kernels.inc"
+
+namespace mv {
+const Kernels kPortable = kTable;
+}

@@ -1,0 +1,118 @@
+"""Matrices to the engine's tiles and back.
+
+A matrix [N,K] is padded with zeros to multiples of 16 and 32 and cut into tiles of 16 rows x 32 columns: a tensor
+[N/16, K/32, bytes of a tile], uint8. A tile of 4 or 8 bits holds for each of its rows an fp16 scale d and 32 whole
+numbers q, and means d*q; of 16 bits it holds fp16. ``native/kernels.h`` says where in the tile each lies, and why.
+
+Shapes: A bands of 16 rows, B blocks of 32 columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mobillama_v.errors import CheckpointError
+
+ROWS, BLOCK = 16, 32
+TILE_BYTES = {4: 288, 8: 544, 16: 1024}
+LARGEST = 65504.0
+"""Of fp16."""
+_AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
+
+
+def tiles_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int]:
+    """Shape of a packed matrix [rows, columns]."""
+    return -(-rows // ROWS), -(-columns // BLOCK), TILE_BYTES[bits]
+
+
+def pack_matrix(weight: Tensor, bits: int, *, search: bool = True, name: str = "a matrix") -> Tensor:
+    """Pack ``weight`` [N,K] of any float type to tiles [A,B,bytes].
+
+    Args:
+        weight: finite numbers.
+        bits: 4, 8 or 16.
+        search: choose each 4-bit scale as that with the least squared error among several, which takes ten times as
+            long as the one that the largest weight gives.
+        name: for the error.
+
+    Raises:
+        CheckpointError: numbers that are not finite, or beyond what 16 bits hold.
+    """
+    rows, columns = weight.shape
+    bands, blocks, _ = tiles_shape(rows, columns, bits)
+    out = torch.empty(tiles_shape(rows, columns, bits), dtype=torch.uint8)
+    step = max(1, _AT_ONCE // (ROWS * BLOCK * blocks))
+    for band in range(0, bands, step):
+        some = weight[band * ROWS : (band + step) * ROWS].float()
+        largest = float(some.abs().amax()) if some.numel() else 0.0
+        if not largest <= LARGEST:  # also where it is no number
+            raise CheckpointError(f"{name} holds weights that are not finite, or too large for 16 bits; it is damaged.")
+        end = min(band + step, bands)
+        padded = some.new_zeros((end - band) * ROWS, blocks * BLOCK)
+        padded[: len(some), :columns] = some
+        tiles = padded.view(end - band, ROWS, blocks, BLOCK).transpose(1, 2)  # [A,B,16,32]
+        out[band:end] = _pack_tiles(tiles, bits, search)
+    return out
+
+
+def _pack_tiles(tiles: Tensor, bits: int, search: bool) -> Tensor:
+    bands, blocks = tiles.shape[:2]
+    if bits == 16:
+        return tiles.transpose(2, 3).half().contiguous().view(torch.uint8).view(bands, blocks, -1)
+    scales = _scales(tiles, bits, search)
+    codes = _codes(tiles, scales, bits)
+    halves = codes.view(bands, blocks, 2, 8, BLOCK)
+    if bits == 4:
+        nibbles = (halves + 8).to(torch.uint8).view(bands, blocks, 2, 8, 4, 2, 4)
+        data = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
+    else:
+        data = halves.to(torch.int8).view(torch.uint8).view(bands, blocks, 2, 8, 8, 4)
+    data = data.transpose(3, 4).reshape(bands, blocks, -1)
+    return torch.cat((scales.half().view(torch.uint8).view(bands, blocks, -1), data), dim=-1)
+
+
+def _scales(tiles: Tensor, bits: int, search: bool) -> Tensor:
+    """Scales [A,B,16], numbers of fp16."""
+    if bits == 8:
+        return (tiles.abs().amax(-1) / 127).half().float()
+    at = tiles.abs().argmax(-1, keepdim=True)
+    extreme = tiles.gather(-1, at)[..., 0]
+    best = (extreme / -8).half().float()  # the code -8 has no counterpart: give it to the largest
+    if not search:
+        return best
+    least = _squared_error(tiles, best)
+    # Cutting off the largest a little serves the others; 7 may fit better than -8.
+    for divisor in (-9.0, -8.5, -7.5, -7.0, 7.0, 7.5, 8.0):
+        scales = (extreme / divisor).half().float()
+        error = _squared_error(tiles, scales)
+        better = error < least
+        best, least = torch.where(better, scales, best), torch.where(better, error, least)
+    return best
+
+
+def _codes(tiles: Tensor, scales: Tensor, bits: int) -> Tensor:
+    inverse = torch.where(scales == 0, 0.0, 1 / scales)[..., None]
+    low, high = (-8, 7) if bits == 4 else (-127, 127)
+    return (tiles * inverse).round_().clamp_(low, high)
+
+
+def _squared_error(tiles: Tensor, scales: Tensor) -> Tensor:
+    return (_codes(tiles, scales, 4).mul_(scales[..., None]) - tiles).square_().sum(-1)
+
+
+def unpack_matrix(tiles: Tensor, bits: int, rows: int, columns: int) -> Tensor:
+    """The matrix [rows, columns] that tiles [A,B,bytes] mean, fp32."""
+    bands, blocks, _ = tiles.shape
+    if bits == 16:
+        values = tiles.contiguous().view(torch.float16).view(bands, blocks, BLOCK, ROWS).transpose(2, 3).float()
+    else:
+        scales = tiles[..., : 2 * ROWS].contiguous().view(torch.float16).float()  # [A,B,16]
+        data = tiles[..., 2 * ROWS :]
+        if bits == 4:
+            data = data.reshape(bands, blocks, 2, 4, 8, 4).transpose(3, 4)  # [A,B,2,8,4,4]
+            codes = torch.stack((data & 15, data >> 4), dim=-2).float() - 8
+        else:
+            codes = data.reshape(bands, blocks, 2, 8, 8, 4).transpose(3, 4).contiguous().view(torch.int8).float()
+        values = codes.reshape(bands, blocks, ROWS, BLOCK) * scales[..., None]
+    return values.transpose(1, 2).reshape(bands * ROWS, blocks * BLOCK)[:rows, :columns]
