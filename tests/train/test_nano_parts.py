@@ -125,8 +125,9 @@ def test_pictures_are_told_in_the_words_of_their_features() -> None:
     sign = Thing("word", "text", "black", "large", (20, 150, 200, 210), "NO5")
     told = accounts.of_scene(Scene((sign, heart), "white", seed=1))
     assert told == "white background. large red heart top left. N O 5 black text bottom."
-    row = shares(tabby_cat=0.4, tench=0.3, ear=0.2)
-    assert accounts.of_photo(row, "gray", sure=0.5, unsure=0.15).startswith("photo. perhaps tabby cat. tench. ear")
+    row = shares(tabby_cat=0.4, tench=0.3, ear_of_corn=0.2)
+    unsure = accounts.of_photo(row, "gray", sure=0.5, unsure=0.15)
+    assert unsure == "photo. perhaps tabby cat. tench. ear of corn. gray."
     assert accounts.of_photo(row, "gray", sure=0.4, unsure=0.15).startswith("photo. sure tabby cat. ")
 
 
@@ -234,13 +235,19 @@ def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) ->
         seen = trunk.cell_words(patches)
         features = trunk.cell_words.norm(patches)
         labels = probe(patches).sigmoid()  # [N,P,4,L+1]
-        vectors = torch.stack([words.label(name) for name in (*LABEL_NAMES, "photo")])
-        expected = hybrid.FEATURE_SHARE * features + labels.sum(2) @ vectors + trunk.cell_words.place
+        left, right = (
+            torch.stack([words.label(name, column=column) for name in (*LABEL_NAMES, "photo")]) for column in (0, 1)
+        )
+        told = labels[:, :, 0::2].sum(2) @ left + labels[:, :, 1::2].sum(2) @ right
+        expected = hybrid.FEATURE_SHARE * features + told + trunk.cell_words.place
     torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(features.flatten(0, 1).mean(0), torch.zeros(hybrid.WIDTH), rtol=0, atol=1e-3)
     torch.testing.assert_close(features.flatten(0, 1).std(0), torch.ones(hybrid.WIDTH), rtol=0, atol=1e-2)
     similarity = torch.cosine_similarity(words.label("color:red"), words.word("red"), dim=0)
     assert similarity > 0.999
+    inside, starting = words.label("character:N", column=1), words.label("character:N")
+    torch.testing.assert_close(inside, 2 * words.tokens("N")[0])
+    torch.testing.assert_close(starting, 2 * words.tokens(" N").mean(0))
     torch.testing.assert_close(words.place(0, 6), 0.5 * (words.word("top") + words.word("right")))
     torch.testing.assert_close(words.place(3, 3), 0.5 * words.word("center"))
 

@@ -202,7 +202,7 @@ def test_cell_labels_of_hand_made_scenes() -> None:
     labels, middles = grid.cell_labels(STREET), []
     for letter in "STOP":
         rows, columns = np.nonzero(labels[..., grid.LABEL_NAMES.index(f"character:{letter}")])
-        assert len(rows) and 100 <= 16 * rows.mean() + 8 <= 150
+        assert len(rows) == 1 and 100 <= 16 * rows[0] + 8 <= 150
         middles.append(columns.mean())
     assert middles == sorted(middles) and len(set(middles)) == 4
 

@@ -7,7 +7,7 @@ import string
 import numpy as np
 
 from mobillama_v.train.nano import figures
-from mobillama_v.train.nano.scenes import COLOUR_NAMES, SIDE, Scene, Thing, clear_size, thing_mask
+from mobillama_v.train.nano.scenes import COLOUR_NAMES, SIDE, Scene, clear_size, thing_mask
 
 CELL = 16
 CELLS = SIDE // CELL
@@ -35,14 +35,8 @@ def cell_labels(scene: Scene) -> np.ndarray:
         labels[covered, _INDEX[f"color:{thing.colour}"]] = 1
         if clear_size(thing) == "large":
             labels[covered, _INDEX["large"]] = 1
-        row, column = _cell_of(thing)
-        labels[row, column, _INDEX["center"]] = 1
+        labels[(*_middle(thing.box), _INDEX["center"])] = 1
     return labels
-
-
-def _cell_of(thing: Thing) -> tuple[int, int]:
-    x, y = thing.centre
-    return min(CELLS - 1, int(y / CELL)), min(CELLS - 1, int(x / CELL))
 
 
 def _shape_cells(scene: Scene, index: int) -> np.ndarray:
@@ -51,21 +45,25 @@ def _shape_cells(scene: Scene, index: int) -> np.ndarray:
 
 
 def _label_letters(labels: np.ndarray, scene: Scene, index: int) -> np.ndarray:
+    """Label each letter once, where its middle is, so that a word is read cell by cell; all cells of it."""
     thing = scene.things[index]
     covered = np.zeros((CELLS, CELLS), dtype=bool)
     boxes = figures.lettering(thing.text, scene.key(index), thing.box).boxes
     for letter, box in zip(thing.text, boxes, strict=True):
-        cells = _box_cells(box)
-        labels[cells, _INDEX[f"character:{letter.upper()}"]] = 1
-        covered |= cells
+        labels[(*_middle(box), _INDEX[f"character:{letter.upper()}"])] = 1
+        covered |= _box_cells(box)
     return covered
 
 
+def _middle(box: figures.Box) -> tuple[int, int]:
+    return min(CELLS - 1, int((box[1] + box[3]) / 2 / CELL)), min(CELLS - 1, int((box[0] + box[2]) / 2 / CELL))
+
+
 def _box_cells(box: figures.Box) -> np.ndarray:
-    """Cells of which the box covers enough, and the one that holds its middle."""
+    """Cells of which the box covers enough, and the one of its middle."""
     starts = np.arange(CELLS) * CELL
     across = np.clip(np.minimum(box[2], starts + CELL) - np.maximum(box[0], starts), 0, None)
     down = np.clip(np.minimum(box[3], starts + CELL) - np.maximum(box[1], starts), 0, None)
     cells = np.outer(down, across) >= _LETTER_COVER * CELL * CELL
-    cells[int((box[1] + box[3]) / 2 / CELL), int((box[0] + box[2]) / 2 / CELL)] = True
+    cells[_middle(box)] = True
     return cells

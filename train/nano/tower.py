@@ -23,7 +23,7 @@ from mobillama_v.train.nano.stemcache import StemCache
 
 _PART = CELLS // GRID  # label cells along one side of a grid cell
 _PHOTO = len(LABEL_NAMES)  # one more label: the picture is a photograph
-_WEIGHTS = {"character": 3.0, "shape": 2.0, "center": 3.0}
+_WEIGHTS = {"character": 5.0, "shape": 2.0, "center": 3.0}
 _NEAR_ZERO, _JITTER = 0.1, 0.01
 _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP = 1e-3, 0.02, 0.03
 
@@ -169,8 +169,9 @@ def start_cell_words(trunk: HybridTrunk, probe: CellProbe, cells: np.ndarray, wo
     weight = probe.linear.weight * probe.norm.weight
     target.labels.weight.copy_(weight * deviation)
     target.labels.bias.copy_(probe.linear.bias + probe.linear.weight @ probe.norm.bias + weight @ mean)
-    vectors = [words.label(name) for name in (*LABEL_NAMES, "photo")]
-    target.table.copy_(torch.stack(vectors * (_PART * _PART)))
+    parts = range(_PART * _PART)
+    vectors = [words.label(name, column=part % _PART) for part in parts for name in (*LABEL_NAMES, "photo")]
+    target.table.copy_(torch.stack(vectors))
     target.place.copy_(torch.stack([words.place(cell // GRID, cell % GRID) for cell in range(GRID * GRID)])[None])
 
 
@@ -189,14 +190,22 @@ class Words:
         """One vector [D] for a word inside a sentence."""
         return self.tokens(f" {text}").mean(0)
 
-    def label(self, name: str) -> Tensor:
-        """The vector [D] of a cell label: its word, scaled so that a whole cell of a thing outweighs its background."""
+    def label(self, name: str, *, column: int = 0) -> Tensor:
+        """The vector [D] of a label of one of a cell's parts: its word, scaled by how many parts it usually covers.
+
+        Args:
+            name: of the label.
+            column: of the part. Two letters beside each other in a cell would lose their order: the left one is the
+                token that starts a word, the right one the token inside a word.
+        """
         kind, _, value = name.partition(":")
-        if kind == "character":  # a letter that starts a word and one inside it are different tokens
-            return 0.35 * (self.tokens(f" {value}").mean(0) + self.tokens(value).mean(0))
+        if kind == "character":
+            return 2.0 * (self.tokens(value) if column else self.tokens(f" {value}")).mean(0)
         if kind == "background":
             return 0.1 * (self.word("background") + self.word(value))
-        return 0.5 * self.word({"center": "thing"}.get(kind, value or kind))
+        if kind == "center":
+            return 1.5 * self.word("thing")
+        return 0.5 * self.word(value or kind)
 
     def place(self, row: int, column: int) -> Tensor:
         """The vector [D] of a cell's place, in the words of answers about places."""
