@@ -166,7 +166,10 @@ class Service:
             await asyncio.to_thread(self.check, name, messages, pictures, Sampling(1))
             assistant, owner = self.assistant(name), place.owner
             squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
-            last: Image.Image = squares[-1] or await asyncio.to_thread(self._decode, assistant, pictures[-1])
+            decoded = squares[-1]
+            if decoded is None:
+                decoded = await asyncio.to_thread(self._decode, assistant, pictures[-1])
+            last: Image.Image = decoded
 
             def work() -> Iterator[Image.Image]:
                 images = list(self._images(assistant, owner, name, pictures, squares))
