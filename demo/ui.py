@@ -24,10 +24,8 @@ from mobillama_v.generation import Sampling
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 _QUESTIONS = (
-    ("cat.jpg", "What is in the picture?"),
-    ("coffee.jpg", "Describe the image."),
-    ("rocket.jpg", "What is this?"),
     ("shapes.png", "What shape is green?"),
+    ("hearts.png", "How many hearts are there?"),
     ("word.png", "What does it say?"),
 )
 _REFRESH = 0.05  # seconds between updates of a growing answer

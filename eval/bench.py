@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobillama_v.eval.bench_run import bench_run
+
 if TYPE_CHECKING:
     from mobillama_v.eval.benchmark import Benchmark, Example
     from mobillama_v.eval.runner import Model
@@ -22,6 +24,9 @@ app = typer.Typer(
 )
 
 QUESTIONS = 20  # on each image
+
+
+app.command("run")(bench_run)
 
 
 @app.callback()

@@ -307,7 +307,7 @@ def test_nothing_else_is_served(demo: Running, path: str) -> None:
     import mobillama_v.demo
 
     examples = str(Path(str(mobillama_v.demo.__file__)).resolve().parent / "examples")
-    assert httpx.get(f"{demo.url}/gradio_api/file={examples}/cat.jpg").status_code == 200
+    assert httpx.get(f"{demo.url}/gradio_api/file={examples}/hearts.png").status_code == 200
     for way in ("file=", "file/", "proxy="):
         answer = httpx.get(f"{demo.url}/gradio_api/{way}{path.format(examples=examples)}")
         assert answer.status_code in (403, 404), (way, path)

@@ -1,0 +1,155 @@
+"""One way of running a decoder: ``python -m mobillama_v.eval.bench_worker WAY FOLDER THREADS``.
+
+A process a way, so that its memory can be told from the others'. Each line of standard input is a JSON request
+(``prompt`` and ``new``: numbers of tokens), and each line of standard output its answer; the first says that the model
+is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobillama_v.decoder import Decoder
+from mobillama_v.specs import DecoderSpec
+
+WAYS = ("native 4 bit", "native 8 bit", "torch fp32", "transformers fp32")
+FLOATS = "decoder.safetensors"
+
+
+class Floats(nn.Module):
+    """A decoder and its head, as generation wants them."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.language_model = Decoder(spec)
+        self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+
+
+Start = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
+"""From ids [T] and room for as many new tokens: logits [V], and a function from the next token to its logits."""
+
+
+def ours(spec: DecoderSpec, folder: Path, bits: int | None, threads: int) -> tuple[Start, dict[str, Any]]:
+    """Our engines; facts about the native one."""
+    from mobillama_v.generation import Engine, TorchEngine
+
+    engine: Engine
+    facts: dict[str, Any] = {}
+    if bits is None:
+        engine = TorchEngine(_floats(spec, folder))
+    else:
+        from mobillama_v.engine.files import read
+        from mobillama_v.engine.native import NativeEngine, NativeModel
+
+        model = NativeModel(read(folder / str(bits), spec), threads=threads)
+        streamed, cached = model.traffic
+        facts = {"path": model.path, "streamed_bytes": streamed, "cached_bytes": cached}
+        engine = NativeEngine(model)
+
+    def start(ids: Tensor, room: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        decoding = engine.begin(1, len(ids) + room)
+        logits = decoding.prefill(engine.embed(ids[None]), torch.ones(1, len(ids), dtype=torch.long))
+        return logits[0], lambda token: decoding.decode(token[None])[0]
+
+    return start, facts
+
+
+def theirs(spec: DecoderSpec, folder: Path) -> Start:
+    """transformers' Llama, with one feed-forward module in all layers where ours has."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=spec.vocab_size,
+        hidden_size=spec.hidden_size,
+        intermediate_size=spec.intermediate_size,
+        num_hidden_layers=spec.num_hidden_layers,
+        num_attention_heads=spec.num_attention_heads,
+        num_key_value_heads=spec.num_key_value_heads,
+        max_position_embeddings=spec.max_position_embeddings,
+        rms_norm_eps=spec.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
+        tie_word_embeddings=False,
+    )
+    floats = _floats(spec, folder)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    for name, tensor in floats.language_model.state_dict().items():
+        if not name.startswith("feed_forward."):
+            _set(model.model, name, tensor)
+    _set(model.lm_head, "weight", floats.lm_head.weight)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its tables are no weights
+    if floats.language_model.feed_forward is not None:
+        shared = model.model.layers[0].mlp
+        for name, tensor in floats.language_model.feed_forward.state_dict().items():
+            _set(shared, name, tensor)
+        for layer in model.model.layers:
+            layer.mlp = shared
+    model.eval()
+
+    def start(ids: Tensor, _: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        out = model(ids[None], use_cache=True, logits_to_keep=1)
+        state = out.past_key_values
+        return out.logits[0, -1], lambda token: model(token[None, None], past_key_values=state).logits[0, -1]
+
+    return start
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _floats(spec: DecoderSpec, folder: Path) -> Floats:
+    from safetensors.torch import load_file
+
+    with torch.device("meta"):
+        model = Floats(spec)
+    model.load_state_dict(load_file(folder / FLOATS), assign=True)
+    return model.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def measure(start: Start, vocab: int, prompt: int, new: int) -> dict[str, Any]:
+    """Seconds of a prompt and of each new token after the first, chosen greedily, and the tokens."""
+    generator = torch.Generator().manual_seed(prompt)
+    ids = torch.randint(3, vocab, (prompt,), generator=generator)
+    begin = time.perf_counter()
+    logits, step = start(ids, new)
+    token = logits.argmax()
+    first = time.perf_counter()
+    tokens = [int(token)]
+    for _ in range(new - 1):
+        token = step(token).argmax()
+        tokens.append(int(token))
+    return {"prefill": first - begin, "decode": time.perf_counter() - first, "tokens": tokens}
+
+
+def main() -> None:
+    """Load, and answer requests until they end."""
+    way, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(threads)
+    spec = DecoderSpec(**json.loads((folder / "spec.json").read_text()))
+    facts: dict[str, Any] = {}
+    if way == "transformers fp32":
+        start = theirs(spec, folder)
+    else:
+        start, facts = ours(spec, folder, {"native 4 bit": 4, "native 8 bit": 8}.get(way), threads)
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = measure(start, spec.vocab_size, request["prompt"], request["new"])
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(json.dumps(answer | {"peak_rss": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
