@@ -41,6 +41,8 @@ class Muon(torch.optim.AdamW):
         betas: AdamW's.
     """
 
+    param_groups: list[dict[str, Any]]
+
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float]) -> None:
         super().__init__(groups, betas=betas, fused=True)
 

@@ -35,7 +35,8 @@ def cell_labels(scene: Scene) -> np.ndarray:
         labels[covered, _INDEX[f"color:{thing.colour}"]] = 1
         if clear_size(thing) == "large":
             labels[covered, _INDEX["large"]] = 1
-        labels[(*_middle(thing.box), _INDEX["center"])] = 1
+        row, column = _middle(thing.box)
+        labels[row, column, _INDEX["center"]] = 1
     return labels
 
 
@@ -50,7 +51,8 @@ def _label_letters(labels: np.ndarray, scene: Scene, index: int) -> np.ndarray:
     covered = np.zeros((CELLS, CELLS), dtype=bool)
     boxes = figures.lettering(thing.text, scene.key(index), thing.box).boxes
     for letter, box in zip(thing.text, boxes, strict=True):
-        labels[(*_middle(box), _INDEX[f"character:{letter.upper()}"])] = 1
+        row, column = _middle(box)
+        labels[row, column, _INDEX[f"character:{letter.upper()}"]] = 1
         covered |= _box_cells(box)
     return covered
 
