@@ -69,7 +69,7 @@ def visit(browser: Any, demo: Running) -> Iterator[Callable[..., Any]]:
     """Open the demo as a new visitor; whatever the browser complains of fails the test."""
     contexts, complaints = [], []
 
-    def open_page(**options: Any) -> Any:
+    def open_page(tokens: int | None = 40, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1240, "height": 860}} | options)
         contexts.append(context)
         page = context.new_page()
@@ -82,7 +82,8 @@ def visit(browser: Any, demo: Running) -> Iterator[Callable[..., Any]]:
         )
         page.goto(demo.url)
         page.wait_for_selector("#status b")
-        choose(page, 40)
+        if tokens is not None:
+            choose(page, tokens)
         return page
 
     yield open_page
@@ -115,12 +116,16 @@ def answers(page: Any) -> list[str]:
 
 def wait_for_answer(page: Any, count: int) -> str:
     """The answer number ``count``, when it has ended."""
-    page.wait_for_function(
-        f"document.querySelectorAll('#chat .bot.message').length == {count}"
-        " && /tokens( · stopped.*)?$|no answer$/.test(document.querySelector('#status').innerText.trim())"
-        " && document.querySelector('#box .submit-button')"
+    ended = page.wait_for_function(
+        f"""() => {{
+            const found = document.querySelectorAll('#chat .bot.message');
+            const line = document.querySelector('#status').innerText.trim();
+            const told = /tokens( · stopped.*)?$|no answer$/.test(line);
+            const ready = document.querySelector('#box .submit-button');
+            return found.length == {count} && told && ready && {{text: found[{count} - 1].innerText}};
+        }}"""
     )
-    return answers(page)[count - 1]
+    return ended.json_value()["text"].strip()
 
 
 def pictures(page: Any) -> list[str]:
@@ -216,12 +221,13 @@ def test_retry_undo_edit_and_examples(visit: Callable[..., Any], files: Path) ->
     first = wait_for_answer(page, 1)
     assert len(pictures(page)) == 1 and pictures(page)[0].endswith("shapes.png")
     page.get_by_role("button", name="Retry").click()
-    page.wait_for_timeout(200)
+    page.wait_for_selector("#box .stop-button")
     assert wait_for_answer(page, 1) == first
     page.get_by_label("Edit").click()
     page.locator("#chat textarea").fill("How many shapes are there?")
     page.get_by_label("Submit").first.click()
-    page.wait_for_function("document.querySelector('#chat').innerText.includes('How many shapes')")
+    page.wait_for_selector("#box .stop-button")
+    assert "How many shapes" in page.inner_text("#chat")
     assert wait_for_answer(page, 1) != first and len(pictures(page)) == 1
     page.get_by_role("button", name="Undo").click()
     page.wait_for_function("!document.querySelector('#chat .message')")
@@ -323,7 +329,7 @@ def test_nothing_else_is_served(demo: Running, path: str) -> None:
 )
 def test_looks(visit: Callable[..., Any], tmp_path: Path, files: Path, name: str, width: int, scheme: str) -> None:
     folder = Path(os.environ.get("MOBILLAMA_V_SCREENSHOTS", tmp_path))
-    page = visit(viewport={"width": width, "height": 860}, color_scheme=scheme, reduced_motion="reduce")
+    page = visit(None, viewport={"width": width, "height": 860}, color_scheme=scheme)
     page.get_by_text("What is in the picture?").click()
     wait_for_answer(page, 1)
     page.wait_for_timeout(500)
