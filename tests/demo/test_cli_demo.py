@@ -19,6 +19,9 @@ import serving
 from PIL import Image
 from serving import RAMP, RED, Running, encoded
 
+from mobillama_v.demo.ui import EXAMPLES
+from mobillama_v.hub import embedded_models
+
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
@@ -310,9 +313,7 @@ def test_visitors_never_see_each_other(visit: Callable[..., Any], files: Path, d
     ],
 )
 def test_nothing_else_is_served(demo: Running, path: str) -> None:
-    import mobillama_v.demo
-
-    examples = str(Path(str(mobillama_v.demo.__file__)).resolve().parent / "examples")
+    examples = str(EXAMPLES)
     assert httpx.get(f"{demo.url}/gradio_api/file={examples}/cat.jpg").status_code == 200
     for way in ("file=", "file/", "proxy="):
         answer = httpx.get(f"{demo.url}/gradio_api/{way}{path.format(examples=examples)}")
@@ -341,6 +342,25 @@ def test_looks(visit: Callable[..., Any], tmp_path: Path, files: Path, name: str
     with Image.open(folder / f"demo-{name}.png") as shot:
         corner = shot.convert("L").getpixel((3, 3))
     assert corner < 60 if scheme == "dark" else corner > 200
+
+
+def test_nano_answers_truly(browser: Any) -> None:
+    if not (embedded_models().get("nano", Path()) / "model.safetensors").is_file():
+        pytest.skip("the weights of nano are not in this checkout, so no true answer can be expected")
+    with serving.running("demo", Path("nano")) as demo:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(demo.url)
+        page.wait_for_selector("#status b")
+        ask(page, "What is in the picture?", EXAMPLES / "cat.jpg")
+        assert "cat" in wait_for_answer(page, 1).lower()
+        page.get_by_role("button", name="Clear").click()
+        page.wait_for_function("!document.querySelector('#chat .message')")
+        ask(page, "What shape is green?", EXAMPLES / "shapes.png")
+        assert "ring" in wait_for_answer(page, 1).lower()
+        ask(page, "What shape is orange?")
+        assert "cross" in wait_for_answer(page, 2).lower()
+        page.close()
 
 
 def test_a_password(nano_like: Path) -> None:
