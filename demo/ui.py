@@ -324,8 +324,9 @@ def build(service: Service, visitors: Visitors) -> Any:
                     *_TEMPERATURES, 0.0, step=0.1, label="Temperature", info="0 takes the likeliest word."
                 )
                 top_p = gr.Slider(0.1, 1.0, 1.0, step=0.05, label="Top-p", info="Of the likeliest words.")
+            with gr.Row():
                 tokens = gr.Slider(
-                    8, limits.max_new_tokens, min(256, limits.max_new_tokens), step=1, label="Longest answer, tokens"
+                    1, limits.max_new_tokens, min(256, limits.max_new_tokens), step=1, label="Longest answer, tokens"
                 )
                 seed = gr.Number(None, label="Seed", info="Repeats a sampled answer.", precision=0)
 

@@ -67,6 +67,27 @@ def test_any_source_is_the_same_image(model: Assistant, tmp_path: Path) -> None:
             assert model.ask([source], "What?", SHORT).text == expected
 
 
+def test_a_stream_gives_every_token_and_can_be_closed(model: Assistant) -> None:
+    answer = model.stream([RED], "What is this?", SHORT)
+    assert len(list(answer)) == answer.reply.new_tokens + 1
+    answer.close()
+    answer = model.stream([RED], "What is this?", SHORT)
+    next(answer)
+    answer.close()
+    assert list(answer) == []
+    with pytest.raises(RuntimeError, match="has not ended"):
+        _ = answer.reply
+
+
+def test_a_prompt_is_measured_without_its_images(model: Assistant) -> None:
+    turns = [user("What?", images=1), assistant("Red."), user("And this?", images=1)]
+    assert model.prompt_tokens(2, turns) == model.ask([RED, RAMP], turns, SHORT).prompt_tokens
+    assert model.prompt_tokens(1, "What?") == model.ask([RED], "What?", SHORT).prompt_tokens
+    for images, question, message in ((1, turns, "2 images and 1"), (0, "word " * 500, "context is 512")):
+        with pytest.raises(PromptError, match=message):
+            model.prompt_tokens(images, question)
+
+
 def test_stream_is_ask(model: Assistant) -> None:
     answer = model.stream([RED], "What is this?", SHORT)
     first = next(answer)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mobillama_v import generation
 from mobillama_v.cache import StaticCache
 from mobillama_v.errors import ConfigError, PromptError
 from mobillama_v.generation import Completion, Sampling, TextStream, decode_one_token, generate, prefill, sample, stream
@@ -143,6 +144,14 @@ def test_a_full_context_is_refused_and_a_nearly_full_one_ends(sharp_model) -> No
     assert len(done[0].ids) <= 2
 
 
+def test_time_ends_an_answer_by_length(sharp_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, exists, _, _, embeds = batch(sharp_model)
+    clock = iter([0.0, 1.0, 2.0, 3.0, *[9.0] * 20])
+    monkeypatch.setattr(generation.time, "monotonic", lambda: next(clock))
+    found = generate(sharp_model, Letters(), embeds, exists, Sampling(20, max_seconds=3.0, seed=None))
+    assert [len(c.ids) for c in found] == [3, 3, 3] and {c.finish_reason for c in found} == {"length"}
+
+
 @given(st.text(max_size=30))
 def test_streams_never_split_a_character(text: str) -> None:
     text_stream = TextStream(Bytes(), ())
@@ -172,7 +181,15 @@ def test_an_unfinished_character_at_the_end_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_new_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"stop": ("",)}]
+    "values",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"stop": ("",)},
+        {"max_seconds": 0},
+    ],
 )
 def test_impossible_settings_are_refused(values) -> None:
     with pytest.raises(ConfigError):

@@ -19,6 +19,9 @@ import serving
 from PIL import Image
 from serving import RAMP, RED, Running, encoded
 
+from mobillama_v.demo.ui import EXAMPLES
+from mobillama_v.hub import embedded_models
+
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
@@ -69,7 +72,7 @@ def visit(browser: Any, demo: Running) -> Iterator[Callable[..., Any]]:
     """Open the demo as a new visitor; whatever the browser complains of fails the test."""
     contexts, complaints = [], []
 
-    def open_page(**options: Any) -> Any:
+    def open_page(tokens: int | None = 40, **options: Any) -> Any:
         context = browser.new_context(**{"viewport": {"width": 1240, "height": 860}} | options)
         contexts.append(context)
         page = context.new_page()
@@ -82,7 +85,8 @@ def visit(browser: Any, demo: Running) -> Iterator[Callable[..., Any]]:
         )
         page.goto(demo.url)
         page.wait_for_selector("#status b")
-        choose(page, 40)
+        if tokens is not None:
+            choose(page, tokens)
         return page
 
     yield open_page
@@ -115,12 +119,16 @@ def answers(page: Any) -> list[str]:
 
 def wait_for_answer(page: Any, count: int) -> str:
     """The answer number ``count``, when it has ended."""
-    page.wait_for_function(
-        f"document.querySelectorAll('#chat .bot.message').length == {count}"
-        " && /tokens( · stopped.*)?$|no answer$/.test(document.querySelector('#status').innerText.trim())"
-        " && document.querySelector('#box .submit-button')"
+    ended = page.wait_for_function(
+        f"""() => {{
+            const found = document.querySelectorAll('#chat .bot.message');
+            const line = document.querySelector('#status').innerText.trim();
+            const told = /tokens( · stopped.*)?$|no answer$/.test(line);
+            const ready = document.querySelector('#box .submit-button');
+            return found.length == {count} && told && ready && {{text: found[{count} - 1].innerText}};
+        }}"""
     )
-    return answers(page)[count - 1]
+    return ended.json_value()["text"].strip()
 
 
 def pictures(page: Any) -> list[str]:
@@ -216,12 +224,13 @@ def test_retry_undo_edit_and_examples(visit: Callable[..., Any], files: Path) ->
     first = wait_for_answer(page, 1)
     assert len(pictures(page)) == 1 and pictures(page)[0].endswith("shapes.png")
     page.get_by_role("button", name="Retry").click()
-    page.wait_for_timeout(200)
+    page.wait_for_selector("#box .stop-button")
     assert wait_for_answer(page, 1) == first
     page.get_by_label("Edit").click()
     page.locator("#chat textarea").fill("How many shapes are there?")
     page.get_by_label("Submit").first.click()
-    page.wait_for_function("document.querySelector('#chat').innerText.includes('How many shapes')")
+    page.wait_for_selector("#box .stop-button")
+    assert "How many shapes" in page.inner_text("#chat")
     assert wait_for_answer(page, 1) != first and len(pictures(page)) == 1
     page.get_by_role("button", name="Undo").click()
     page.wait_for_function("!document.querySelector('#chat .message')")
@@ -304,9 +313,7 @@ def test_visitors_never_see_each_other(visit: Callable[..., Any], files: Path, d
     ],
 )
 def test_nothing_else_is_served(demo: Running, path: str) -> None:
-    import mobillama_v.demo
-
-    examples = str(Path(str(mobillama_v.demo.__file__)).resolve().parent / "examples")
+    examples = str(EXAMPLES)
     assert httpx.get(f"{demo.url}/gradio_api/file={examples}/hearts.png").status_code == 200
     for way in ("file=", "file/", "proxy="):
         answer = httpx.get(f"{demo.url}/gradio_api/{way}{path.format(examples=examples)}")
@@ -323,7 +330,7 @@ def test_nothing_else_is_served(demo: Running, path: str) -> None:
 )
 def test_looks(visit: Callable[..., Any], tmp_path: Path, files: Path, name: str, width: int, scheme: str) -> None:
     folder = Path(os.environ.get("MOBILLAMA_V_SCREENSHOTS", tmp_path))
-    page = visit(viewport={"width": width, "height": 860}, color_scheme=scheme, reduced_motion="reduce")
+    page = visit(None, viewport={"width": width, "height": 860}, color_scheme=scheme)
     page.get_by_text("What is in the picture?").click()
     wait_for_answer(page, 1)
     page.wait_for_timeout(500)
@@ -335,6 +342,25 @@ def test_looks(visit: Callable[..., Any], tmp_path: Path, files: Path, name: str
     with Image.open(folder / f"demo-{name}.png") as shot:
         corner = shot.convert("L").getpixel((3, 3))
     assert corner < 60 if scheme == "dark" else corner > 200
+
+
+def test_nano_answers_truly(browser: Any) -> None:
+    if not (embedded_models().get("nano", Path()) / "model.safetensors").is_file():
+        pytest.skip("the weights of nano are not in this checkout, so no true answer can be expected")
+    with serving.running("demo", Path("nano")) as demo:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT)
+        page.goto(demo.url)
+        page.wait_for_selector("#status b")
+        ask(page, "What is in the picture?", EXAMPLES / "cat.jpg")
+        assert "cat" in wait_for_answer(page, 1).lower()
+        page.get_by_role("button", name="Clear").click()
+        page.wait_for_function("!document.querySelector('#chat .message')")
+        ask(page, "What shape is green?", EXAMPLES / "shapes.png")
+        assert "ring" in wait_for_answer(page, 1).lower()
+        ask(page, "What shape is orange?")
+        assert "cross" in wait_for_answer(page, 2).lower()
+        page.close()
 
 
 def test_a_password(nano_like: Path) -> None:

@@ -142,7 +142,7 @@ def test_explaining(service: Service) -> None:
 
     for _ in range(2):  # the second time the picture has been encoded already
         maps = asyncio.run(explained())
-        assert len(maps) == 7 and maps[-1].size == (448, 448) and len(set(maps[-1].convert("L").getdata())) > 20
+        assert len(maps) == 7 and maps[-1].size == (448, 448) and len(set(maps[-1].convert("L").tobytes())) > 20
 
 
 def test_time_is_limited(model: Assistant) -> None:
