@@ -49,6 +49,11 @@ class Samples:
         return np.diff(self.offsets)
 
     @property
+    def likeness(self) -> np.ndarray:
+        """Keys whose order puts samples with images together, those without, and like lengths in each."""
+        return self.lengths + (np.array([bool(paths) for paths in self.images], np.int64) << 32)
+
+    @property
     def supervised(self) -> int:
         """Tokens that are learnt, over all samples."""
         return int(np.count_nonzero(self.flags & SUPERVISED))

@@ -14,8 +14,8 @@ _BATCHES_SORTED_TOGETHER = 50
 class TrainingOrder(Sampler[int]):
     """Indices of a whole training: one shuffled pass over the data after the other.
 
-    With ``lengths`` each run of 50 batches is sorted by length and its batches shuffled again: a batch then needs
-    little padding, and still long and short batches alternate.
+    With ``lengths`` (or other keys of likeness) each run of 50 batches is sorted by them and its batches shuffled
+    again: a batch then needs little padding, and still long and short batches alternate.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -98,7 +99,8 @@ class Outcome(NamedTuple):
 def cores() -> int:
     """Processes that may work at once: the cores of this machine that are ours, shared by the ranks on it."""
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, ours // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"  # torchrun's, DeepSpeed's
+    return max(1, ours // int(ranks))
 
 
 def scan(
@@ -189,7 +191,8 @@ def spread(work: Callable[[T], R], items: Iterable[T], *, workers: int | None = 
         return
     batches = _batches(first, source)
     # Not forked: this process may have threads by now. What the others import is light.
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_leave_interrupts) as pool:
         waiting = deque(pool.submit(_each, work, batch) for batch in islice(batches, 3 * count))
         try:
             while waiting:
@@ -200,6 +203,11 @@ def spread(work: Callable[[T], R], items: Iterable[T], *, workers: int | None = 
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C goes to every process of a terminal; it is the first one's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _batches(first: list[T], rest: Iterator[T]) -> Iterator[list[T]]:

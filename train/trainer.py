@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError
+from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError, RecipeError
 from mobillama_v.train import checkpoints, ranks
 from mobillama_v.train.collate import Collator
 from mobillama_v.train.dataset import BadRecordsError, TrainingSet, list_problems
@@ -30,7 +29,7 @@ from mobillama_v.train.progress import Progress
 from mobillama_v.train.recipe import Recipe, to_yaml
 from mobillama_v.train.scan import Problem
 from mobillama_v.train.setup import Setup, parameter_groups
-from mobillama_v.train.zero import deepspeed_config
+from mobillama_v.train.zero import deepspeed_config, join
 
 BAD_RECORDS = "bad-records.jsonl"
 """In an output folder: the records that cannot be learnt from, an object a line."""
@@ -57,6 +56,8 @@ class StageTrainer(Trainer):
             callbacks=[progress],
         )
         self.remove_callback(PrinterCallback)
+        if self.is_deepspeed_enabled != (setup.recipe.train.deepspeed is not None):
+            raise RecipeError("train.deepspeed has no effect with these versions of transformers and accelerate.")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The recipe's optimizer, with groups for each part."""
@@ -76,7 +77,7 @@ class StageTrainer(Trainer):
             total=self.setup.plan.samples,
             batch_size=self.setup.plan.per_step,
             seed=train.seed,
-            lengths=samples.lengths if train.group_by_length else None,
+            lengths=samples.likeness if train.group_by_length else None,
         )
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -133,21 +134,22 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     still to be set.
 
     Raises:
-        RecipeError: a global batch that the processes cannot share.
+        RecipeError: a global batch that the processes cannot share, or a precision that they cannot train in.
         MissingExtraError: DeepSpeed is asked for and not installed.
     """
     train = recipe.train
     accelerator = torch.accelerator.is_available()
-    if not accelerator:
-        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     options: dict[str, Any] = {}
     if train.deepspeed is not None:
+        if train.precision != "fp32" and not accelerator:
+            raise RecipeError("DeepSpeed trains in fp32 on a CPU; set train.precision=fp32 or train.deepspeed=null.")
         options["deepspeed"] = deepspeed_config(train.deepspeed, accelerator=accelerator)
-    if not accelerator and ranks.size() > 1:
+        options |= join(accelerator=accelerator, patience=_PATIENCE)
+    elif not accelerator and ranks.size() > 1:
         options["ddp_backend"] = "gloo"
     return TrainingArguments(
         output_dir=recipe.output,
-        use_cpu=not accelerator,
+        use_cpu=not accelerator and train.deepspeed is None,
         per_device_train_batch_size=train.batch_size,
         gradient_accumulation_steps=recipe.accumulation(ranks.size()),
         num_train_epochs=1,

@@ -8,11 +8,51 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import socket
+from datetime import timedelta
 from typing import Any
 
 from mobillama_v.errors import MissingExtraError
 
 _NEVER = 1 << 40  # steps
+
+
+def join(*, accelerator: bool, patience: float) -> dict[str, Any]:
+    """Let the processes of a DeepSpeed training find each other; one alone, without a launcher, is a training of one.
+
+    Args:
+        accelerator: whether there is one.
+        patience: seconds after which a process that waits for another gives up.
+
+    Returns:
+        What transformers' arguments need besides the configuration.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        alone = {
+            "RANK": 0,
+            "LOCAL_RANK": 0,
+            "WORLD_SIZE": 1,
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": free.getsockname()[1],
+        }
+    for name, value in alone.items():
+        os.environ.setdefault(name, str(value))
+    if accelerator:
+        return {}
+    # accelerate ignores DeepSpeed without a word where it is told of a CPU; what it finds set up already, it keeps.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    import deepspeed.ops
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+
+    # Its shared-memory collectives would be compiled at the first start, which takes minutes; gloo's do as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=False, backend="gloo", timeout=timedelta(seconds=patience))
+    return {"accelerator_config": {"use_configured_state": True}}
 
 
 def deepspeed_config(kind: str, *, accelerator: bool) -> dict[str, Any]:
@@ -27,8 +67,6 @@ def deepspeed_config(kind: str, *, accelerator: bool) -> dict[str, Any]:
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise MissingExtraError("train.deepspeed needs DeepSpeed; pip install 'mobillama-v[deepspeed]'.")
-    if not accelerator:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     name, _, offload = kind.partition("-")
     stage = int(name.removeprefix("zero"))
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": accelerator, "contiguous_gradients": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -40,10 +41,12 @@ def record(*texts: str, images: int = 0, name: str = "r") -> Record:
 def make_samples(start_folder: Path, tmp_path: Path):
     """Samples of records, by way of a file."""
 
-    def make(*records: Record, max_length: int = 1000) -> Samples:
+    def make(*records: Record, max_length: int = 1000, keep: bool = False) -> Samples:
         path = tmp_path / "data.jsonl"
         path.write_text("".join(json.dumps(as_json(each)) + "\n" for each in records))
-        return load_samples([DataFile(str(path))], encoding(start_folder, max_length), images=lambda paths: {})[0]
+        return load_samples(
+            [DataFile(str(path))], encoding(start_folder, max_length), images=lambda paths: {}, keep_duplicates=keep
+        )[0]
 
     return make
 
@@ -141,6 +144,18 @@ def test_order_sees_every_sample_once_a_pass_and_depends_on_the_seed() -> None:
     assert len(set(order[20:])) == 5
     assert order == list(TrainingOrder(10, total=25, batch_size=4, seed=1))
     assert order != list(TrainingOrder(10, total=25, batch_size=4, seed=2))
+
+
+def test_batches_of_like_samples_have_images_or_none(make_samples) -> None:
+    rng = np.random.default_rng(0)
+    records = [record("A", "b" * int(rng.integers(1, 60)), images=int(i % 3 > 0)) for i in range(600)]
+    samples = make_samples(*[dataclasses.replace(each, id=str(i)) for i, each in enumerate(records)], keep=True)
+    order = np.array(list(TrainingOrder(600, total=600, batch_size=6, seed=0, lengths=samples.likeness)))
+    assert sorted(order.tolist()) == list(range(600))
+    pictured = np.array([bool(paths) for paths in samples.images])[order].reshape(-1, 6).sum(1)
+    assert np.count_nonzero((pictured > 0) & (pictured < 6)) <= 2  # one in each run of 50 batches
+    lengths = samples.lengths[order].reshape(-1, 6)
+    assert (lengths.max(1) - lengths.min(1)).mean() < 10
 
 
 def test_grouped_order_has_little_padding_and_still_mixes() -> None:
