@@ -139,10 +139,10 @@ def test_packing_costs_what_its_bits_say(bits: int, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("bits", [4, 8, 16])
-def test_any_steps_and_any_threads_give_the_same_bits(bits: int, path: str) -> None:
-    model = Plain(SHAPES["grouped"])
-    embeds = torch.randn(150, 96)
+@pytest.mark.parametrize(("bits", "shape"), [(4, "grouped"), (4, "own"), (8, "own"), (16, "grouped"), (16, "own")])
+def test_any_steps_and_any_threads_give_the_same_bits(bits: int, shape: str, path: str) -> None:
+    model = Plain(SHAPES[shape])  # with heads of half a block and of a whole one
+    embeds = torch.randn(150, SHAPES[shape].hidden_size)
     alone = natives(model, bits, path=path)
     expected = run(alone, embeds, [150])[-1]
     for steps in ([1] * 150, [149, 1], [3, 130, 17]):

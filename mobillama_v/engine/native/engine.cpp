@@ -184,6 +184,28 @@ struct Layer {
 struct Ffn {
     Matrix gate_up, down;
 };
+// Room for the activations of a chunk.
+struct Area {
+    Buffer<int8_t> values;
+    Buffer<float> scales, floats;
+    Buffer<int32_t> sums;
+
+    Area() = default;
+    Area(size_t columns, bool as_floats) {
+        if (as_floats) {
+            floats = Buffer<float>(kChunk * columns);
+        } else {
+            values = Buffer<int8_t>(kChunk * columns);
+            scales = Buffer<float>(kChunk * columns / kBlock);
+            sums = Buffer<int32_t>(kChunk * columns / kBlock);
+        }
+    }
+    Activations at(int token, int blocks) const {
+        const size_t skip = static_cast<size_t>(token) * blocks;
+        if (floats.get() != nullptr) return {nullptr, nullptr, nullptr, floats.get() + skip * kBlock};
+        return {values.get() + skip * kBlock, scales.get() + skip, sums.get() + skip, nullptr};
+    }
+};
 struct Place {
     mv_sequence* sequence;
     int position;
@@ -218,9 +240,7 @@ struct mv_model {
 
     Buffer<float> cosines, sines;                    // [context, width / 2]
     Buffer<float> x, qkv, attended, gate_up, scores;  // of a chunk; scores a thread
-    Buffer<int8_t> values;
-    Buffer<float> scales, floats;
-    Buffer<int32_t> sums;
+    Area inputs, inner;  // of the matrices, but for those of the last one, which are made while `inputs` are read
     std::vector<Place> places;
     std::vector<Group> groups;
 
@@ -237,12 +257,6 @@ HeadCache mv_sequence::head(int layer, int head) const {
 
 namespace {
 
-Activations activations(const mv_model& m, int token, int blocks) {
-    const size_t skip = static_cast<size_t>(token) * blocks;
-    if (m.config.bits == 16) return {nullptr, nullptr, nullptr, m.floats.get() + skip * kBlock};
-    return {m.values.get() + skip * kBlock, m.scales.get() + skip, m.sums.get() + skip, nullptr};
-}
-
 // This thread's part of `tokens` times `items`: calls f(token, from, to).
 template <typename F>
 void share(int tokens, int items, int thread, int threads, const F& f) {
@@ -258,7 +272,8 @@ void share(int tokens, int items, int thread, int threads, const F& f) {
 }
 
 // One thread's work on the chunk of positions in m.places and m.x. Whoever computes a number, it is computed in the
-// same order.
+// same order. Waiting for each other is what threads lose most by, above all where other programs run: what is cheap is
+// done by each for itself, and what follows from a thread's own part it does at once.
 void run_layers(mv_model& m, int tokens, int thread) {
     const mv_config& c = m.config;
     const mv::Kernels& k = *m.kernels;
@@ -267,26 +282,34 @@ void run_layers(mv_model& m, int tokens, int thread) {
     const float eps = static_cast<float>(c.eps), query_scale = 1.0f / std::sqrt(static_cast<float>(width));
     const int hidden_blocks = m.hidden / kBlock;
     const int padded = mv::round_up(c.context, 8);
+    const bool whole_heads = width % kBlock == 0;  // else two heads share a block
     float* scores = m.scores.get() + static_cast<size_t>(thread) * kQueries * padded;
 
+    // One token's are made by every thread for itself.
+    const bool apart = tokens == 1 && threads <= kChunk;
     const auto normed = [&](const Buffer<float>& weight) {
+        if (apart) {
+            k.quantise(m.x.get(), weight.get(), eps, c.hidden, 0, hidden_blocks, floats,
+                       m.inputs.at(thread, hidden_blocks));
+            return m.inputs.at(thread, hidden_blocks);
+        }
         share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
             k.quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, weight.get(), eps, c.hidden, from, to, floats,
-                       activations(m, t, hidden_blocks));
+                       m.inputs.at(t, hidden_blocks));
         });
         m.pool->barrier();
+        return m.inputs.at(0, hidden_blocks);
     };
-    const auto product = [&](const Matrix& matrix, float* y, size_t stride, bool add) {
-        k.product(c.bits, matrix, activations(m, 0, matrix.blocks), tokens, y, stride, add,
-                  matrix.bands * thread / threads, matrix.bands * (thread + 1) / threads);
+    const auto product = [&](const Matrix& matrix, const Activations& in, float* y, size_t stride, bool add) {
+        k.product(c.bits, matrix, in, tokens, y, stride, add, matrix.bands * thread / threads,
+                  matrix.bands * (thread + 1) / threads);
         m.pool->barrier();
     };
 
     for (int l = 0; l < c.layers; l++) {
         const Layer& layer = m.layers[l];
         const Ffn& ffn = m.ffns[c.ffn_count == 1 ? 0 : l];
-        normed(layer.attention_norm);
-        product(layer.qkv, m.qkv.get(), m.q_stride, false);
+        product(layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
         share(tokens, heads + kv_heads, thread, threads, [&](int t, int from, int to) {
             const Place& place = m.places[t];
             float* row = m.qkv.get() + static_cast<size_t>(t) * m.q_stride;
@@ -310,22 +333,28 @@ void run_layers(mv_model& m, int tokens, int thread) {
                      m.qkv.get() + static_cast<size_t>(group.first) * m.q_stride + h * width, m.q_stride,
                      m.attended.get() + static_cast<size_t>(group.first) * m.hidden + h * width, m.hidden, scores,
                      padded);
+            for (int t = group.first; whole_heads && t < group.first + group.count; t++)
+                k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden,
+                           h * width / kBlock, (h + 1) * width / kBlock, floats, m.inputs.at(t, hidden_blocks));
         }
         m.pool->barrier();
-        share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
-            k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
-                       activations(m, t, hidden_blocks));
-        });
+        if (!whole_heads) {
+            share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
+                k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
+                           m.inputs.at(t, hidden_blocks));
+            });
+            m.pool->barrier();
+        }
+        product(layer.out, m.inputs.at(0, hidden_blocks), m.x.get(), m.hidden, true);
+        const Activations normal = normed(layer.ffn_norm);
+        // Four bands of gate and up make one block of what goes on.
+        const size_t stride = static_cast<size_t>(ffn.gate_up.bands) * kRows;
+        const int from = ffn.down.blocks * thread / threads, to = ffn.down.blocks * (thread + 1) / threads;
+        k.product(c.bits, ffn.gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
+        for (int t = 0; t < tokens; t++)
+            k.swiglu(m.gate_up.get() + t * stride, from, to, floats, m.inner.at(t, ffn.down.blocks));
         m.pool->barrier();
-        product(layer.out, m.x.get(), m.hidden, true);
-        normed(layer.ffn_norm);
-        const size_t gate_up_stride = static_cast<size_t>(ffn.gate_up.bands) * kRows;
-        product(ffn.gate_up, m.gate_up.get(), gate_up_stride, false);
-        share(tokens, ffn.down.blocks, thread, threads, [&](int t, int from, int to) {
-            k.swiglu(m.gate_up.get() + t * gate_up_stride, from, to, floats, activations(m, t, ffn.down.blocks));
-        });
-        m.pool->barrier();
-        product(ffn.down, m.x.get(), m.hidden, true);
+        product(ffn.down, m.inner.at(0, ffn.down.blocks), m.x.get(), m.hidden, true);
     }
 }
 
@@ -335,10 +364,10 @@ void run_head(mv_model& m, int rows, float* logits, int thread) {
     share(rows, blocks, thread, threads, [&](int t, int from, int to) {
         m.kernels->quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, m.norm.get(),
                             static_cast<float>(m.config.eps), m.config.hidden, from, to, m.config.bits == 16,
-                            activations(m, t, blocks));
+                            m.inputs.at(t, blocks));
     });
     m.pool->barrier();
-    m.kernels->product(m.config.bits, m.head, activations(m, 0, blocks), rows, logits, m.vocab, false,
+    m.kernels->product(m.config.bits, m.head, m.inputs.at(0, blocks), rows, logits, m.vocab, false,
                        m.head.bands * thread / threads, m.head.bands * (thread + 1) / threads);
 }
 
@@ -479,19 +508,13 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
             m->cosines.get()[p * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
             m->sines.get()[p * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
         }
-    const size_t widest = std::max(m->hidden, ffn);
     m->x = Buffer<float>(chunk * m->hidden);
     m->qkv = Buffer<float>(chunk * m->q_stride);
     m->attended = Buffer<float>(chunk * m->hidden);
     m->gate_up = Buffer<float>(chunk * 2 * ffn);
     m->scores = Buffer<float>(static_cast<size_t>(c.threads) * kQueries * mv::round_up(c.context, 8));
-    if (c.bits == 16) {
-        m->floats = Buffer<float>(chunk * widest);
-    } else {
-        m->values = Buffer<int8_t>(chunk * widest);
-        m->scales = Buffer<float>(chunk * widest / kBlock);
-        m->sums = Buffer<int32_t>(chunk * widest / kBlock);
-    }
+    m->inputs = Area(m->hidden, c.bits == 16);
+    m->inner = Area(ffn, c.bits == 16);
     m->places.resize(chunk);
     m->groups.reserve(chunk);
     m->pool = std::make_unique<mv::Pool>(c.threads);
