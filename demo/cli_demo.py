@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mobillama_v.cli_options import DeviceOption
+from mobillama_v.cli_options import DeviceOption, EngineOption
 from mobillama_v.demo.options import (
     BytesOption,
     EachOption,
@@ -41,6 +41,7 @@ def demo(
         str | None, typer.Option(envvar="MOBILLAMA_V_AUTH", help="USER:PASSWORD that visitors must give.")
     ] = None,
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     root_path: RootOption = "",
     max_bytes: BytesOption = 10_000_000,
     max_pixels: PixelsOption = 50_000_000,
@@ -56,7 +57,7 @@ def demo(
     What visitors upload is served to nobody else and removed when they leave; Ctrl-C ends the demo.
     """
     login = _login(auth)
-    models = offered(model, device)
+    models = offered(model, device, engine)
     with tempfile.TemporaryDirectory(prefix="mobillama-v-demo-") as folder:
         # Gradio reads these when it is imported.
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")

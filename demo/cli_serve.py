@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mobillama_v.cli_options import DeviceOption, UrlsOption
+from mobillama_v.cli_options import DeviceOption, EngineOption, UrlsOption
 from mobillama_v.demo.options import (
     BytesOption,
     EachOption,
@@ -38,6 +38,7 @@ def serve(
     api_key: _KeyOption = None,
     allow_urls: UrlsOption = False,
     device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     root_path: RootOption = "",
     max_bytes: BytesOption = 10_000_000,
     max_pixels: PixelsOption = 50_000_000,
@@ -61,7 +62,7 @@ def serve(
         import uvicorn
     except ModuleNotFoundError:
         raise MissingExtraError("the server needs FastAPI and uvicorn: pip install 'mobillama-v[serve]'.") from None
-    models = offered(model, device)
+    models = offered(model, device, engine)
     from mobillama_v.demo.api import build
     from mobillama_v.demo.limits import Limits
     from mobillama_v.demo.listen import listen

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mobillama_v.assistant import Assistant, SeenImage
+from mobillama_v.errors import ConfigError
 from mobillama_v.network import place_image_features
 from mobillama_v.prompts import IGNORE_INDEX, Message, encode
 from mobillama_v.prompts import assistant as assistant_turn
@@ -39,7 +40,14 @@ def importance(
 
     Yields:
         The map [C,C] so far, once a row of cells; the last one is whole.
+
+    Raises:
+        ConfigError: the model's decoder is only there in packed form.
     """
+    if model.network.lm_head.weight.is_meta:
+        raise ConfigError(
+            "a packed decoder only says what comes next; for this map, load the model before packing."
+        )
     shown = torch.stack([image.features for image in images])
     whole = log_likelihood(model, messages, shown[None], answer)
     found = torch.zeros(CELLS, CELLS)

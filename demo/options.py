@@ -35,7 +35,7 @@ WaitingOption = Annotated[int, typer.Option(min=0, help="Answers that may wait; 
 EachOption = Annotated[int, typer.Option(min=0, help="Answers of one user that may wait.")]
 
 
-def offered(names: list[str] | None, device: str) -> dict[str, Callable[[], Assistant]]:
+def offered(names: list[str] | None, device: str, engine: str) -> dict[str, Callable[[], Assistant]]:
     """Loaders of the models to offer, by the names that users see: a folder's is its last part.
 
     Raises:
@@ -51,4 +51,4 @@ def offered(names: list[str] | None, device: str) -> dict[str, Callable[[], Assi
         shown = shown or folder.resolve().name
         if folders.setdefault(shown, folder) != folder:
             raise ConfigError(f"two models are called {shown!r}; rename the folder of one.")
-    return {shown: partial(load_assistant, folder, device) for shown, folder in folders.items()}
+    return {shown: partial(load_assistant, folder, device, engine) for shown, folder in folders.items()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.assistant import Assistant, Reply
+from mobillama_v.assistant import Reply
 from mobillama_v.demo.desk import Place
 from mobillama_v.demo.occlusion import CELLS
 from mobillama_v.demo.service import Picture, Service, Stopped
@@ -72,12 +72,6 @@ class Tabs:
             places = list(self.places.get(tab, ()))
         for place in places:
             place.leave()
-
-
-def engine_of(assistant: Assistant) -> str:
-    """What computes a model's answers, in a few words."""
-    dtype = str(assistant.network.lm_head.weight.dtype).removeprefix("torch.")
-    return f"PyTorch {dtype} on {assistant.device}"
 
 
 def said(error: BaseException) -> str:
@@ -166,7 +160,7 @@ class Answering:
         return pictures
 
     def _final(self, model: str, reply: Reply, first: float) -> str:
-        engine = engine_of(self.service.assistant(model))
+        engine = self.service.assistant(model).engine.title
         timings = reply.timings
         speed = f"{(reply.new_tokens - 1) / timings.decode:.0f} tokens/s · " if timings.decode > 0 else ""
         ended = " · stopped at the longest answer" if reply.finish_reason == "length" else ""
@@ -259,7 +253,7 @@ def build(service: Service, visitors: Visitors) -> Any:
     def entered(request: gr.Request) -> str:
         visitors.expire(3600)
         visitors.enter(token_of(request), request.session_hash or "")
-        return _line(first_model, engine_of(service.assistant(first_model)))
+        return _line(first_model, service.assistant(first_model).engine.title)
 
     def left(request: gr.Request) -> None:
         token = token_of(request)
@@ -269,7 +263,7 @@ def build(service: Service, visitors: Visitors) -> Any:
 
     def chosen(model: str) -> str:
         try:
-            return _line(model, engine_of(service.assistant(model)))
+            return _line(model, service.assistant(model).engine.title)
         except MobiLlamaVError as error:
             return _line(model, str(error))
 

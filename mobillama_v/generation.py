@@ -160,6 +160,8 @@ class Engine(ABC):
     """What runs a decoder of shape ``spec``."""
 
     spec: DecoderSpec
+    title: str
+    """What computes, in a few words."""
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -175,6 +177,8 @@ class TorchEngine(Engine):
 
     def __init__(self, model: Any) -> None:
         self.model, self.spec = model, model.language_model.spec
+        weight = model.lm_head.weight
+        self.title = f"PyTorch {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [...,D] on the model's device."""

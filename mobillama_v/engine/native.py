@@ -116,6 +116,7 @@ class NativeEngine(Engine):
 
     def __init__(self, model: NativeModel) -> None:
         self.model, self.spec = model, model.spec
+        self.title = f"native {model.bits} bit on cpu ({model.path})"
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings [...,D] of ids, fp32."""
