@@ -45,9 +45,7 @@ def importance(
         ConfigError: the model's decoder is only there in packed form.
     """
     if model.network.lm_head.weight.is_meta:
-        raise ConfigError(
-            "a packed decoder only says what comes next; for this map, load the model before packing."
-        )
+        raise ConfigError("a packed decoder only says what comes next; for this map, load the model before packing.")
     shown = torch.stack([image.features for image in images])
     whole = log_likelihood(model, messages, shown[None], answer)
     found = torch.zeros(CELLS, CELLS)
