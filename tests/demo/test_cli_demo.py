@@ -162,7 +162,7 @@ def test_two_questions_about_a_picture(visit: Callable[..., Any], files: Path, t
     ask(page, "What is this?", files / "red.png")
     first = wait_for_answer(page, 1)
     assert first.split() == chat.ask("What is this?", Sampling(40)).text.split()
-    assert page.evaluate("lengths.size") > 3, "the answer did not stream"
+    assert page.evaluate("lengths.size") > 1, "the answer did not stream"
     ask(page, "And why?")
     assert wait_for_answer(page, 2).split() == chat.ask("And why?", Sampling(40)).text.split()
     engine = r"(PyTorch float32 on cpu|native 16 bit on cpu \(\w+\))"
@@ -330,7 +330,7 @@ def test_nothing_else_is_served(demo: Running, path: str) -> None:
 def test_looks(visit: Callable[..., Any], tmp_path: Path, files: Path, name: str, width: int, scheme: str) -> None:
     folder = Path(os.environ.get("MOBILLAMA_V_SCREENSHOTS", tmp_path))
     page = visit(None, viewport={"width": width, "height": 860}, color_scheme=scheme)
-    page.get_by_text("What is in the picture?").click()
+    page.get_by_text("How many hearts are there?").click()
     wait_for_answer(page, 1)
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than the screen"
