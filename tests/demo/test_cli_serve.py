@@ -271,8 +271,8 @@ def test_shutdown_lets_a_running_answer_end(nano_like: Path) -> None:
 
 
 def test_shutdown_stops_what_takes_longer_than_its_grace(nano_like: Path) -> None:
-    with serving.running("serve", nano_like, "--grace", "0") as server:
-        body = asked(max_tokens=400, stream=True)
+    with serving.running("serve", nano_like, "--grace", "0", "--engine", "torch") as server:  # the slower one
+        body = asked(max_tokens=900, stream=True)
         with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
