@@ -68,7 +68,7 @@ def test_batched_answers_equal_single_answers(data: Path, whole: Path, nano_like
     from mobillama_v.assistant import load
     from mobillama_v.generation import Sampling
 
-    assistant = load(str(nano_like))
+    assistant = load(str(nano_like), engine="torch")
     answers = {line["question_id"]: line for line in lines(whole / PREDICTIONS)}
     examples = toy.Toy().examples(data)
     assert list(answers) == [example.id for example in examples]  # the benchmark's order, each once
@@ -105,7 +105,7 @@ def test_with_and_without_common_parts_answers_are_the_same(
     monkeypatch.setattr(Assistant, "ask_batch", spy)
     done = toy.run(tmp_path, tmp_path / "run", nano_like, batch_size=4, max_new_tokens=TOKENS)
     assert batched[0] == (12 if per_image == 2 else 0)
-    assistant = load(str(nano_like))
+    assistant = load(str(nano_like), engine="torch")
     for example in done.examples:
         alone = assistant.ask(example.images, example.prompt, Sampling(max_new_tokens=TOKENS))
         assert done.texts[example.id] == alone.text
@@ -128,7 +128,7 @@ def test_common_parts_must_be_of_one_length(nano_like: Path) -> None:
     from mobillama_v.eval.prefix import PrefixReader, Row
     from mobillama_v.prompts import Encoded
 
-    reader = PrefixReader(load(str(nano_like)), 1)
+    reader = PrefixReader(load(str(nano_like), engine="torch"), 1)
     with pytest.raises(ValueError, match=r"lengths \[0, 2\]"):
         reader.answer([Row(i, Encoded([1] * 3, [-100] * 3, [bool(i), bool(i), False]), []) for i in range(2)])
 
@@ -235,7 +235,7 @@ def test_processes_share_the_windows(data: Path, nano_like: Path) -> None:
     from mobillama_v.eval.runner import Asker
 
     examples = toy.Toy().examples(data)
-    asker = Asker(load(str(nano_like)), batch_size=1, max_new_tokens=1)
+    asker = Asker(load(str(nano_like), engine="torch"), batch_size=1, max_new_tokens=1)
     parts = [[e.id for w in asker.share(examples, World(i, 3)) for e in w] for i in range(3)]
     assert all(parts) and sorted(each for part in parts for each in part) == sorted(example.id for example in examples)
 
