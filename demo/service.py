@@ -76,7 +76,7 @@ class Service:
 
         Raises:
             ModelNotFoundError: no model of that name is served.
-            MobiLlamaVError: as :func:`mobillama_v.assistant.load` does.
+            MobiLlamaVError: as :func:`mobillama_v.load` does.
         """
         if name not in self._loaders:
             raise ModelNotFoundError(f"there is no model {name!r} here: {', '.join(self.models)}.")

@@ -117,7 +117,7 @@ def _write_weights(model: str, folder: Path, ways: Sequence[str]) -> DecoderSpec
                     parameter.normal_(std=spec.initializer_range)
         decoder, head = floats.language_model, floats.lm_head
     else:
-        from mobillama_v.assistant import load
+        from mobillama_v.loading import load
 
         network = load(model, device="cpu", engine="torch").network
         spec, decoder, head = network.spec.decoder, network.language_model, network.lm_head

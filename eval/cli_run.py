@@ -194,8 +194,8 @@ def limit_threads(model: str) -> None:
     Raises:
         MobiLlamaVError: there is no such model.
     """
-    from mobillama_v.assistant import limit_threads as limit
     from mobillama_v.hub import find_model
+    from mobillama_v.loading import limit_threads as limit
 
     if "OMP_NUM_THREADS" not in os.environ:
         limit(find_model(model))

@@ -61,7 +61,7 @@ class Answers:
 
         Raises:
             ConfigError: an argument that is not known, or a batch size that is no number.
-            MobiLlamaVError: as :func:`mobillama_v.assistant.load`.
+            MobiLlamaVError: as :func:`mobillama_v.load`.
         """
         super().__init__()
         if unknown:
@@ -70,7 +70,7 @@ class Answers:
             raise ConfigError(f"--batch_size must be a number of 1 or more for {NAME}, not {batch_size!r}.")
         from accelerate import Accelerator  # lmms-eval's own dependency
 
-        from mobillama_v.assistant import load
+        from mobillama_v.loading import load
 
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes

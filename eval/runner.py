@@ -64,7 +64,7 @@ def longest_answer(benchmark: str) -> int:
 
 @dataclass
 class Model:
-    """A model by name (see :func:`mobillama_v.assistant.load`) and its device; it is loaded when it is first asked."""
+    """A model by name (see :func:`mobillama_v.load`) and its device; it is loaded when it is first asked."""
 
     name: str
     device: str = "auto"
@@ -74,9 +74,9 @@ class Model:
         """The loaded model.
 
         Raises:
-            MobiLlamaVError: as :func:`mobillama_v.assistant.load`.
+            MobiLlamaVError: as :func:`mobillama_v.load`.
         """
-        from mobillama_v.assistant import load
+        from mobillama_v.loading import load
 
         return load(self.name, device=self.device, engine="torch")  # its batches and prefixes are torch's
 
@@ -87,7 +87,7 @@ class Model:
         Raises:
             ConfigError: there is no such device.
         """
-        from mobillama_v.assistant import choose_device
+        from mobillama_v.loading import choose_device
 
         return "bfloat16" if choose_device(self.device).type == "cuda" else "float32"
 

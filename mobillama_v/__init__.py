@@ -21,7 +21,7 @@ _HOMES = {
     "MobiLlamaVProcessor": "processing",
     "MobiLlamaVImageProcessor": "image_processing",
     "MobiLlamaVError": "errors",
-    "load": "assistant",
+    "load": "loading",
     "Assistant": "assistant",
     "Chat": "assistant",
     "Reply": "assistant",

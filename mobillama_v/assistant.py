@@ -1,6 +1,6 @@
 """Images and a conversation to a reply: the one thing behind the command line, the demo, the server and the evaluation.
 
->>> assistant = load("nano")
+>>> assistant = mobillama_v.load("nano")
 >>> assistant.ask(["cat.jpg"], "What is this?").text
 
 An image is encoded once: what :meth:`Assistant.see` returns can be given wherever an image is wanted, and a
@@ -16,27 +16,19 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple, TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from mobillama_v.engine.choice import bits_at_load, use_native
-from mobillama_v.engine.files import Packed, is_packed, pack, read, unpack, weight_files_of
-from mobillama_v.errors import CheckpointError, ConfigError, PromptError
+from mobillama_v.errors import PromptError
 from mobillama_v.generation import Completion, Engine, Sampling, TorchEngine, stream
-from mobillama_v.hub import DEFAULT, find_model, read_spec
 from mobillama_v.images import load_image
-from mobillama_v.network import Network, fill_decoder, load_network, load_sight, place_image_features
+from mobillama_v.network import Network, place_image_features
 from mobillama_v.prompts import Encoded, Message, encode, user
 from mobillama_v.prompts import assistant as assistant_turn
-from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
-
-_SMALL = 200_000_000  # bytes of weights
-_MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | SeenImage"
 Question: TypeAlias = "str | Sequence[Message]"
@@ -130,7 +122,7 @@ class _Step(NamedTuple):
 
 
 class Assistant:
-    """A loaded model with its tokenizer; made by :func:`load`. It holds no conversation, so calls are independent."""
+    """A loaded model; :func:`mobillama_v.load` makes it. It holds no conversation, so calls are independent."""
 
     def __init__(self, name: str, network: Network, tokenizer: TextTokenizer, engine: Engine | None = None) -> None:
         self.name, self.network, self.tokenizer = name, network, tokenizer
@@ -330,95 +322,6 @@ class Chat:
             yield piece, None
         self.messages, self.images, self.waiting = [*messages, assistant_turn(answer.reply.text)], images, []
         yield "", answer.reply
-
-
-def load(
-    name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None = None, engine: str = "auto"
-) -> Assistant:
-    """Load a model.
-
-    Args:
-        name: an embedded model (``nano``), a folder, or a Hugging Face id.
-        device: ``auto`` (CUDA, else MPS, else CPU) or a torch device such as ``cuda:1``.
-        dtype: of torch's weights and activations; by default bfloat16 on CUDA and float32 elsewhere.
-        engine: what runs the decoder: ``torch``; ``native``, which packs float weights as it loads them (to 16 bits,
-            those of large models to 8); or ``auto``, which is native on a CPU for packed models (``mobillama-v
-            quantize``) and for small ones, and torch otherwise.
-
-    Raises:
-        ModelNotFoundError: there is no such model, or it cannot be downloaded.
-        ConfigError: a configuration with unknown keys or impossible values; a device or an engine that is not there.
-        CheckpointError: files that are missing, damaged or do not fit the configuration.
-    """
-    folder = find_model(name)
-    spec = read_spec(folder)
-    where = choose_device(device)
-    decoder = spec.decoder
-    tokenizer = TextTokenizer.from_file(
-        folder / "tokenizer.json", bos_id=decoder.bos_token_id, eos_id=decoder.eos_token_id, pad_id=decoder.pad_token_id
-    )
-    if tokenizer.vocab_size > decoder.vocab_size:
-        raise CheckpointError(
-            f"{str(folder)!r} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
-            f"{decoder.vocab_size}; copy the tokenizer.json that belongs to this model."
-        )
-    if dtype is None:
-        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    native = use_native(engine, spec.decoder, device=where.type, packed=is_packed(folder))
-    network, packed = _load_parts(folder, spec, where, dtype, native=native)
-    return Assistant(name, network, tokenizer, _native_engine(packed) if packed else None)
-
-
-def _load_parts(
-    folder: Path, spec: ModelSpec, device: torch.device, dtype: torch.dtype, *, native: bool
-) -> tuple[Network, Packed | None]:
-    """The torch parts, without the decoder where the native engine has all of it, and what that engine runs."""
-    if not is_packed(folder):
-        network = load_network(folder, spec, device=device, dtype=dtype)
-        decoder = spec.decoder
-        made = pack(network.language_model, network.lm_head, decoder, bits_at_load(decoder)) if native else None
-        return network, made
-    packed = read(folder, spec.decoder)
-    network = load_sight(folder, spec, device=device, dtype=dtype)
-    if native:
-        return network, packed
-    fill_decoder(network, *unpack(packed))
-    return network, None
-
-
-def _native_engine(packed: Packed) -> Engine:
-    from mobillama_v.engine.native import NativeEngine, NativeModel
-
-    return NativeEngine(NativeModel(packed, threads=min(torch.get_num_threads(), _MAX_THREADS)))
-
-
-def limit_threads(folder: Path) -> None:
-    """Let torch use as many threads in this process as suit the model in ``folder``; for programs, before loading.
-
-    The steps of a small model take microseconds: threads would wait for each other longer than they work, and ten times
-    as long where something else runs on the machine.
-
-    Raises:
-        CheckpointError: the folder holds no weights.
-    """
-    small = sum(path.stat().st_size for path in weight_files_of(folder)) < _SMALL
-    torch.set_num_threads(1 if small else min(torch.get_num_threads(), _MAX_THREADS))
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device that ``name`` means; ``auto`` picks CUDA, else MPS, else the CPU.
-
-    Raises:
-        ConfigError: no such device, here or anywhere.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three for one cause
-        raise ConfigError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps.") from error
-    return device
 
 
 def _reply(row: _Row, last: _Step, index: int) -> Reply:

@@ -74,10 +74,11 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     yield from state.items()
 
 
-def load_weights(module: nn.Module, folder: Path) -> None:
+def load_weights(module: nn.Module, folder: Path, *, fill: bool = True) -> None:
     """Fill ``module`` from ``folder``; every tensor must be there, expected, and of the right shape.
 
-    Values are converted to the module's own dtype and device. On an error the module may be partly filled.
+    Values are converted to the module's own dtype and device. On an error the module may be partly filled. Without
+    ``fill`` names and shapes are only compared.
 
     Raises:
         CheckpointError: missing, extra or mis-shaped tensors, named.
@@ -93,7 +94,7 @@ def load_weights(module: nn.Module, folder: Path) -> None:
                 extra.append(name)
             elif target.shape != tensor.shape:
                 wrong.append(f"{name} is {list(tensor.shape)} and must be {list(target.shape)}")
-            else:
+            elif fill:
                 with torch.no_grad():
                     target.copy_(tensor)
             seen.add(name)

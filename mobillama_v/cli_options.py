@@ -64,10 +64,10 @@ def load_assistant(folder: Path, device: str, engine: str) -> Assistant:
     """Load the model in ``folder`` for a command; torch is imported here.
 
     Raises:
-        MobiLlamaVError: as :func:`mobillama_v.assistant.load` does.
+        MobiLlamaVError: as :func:`mobillama_v.load` does.
     """
     _import_torch()
-    from mobillama_v.assistant import limit_threads, load
+    from mobillama_v.loading import limit_threads, load
 
     if "OMP_NUM_THREADS" not in os.environ:
         limit_threads(folder)

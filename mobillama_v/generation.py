@@ -209,12 +209,12 @@ class _TorchDecoding:
 
 @torch.inference_mode()
 def stream(
-    model: Any, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
+    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
 ) -> Iterator[tuple[list[str], list[Completion]]]:
     """Answer B prompts, a step at a time.
 
     Args:
-        model: an :class:`Engine`, or a model for :class:`TorchEngine`.
+        engine: runs the decoder.
         tokenizer: decodes ids and names the end token.
         inputs_embeds: [B,T,D], padded on the left.
         attention_mask: [B,T], 1 where a position exists.
@@ -227,7 +227,6 @@ def stream(
         PromptError: the prompt fills the context.
     """
     rows, length, _ = inputs_embeds.shape
-    engine = model if isinstance(model, Engine) else TorchEngine(model)
     room = engine.spec.max_position_embeddings - length
     if room < 1:
         raise PromptError(f"the prompt has {length} tokens and the model's context is {length + room}; shorten it.")
@@ -275,8 +274,8 @@ def _advance(
 
 
 def generate(
-    model: Any, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
+    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
 ) -> list[Completion]:
     """:func:`stream` to its end."""
-    *_, (_, completions) = stream(model, tokenizer, inputs_embeds, attention_mask, sampling)
+    *_, (_, completions) = stream(engine, tokenizer, inputs_embeds, attention_mask, sampling)
     return completions

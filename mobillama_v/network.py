@@ -127,12 +127,17 @@ def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Te
 
 
 def load_network(
-    folder: Path, spec: ModelSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    decoder: bool = True,
 ) -> Network:
     """Read the model of ``folder``, in evaluation mode and without gradients.
 
-    Names and shapes are checked against a sketch before the memory for what the configuration asks is taken: filling
-    parts without memory only compares.
+    Names and shapes are checked against a sketch before the memory for what the configuration asks is taken. Without
+    ``decoder`` the folder holds tower and projector alone, and the decoder and its head stay without memory.
 
     Raises:
         ConfigError: the spec names a tower that cannot be built.
@@ -140,36 +145,20 @@ def load_network(
     """
     with _Unfilled():
         network = Network(spec, sketch=True)
-        load_weights(network, folder)
-        network.add_language_parts(spec)
-    network.to(device=device, dtype=dtype)
-    load_weights(network, folder)
-    return network.eval().requires_grad_(False)
-
-
-def load_sight(
-    folder: Path, spec: ModelSpec, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> Network:
-    """Read tower and projector alone, as :func:`load_network` does; the decoder and its head have no memory.
-
-    Raises:
-        ConfigError: the spec names a tower that cannot be built.
-        CheckpointError: missing, extra or mis-shaped tensors, named; damaged files.
-    """
-    with _Unfilled():
-        network = Network(spec, sketch=True)
-        load_weights(_sight(network), folder)
-        network.projector = build_projector(
-            spec.projector, tower_width=network.vision_tower.width, decoder_width=spec.decoder.hidden_size
-        )
+    sketched = [network.projector, *((network.language_model, network.lm_head) if decoder else ())]
+    sight = nn.ModuleDict({"vision_tower": network.vision_tower, "projector": network.projector})
+    wanted = network if decoder else sight
+    load_weights(wanted, folder, fill=False)
     network.to(dtype=dtype)
-    sight = _sight(network).to(device=device)
-    load_weights(sight, folder)
+    network.vision_tower.to(device=device)
+    for part in sketched:
+        part.to_empty(device=device)
+    load_weights(wanted, folder)
     return network.eval().requires_grad_(False)
 
 
 def fill_decoder(network: Network, state: dict[str, Tensor], head: Tensor) -> None:
-    """Give the network of :func:`load_sight` its decoder and head."""
+    """Give a network without memory for them its decoder and head."""
     where = next(network.projector.parameters())
     decoder = {name: tensor.to(where) for name, tensor in state.items()}
     network.language_model.load_state_dict(decoder, assign=True)
@@ -177,8 +166,10 @@ def fill_decoder(network: Network, state: dict[str, Tensor], head: Tensor) -> No
     network.eval().requires_grad_(False)
 
 
-def _sight(network: Network) -> nn.ModuleDict:
-    return nn.ModuleDict({"vision_tower": network.vision_tower, "projector": network.projector})
+def drop_decoder(network: Network) -> None:
+    """Take the memory of decoder and head back; their types and shapes stay."""
+    network.language_model.to("meta")
+    network.lm_head.to("meta")
 
 
 class _Unfilled(TorchFunctionMode):

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from mobillama_v import generation
-from mobillama_v.assistant import Assistant, choose_device, limit_threads, load
+from mobillama_v.assistant import Assistant
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generation import Sampling
+from mobillama_v.loading import choose_device, limit_threads, load
 from mobillama_v.prompts import Message, Slot, assistant, encode, user
 
 SHORT = Sampling(max_new_tokens=12)

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from mobillama_v import generation
 from mobillama_v.cache import StaticCache
 from mobillama_v.errors import ConfigError, PromptError
-from mobillama_v.generation import Completion, Sampling, TextStream, decode_one_token, generate, prefill, sample, stream
+from mobillama_v.generation import (
+    Completion,
+    Sampling,
+    TextStream,
+    TorchEngine,
+    decode_one_token,
+    generate,
+    prefill,
+    sample,
+    stream,
+)
 from mobillama_v.modeling import place_image_features
 from mobillama_v.specs import DecoderSpec
 from tiny import DECODER, IMAGE_SIZE
@@ -72,7 +82,7 @@ def test_greedy_is_transformers_generate(sharp_model) -> None:
         eos_token_id=EOS,
         pad_token_id=0,
     )[:, ids.shape[1] :]
-    got = generate(sharp_model, Letters(), embeds, exists, Sampling(max_new_tokens=24))
+    got = generate(TorchEngine(sharp_model), Letters(), embeds, exists, Sampling(max_new_tokens=24))
     for row, completion in zip(expected.tolist(), got, strict=True):
         wanted = row[: row.index(EOS)] if EOS in row else row
         assert completion.ids == wanted
@@ -82,21 +92,23 @@ def test_greedy_is_transformers_generate(sharp_model) -> None:
 
 def test_rows_stop_on_their_own_and_equal_single_calls(sharp_model) -> None:
     _, exists, _, _, embeds = batch(sharp_model)
-    free = generate(sharp_model, Letters(), embeds, exists, Sampling(max_new_tokens=24))
+    free = generate(TorchEngine(sharp_model), Letters(), embeds, exists, Sampling(max_new_tokens=24))
     stop = Letters().decode(free[1].ids[4:6])
     sampling = Sampling(max_new_tokens=24, stop=(stop,))
-    together = generate(sharp_model, Letters(), embeds, exists, sampling)
+    together = generate(TorchEngine(sharp_model), Letters(), embeds, exists, sampling)
     assert together[1].finish_reason == "stop" and stop not in together[1].text
     for row in range(3):
         keep = exists[row].bool()
-        alone = generate(sharp_model, Letters(), embeds[row : row + 1, keep], exists[row : row + 1, keep], sampling)
+        alone = generate(
+            TorchEngine(sharp_model), Letters(), embeds[row : row + 1, keep], exists[row : row + 1, keep], sampling
+        )
         assert alone[0] == together[row]
 
 
 def test_pieces_add_up_to_the_text(sharp_model) -> None:
     _, exists, _, _, embeds = batch(sharp_model)
     texts = ["", "", ""]
-    for pieces, completions in stream(sharp_model, Letters(), embeds, exists, Sampling(max_new_tokens=9)):
+    for pieces, completions in stream(TorchEngine(sharp_model), Letters(), embeds, exists, Sampling(max_new_tokens=9)):
         texts = [a + b for a, b in zip(texts, pieces, strict=True)]
         assert [c.text for c in completions] == texts
     assert texts == [Letters().decode(c.ids) for c in completions]
@@ -118,7 +130,7 @@ def test_steps_equal_one_prefill(sharp_model) -> None:
 def test_sampling_is_repeatable_and_seeds_differ(sharp_model) -> None:
     _, exists, _, _, embeds = batch(sharp_model)
     runs = [
-        [c.ids for c in generate(sharp_model, Letters(), embeds, exists, Sampling(20, 1.0, 1.0, seed))]
+        [c.ids for c in generate(TorchEngine(sharp_model), Letters(), embeds, exists, Sampling(20, 1.0, 1.0, seed))]
         for seed in (1, 1, 2)
     ]
     assert runs[0] == runs[1] != runs[2]
@@ -138,9 +150,9 @@ def test_a_full_context_is_refused_and_a_nearly_full_one_ends(sharp_model) -> No
     context = DECODER["max_position_embeddings"]
     embeds = torch.randn(1, context, DECODER["hidden_size"])
     with pytest.raises(PromptError, match=f"has {context} tokens and the model's context is {context}"):
-        generate(sharp_model, Letters(), embeds, torch.ones(1, context), Sampling())
+        generate(TorchEngine(sharp_model), Letters(), embeds, torch.ones(1, context), Sampling())
     ones = torch.ones(1, context - 2)
-    done = generate(sharp_model, Letters(), embeds[:, :-2], ones, Sampling(max_new_tokens=50))
+    done = generate(TorchEngine(sharp_model), Letters(), embeds[:, :-2], ones, Sampling(max_new_tokens=50))
     assert len(done[0].ids) <= 2
 
 
@@ -148,7 +160,7 @@ def test_time_ends_an_answer_by_length(sharp_model, monkeypatch: pytest.MonkeyPa
     _, exists, _, _, embeds = batch(sharp_model)
     clock = iter([0.0, 1.0, 2.0, 3.0, *[9.0] * 20])
     monkeypatch.setattr(generation.time, "monotonic", lambda: next(clock))
-    found = generate(sharp_model, Letters(), embeds, exists, Sampling(20, max_seconds=3.0, seed=None))
+    found = generate(TorchEngine(sharp_model), Letters(), embeds, exists, Sampling(20, max_seconds=3.0, seed=None))
     assert [len(c.ids) for c in found] == [3, 3, 3] and {c.finish_reason for c in found} == {"length"}
 
 

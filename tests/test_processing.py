@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, MobiLlamaVProcessor, prompts
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, PromptError
-from mobillama_v.generation import Sampling, generate
+from mobillama_v.generation import Sampling, TorchEngine, generate
 from mobillama_v.image_processing import MobiLlamaVImageProcessor, open_image
 from mobillama_v.images import ImageTransform
 from mobillama_v.prompts import Slot, assistant, user
@@ -107,7 +107,7 @@ def answer(
         mask = inputs["image_mask"][..., None]
         embeds = embeds.masked_scatter(mask, model.get_image_features(inputs["pixel_values"]))
     sampling = Sampling(max_new_tokens=count)
-    done = generate(model, processor.text_tokenizer, embeds, inputs["attention_mask"], sampling)
+    done = generate(TorchEngine(model), processor.text_tokenizer, embeds, inputs["attention_mask"], sampling)
     return [each.text for each in done]
 
 

@@ -19,8 +19,8 @@ import serving
 from PIL import Image
 from serving import RAMP, RED, Running, data_url, encoded, question
 
-from mobillama_v.assistant import load
 from mobillama_v.generation import Sampling
+from mobillama_v.loading import load
 from mobillama_v.prompts import assistant, user
 
 KEY = "a key"

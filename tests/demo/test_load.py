@@ -17,8 +17,8 @@ import serving
 from PIL import Image
 from serving import Running, data_url, encoded, question
 
-from mobillama_v.assistant import load
 from mobillama_v.generation import Sampling
+from mobillama_v.loading import load
 
 CLIENTS, REQUESTS, TOKENS = 16, 20, 24
 QUESTIONS = ("What is this?", "Describe the image.", "What colour is it?")

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from serving import RAMP, RED, encoded
 
-from mobillama_v.assistant import Assistant, Reply, load
+from mobillama_v.assistant import Assistant, Reply
 from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.service import Picture, Service, Stopped
 from mobillama_v.errors import ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generation import Sampling
+from mobillama_v.loading import load
 from mobillama_v.prompts import Message, assistant, user
 
 SHORT, LONG = Sampling(max_new_tokens=10), Sampling(max_new_tokens=400)

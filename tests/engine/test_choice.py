@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from mobillama_v.assistant import load
 from mobillama_v.cli import app
 from mobillama_v.engine import choice, library
 from mobillama_v.engine.choice import use_native
 from mobillama_v.engine.files import FILE
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.generation import Sampling, TorchEngine
+from mobillama_v.loading import load
 from mobillama_v.specs import DecoderSpec
 
 ROOT = Path(__file__).parents[2]

@@ -202,7 +202,8 @@ def test_generation_is_that_of_torch() -> None:
     native = NativeEngine(natives(model, 16))
     ids = torch.randint(3, spec.vocab_size, (3, 40))
     exists = torch.stack([torch.arange(40) >= 40 - n for n in (40, 7, 22)]).long()
-    expected = generate(model, Letters(), TorchEngine(model).embed(ids), exists, Sampling(max_new_tokens=50))
+    torchs = TorchEngine(model)
+    expected = generate(torchs, Letters(), torchs.embed(ids), exists, Sampling(max_new_tokens=50))
     got = generate(native, Letters(), native.embed(ids), exists, Sampling(max_new_tokens=50))
     assert [(each.ids, each.finish_reason) for each in got] == [(each.ids, each.finish_reason) for each in expected]
     assert len({tuple(each.ids) for each in got}) == 3

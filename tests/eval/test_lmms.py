@@ -189,8 +189,8 @@ def test_lmms_eval_runs_a_task_offline(nano_like: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (samples,) = (tmp_path / "out").rglob("*samples_drawn_gqa.jsonl")
     given = [json.loads(line) for line in samples.read_text().splitlines()]
-    from mobillama_v.assistant import load
     from mobillama_v.generation import Sampling
+    from mobillama_v.loading import load
 
     assistant = load(str(nano_like), device="cpu")
     sampling = Sampling(max_new_tokens=8, stop=("\n\n",))

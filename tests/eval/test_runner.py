@@ -65,8 +65,8 @@ def start(data: Path, output: Path, model: Path, **variables: str) -> subprocess
 
 
 def test_batched_answers_equal_single_answers(data: Path, whole: Path, nano_like: Path) -> None:
-    from mobillama_v.assistant import load
     from mobillama_v.generation import Sampling
+    from mobillama_v.loading import load
 
     assistant = load(str(nano_like), engine="torch")
     answers = {line["question_id"]: line for line in lines(whole / PREDICTIONS)}
@@ -86,8 +86,9 @@ def test_with_and_without_common_parts_answers_are_the_same(
     per_image: int, data: Path, nano_like: Path, tmp_path: Path, monkeypatch
 ) -> None:
     """Few questions an image go through ask_batch, many through what is run once; some have no image at all."""
-    from mobillama_v.assistant import Assistant, load
+    from mobillama_v.assistant import Assistant
     from mobillama_v.generation import Sampling
+    from mobillama_v.loading import load
 
     questions = [each for each in json.loads((data / "questions.json").read_text()) if int(each["id"][-1]) < per_image]
     questions += [{**each, "id": f"text-{each['id']}", "image": ""} for each in questions[:3]]
@@ -124,8 +125,8 @@ def test_common_parts_are_run_once_an_image(data: Path, nano_like: Path, tmp_pat
 
 
 def test_common_parts_must_be_of_one_length(nano_like: Path) -> None:
-    from mobillama_v.assistant import load
     from mobillama_v.eval.prefix import PrefixReader, Row
+    from mobillama_v.loading import load
     from mobillama_v.prompts import Encoded
 
     reader = PrefixReader(load(str(nano_like), engine="torch"), 1)
@@ -231,8 +232,8 @@ def test_two_processes_give_what_one_gives(data: Path, whole: Path, nano_like: P
 
 
 def test_processes_share_the_windows(data: Path, nano_like: Path) -> None:
-    from mobillama_v.assistant import load
     from mobillama_v.eval.runner import Asker
+    from mobillama_v.loading import load
 
     examples = toy.Toy().examples(data)
     asker = Asker(load(str(nano_like), engine="torch"), batch_size=1, max_new_tokens=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobillama_v.assistant import load
+from mobillama_v.loading import load
 from mobillama_v.train.nano import build, easyvqa, stem
 
 SIZES = build.Sizes(

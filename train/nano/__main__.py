@@ -43,7 +43,7 @@ def evaluate(
     easy_vqa: Annotated[bool, typer.Option(help="Ask easy-VQA's test questions too.")] = True,
 ) -> None:
     """Held-out figures: the generator's questions by family, easy-VQA's test split, photographs."""
-    from mobillama_v.assistant import load
+    from mobillama_v.loading import load
     from mobillama_v.train.nano import evaluate as judge
     from mobillama_v.train.nano.build_scenes import UNSEEN_READING
     from mobillama_v.train.nano.photos import split

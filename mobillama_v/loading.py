@@ -1,0 +1,101 @@
+"""A model by name to an :class:`~mobillama_v.assistant.Assistant`: where it runs, by what, on how many threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mobillama_v.assistant import Assistant
+from mobillama_v.engine.choice import bits_at_load, is_small, use_native
+from mobillama_v.engine.files import Packed, is_packed, pack, read, unpack, weight_files_of
+from mobillama_v.errors import CheckpointError, ConfigError
+from mobillama_v.generation import Engine
+from mobillama_v.hub import DEFAULT, find_model, read_spec
+from mobillama_v.network import drop_decoder, fill_decoder, load_network
+from mobillama_v.tokenization import TextTokenizer
+
+_SMALL = 200_000_000  # bytes of weights
+_MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
+
+
+def load(
+    name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None = None, engine: str = "auto"
+) -> Assistant:
+    """Load a model.
+
+    Args:
+        name: an embedded model (``nano``), a folder, or a Hugging Face id.
+        device: ``auto`` (CUDA, else MPS, else CPU) or a torch device such as ``cuda:1``.
+        dtype: of torch's weights and activations; by default bfloat16 on CUDA and float32 elsewhere.
+        engine: what runs the decoder: ``torch``; ``native``, which packs float weights as it loads them (to 16 bits,
+            those of large models to 8); or ``auto``, which is native on a CPU for packed models (``mobillama-v
+            quantize``) and for small ones, and torch otherwise.
+
+    Raises:
+        ModelNotFoundError: there is no such model, or it cannot be downloaded.
+        ConfigError: a configuration with unknown keys or impossible values; a device or an engine that is not there.
+        CheckpointError: files that are missing, damaged or do not fit the configuration.
+    """
+    folder = find_model(name)
+    spec = read_spec(folder)
+    where = choose_device(device)
+    decoder = spec.decoder
+    tokenizer = TextTokenizer.from_file(
+        folder / "tokenizer.json", bos_id=decoder.bos_token_id, eos_id=decoder.eos_token_id, pad_id=decoder.pad_token_id
+    )
+    if tokenizer.vocab_size > decoder.vocab_size:
+        raise CheckpointError(
+            f"{str(folder)!r} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
+            f"{decoder.vocab_size}; copy the tokenizer.json that belongs to this model."
+        )
+    if dtype is None:
+        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    native = use_native(engine, decoder, device=where.type, packed=is_packed(folder))
+    if is_packed(folder):
+        packed = read(folder, decoder)
+        network = load_network(folder, spec, device=where, dtype=dtype, decoder=False)
+        if not native:
+            fill_decoder(network, *unpack(packed))
+    else:
+        network = load_network(folder, spec, device=where, dtype=dtype)
+        if native:
+            packed = pack(network.language_model, network.lm_head, decoder, bits_at_load(decoder))
+            if not is_small(decoder):  # it would take more memory than what it was packed to
+                drop_decoder(network)
+    return Assistant(name, network, tokenizer, _native(packed) if native else None)
+
+
+def _native(packed: Packed) -> Engine:
+    from mobillama_v.engine.native import NativeEngine, NativeModel
+
+    return NativeEngine(NativeModel(packed, threads=min(torch.get_num_threads(), _MAX_THREADS)))
+
+
+def limit_threads(folder: Path) -> None:
+    """Let torch use as many threads in this process as suit the model in ``folder``; for programs, before loading.
+
+    The steps of a small model take microseconds: threads would wait for each other longer than they work, and ten times
+    as long where something else runs on the machine.
+
+    Raises:
+        CheckpointError: the folder holds no weights.
+    """
+    small = sum(path.stat().st_size for path in weight_files_of(folder)) < _SMALL
+    torch.set_num_threads(1 if small else min(torch.get_num_threads(), _MAX_THREADS))
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device that ``name`` means; ``auto`` picks CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: no such device, here or anywhere.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises both for one cause
+        raise ConfigError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps.") from error
+    return device
