@@ -15,8 +15,7 @@ from mobillama_v import hybrid
 from mobillama_v.errors import CheckpointError
 from mobillama_v.images import ImageTransform
 from mobillama_v.tokenization import TextTokenizer
-from mobillama_v.train.nano import accounts, classes, evaluate, photos, stem, stemcache, tower, vocabulary
-from mobillama_v.train.nano.captions import article
+from mobillama_v.train.nano import captions, classes, evaluate, photos, stem, stemcache, tower, vocabulary
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
 from mobillama_v.train.nano.scenes import Scene, Thing
 
@@ -123,12 +122,13 @@ def test_conversations_follow_from_the_classes() -> None:
 def test_pictures_are_told_in_the_words_of_their_features() -> None:
     heart = Thing("shape", "heart", "red", "large", (10, 10, 90, 90))
     sign = Thing("word", "text", "black", "large", (20, 150, 200, 210), "NO5")
-    told = accounts.of_scene(Scene((sign, heart), "white", seed=1))
+    told = captions.account(Scene((sign, heart), "white", seed=1))
     assert told == "white background. large red heart top left. N O 5 black text bottom."
     row = shares(tabby_cat=0.4, tench=0.3, ear_of_corn=0.2)
-    unsure = accounts.of_photo(row, "gray", sure=0.5, unsure=0.15)
-    assert unsure == "photo. perhaps tabby cat. tench. ear of corn. gray."
-    assert accounts.of_photo(row, "gray", sure=0.4, unsure=0.15).startswith("photo. sure tabby cat. ")
+    assert photos.account(row, "gray") == "photo. perhaps tabby cat. tench. ear of corn. gray."
+    row = shares(tabby_cat=0.6, tench=0.3)
+    assert photos.account(row, "gray").startswith("photo. sure tabby cat. tench. ")
+    assert photos.account(shares(tabby_cat=0.1), "gray").startswith("photo. hardly tabby cat. ")
 
 
 def test_imagined_photographs_are_told_before_the_first_question() -> None:
@@ -141,7 +141,7 @@ def test_imagined_photographs_are_told_before_the_first_question() -> None:
 
 
 def test_articles_follow_the_sound() -> None:
-    assert [article(word) for word in ("apple", "unicycle", "umbrella", "hourglass", "hat")] == [
+    assert [captions.article(word) for word in ("apple", "unicycle", "umbrella", "hourglass", "hat")] == [
         "an", "a", "an", "an", "a",
     ]  # fmt: skip
 

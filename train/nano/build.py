@@ -19,8 +19,9 @@ from mobillama_v.images import find_images
 from mobillama_v.presets import PRESETS
 from mobillama_v.prompts import SYSTEM
 from mobillama_v.specs import ModelSpec
-from mobillama_v.train.nano import accounts, classes, easyvqa, photos, vocabulary
+from mobillama_v.train.nano import classes, easyvqa, photos, vocabulary
 from mobillama_v.train.nano.build_scenes import DEFAULT_STYLES, training_scene, write_questions, write_split
+from mobillama_v.train.nano.captions import account
 
 SCENES, HELD_OUT, TEXT = "scenes", "held-out", "text"
 _PHOTO_TALKS = 4  # text-only conversations about each class
@@ -140,7 +141,7 @@ def write_text(data: Path, sizes: Sizes, *, seed: int) -> None:
     said = {record["image"]: record["conversations"][1]["value"] for record in captions}
     easy = json.loads((data / "easyvqa-train.json").read_text(encoding="utf-8"))
     easy = [record for record in easy if record["image"] in said][: sizes.text_scenes // 6]
-    records = [photos.in_words(each, accounts.of_scene(scene)) for each, scene in zip(scenes, drawn, strict=True)]
+    records = [photos.in_words(each, account(scene)) for each, scene in zip(scenes, drawn, strict=True)]
     records += [photos.in_words(each, said[each["image"]]) for each in easy]
     records += [photos.imagined(index, rng) for _ in range(_PHOTO_TALKS) for index in range(len(classes.all_names()))]
     rng.shuffle(records)

@@ -1,4 +1,4 @@
-"""One-sentence captions of scenes, and the prompts that ask for them."""
+"""One-sentence captions of scenes, the prompts that ask for them, and accounts in bare words."""
 
 from __future__ import annotations
 
@@ -23,6 +23,23 @@ def caption(scene: Scene) -> str:
     if len(shapes) == 1:
         return f"A drawing of {shapes[0]}, {ground}."
     return f"A drawing with {_NUMBERS[len(shapes)]} shapes {ground}: {_listed(shapes)}."
+
+
+def account(scene: Scene) -> str:
+    """What is where, in the bare words that the hybrid tower's features are made of, in reading order.
+
+    ``white background. large red heart left. N O 5 black text bottom.`` A decoder that has learnt to answer from
+    accounts finds the same words in pictures.
+    """
+    told = [f"{scene.background} background", *(_bare(thing) for thing in sorted(scene.things, key=reading_order))]
+    return " ".join(f"{each}." for each in told)
+
+
+def _bare(thing: Thing) -> str:
+    place = nearest_region(thing)
+    if thing.kind == "word":
+        return f"{' '.join(thing.text)} {thing.colour} text {place}"
+    return " ".join(word for word in (clear_size(thing), thing.colour, thing.shape, place) if word)
 
 
 def describe(scene: Scene, rng: random.Random) -> tuple[str, str]:

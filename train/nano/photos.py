@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mobillama_v.images import find_images, load_image
-from mobillama_v.train.nano import accounts, classes
+from mobillama_v.train.nano import classes
 from mobillama_v.train.nano.captions import article
 from mobillama_v.train.nano.figures import COLOURS
 from mobillama_v.train.nano.phrases import DESCRIBE_PROMPTS, SINGLE_WORD_SUFFIX
@@ -25,6 +25,7 @@ SURE, UNSURE = 0.5, 0.15
 """Probabilities from which the likeliest class is named alone, and below which it is not named at all."""
 HELD_OUT_EVERY = 5
 CROPS = 5
+_NAMED = 3  # classes of an account
 
 WHAT = (
     "What is this?",
@@ -180,9 +181,17 @@ def imagined(index: int, rng: random.Random) -> dict[str, Any]:
     np.add.at(probabilities, others, (1 - first) * shares)
     probabilities[index] += first
     colour = rng.choice(tuple(COLOURS))
-    account = accounts.of_photo(probabilities, colour, sure=SURE, unsure=UNSURE)
     record = _record(f"imagined-{index:03d}", conversation(probabilities, colour, rng))
-    return in_words(record, account)
+    return in_words(record, account(probabilities, colour))
+
+
+def account(probabilities: np.ndarray, colour: str) -> str:
+    """The likeliest classes of [1000], how sure the first is, and the main colour: ``photo. sure tench. ... red.``"""
+    first, *others = (int(i) for i in np.argsort(-probabilities, kind="stable")[:_NAMED])
+    share = probabilities[first]
+    how = "sure" if share >= SURE else "perhaps" if share >= UNSURE else "hardly"
+    names = ". ".join(classes.name(index) for index in others)
+    return f"photo. {how} {classes.name(first)}. {names}. {colour}."
 
 
 def in_words(record: dict[str, Any], account: str) -> dict[str, Any]:
