@@ -151,8 +151,9 @@ def load_network(
     load_weights(wanted, folder, fill=False)
     network.to(dtype=dtype)
     network.vision_tower.to(device=device)
-    for part in sketched:
-        part.to_empty(device=device)
+    for part in sketched:  # its own to_empty() imports sympy, for half a second
+        room = {name: torch.empty(like.shape, dtype=dtype, device=device) for name, like in part.state_dict().items()}
+        part.load_state_dict(room, assign=True)
     load_weights(wanted, folder)
     return network.eval().requires_grad_(False)
 
