@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.errors import DataError, MissingExtraError
+from mobillama_v.errors import DataError
+from mobillama_v.hf_datasets import is_saved, open_rows, reading
 
 _EXTRACTED = "extracted_images"
 
@@ -26,33 +27,12 @@ def read(data: Path, split: str, *, config: str | None = None) -> list[dict[str,
     """
     folders = [data / config, data] if config else [data, data / "data"]
     parquet = next((files for folder in folders if (files := sorted(folder.glob(f"{split}-*.parquet")))), None)
-    saved = next((folder for folder in (*folders, *(each / split for each in folders)) if _saved(folder)), None)
-    if parquet is None and saved is None:
+    saved = next((folder for folder in (*folders, *(each / split for each in folders)) if is_saved(folder)), None)
+    source = saved if parquet is None else parquet
+    if source is None:
         return None
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError(
-            "reading Hugging Face datasets needs the library 'datasets'; pip install 'mobillama-v[eval]'."
-        ) from None
-    try:
-        if parquet is not None:
-            found = datasets.Dataset.from_parquet([str(file) for file in parquet])
-        else:
-            found = datasets.load_from_disk(str(saved))
-            if isinstance(found, datasets.DatasetDict):
-                found = found[split]
-        for name, feature in found.features.items():
-            if isinstance(feature, datasets.Image):
-                found = found.cast_column(name, datasets.Image(decode=False))
-        return list(found)
-    except Exception as error:  # pyarrow and datasets raise a dozen types on damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"the dataset in {str(data)!r} cannot be read ({reason}); download it again.") from None
-
-
-def _saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    with reading(data):
+        return list(open_rows(source, split))
 
 
 def image_file(data: Path, image: Any, name: str) -> Path | None:

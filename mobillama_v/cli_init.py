@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -44,20 +44,21 @@ def init(
     from mobillama_v.specs import ProjectorSpec, TowerSpec
 
     model, _, pretrained = tower.partition(":")
-    options: dict[str, Any] = {"image_mode": image_mode, "image_size": image_size, "sharing": ffn}
     made = write_start(
         out,
         decoder=decoder,
         tower=TowerSpec(model=model, pretrained=pretrained or None, feature_layer=feature_layer),
         projector=ProjectorSpec(type=projector, factor=factor),
+        image_mode=image_mode,
+        image_size=image_size,
+        sharing=ffn,
         tokenizer=tokenizer,
         seed=seed,
-        **options,
     )
     shape = made.spec.decoder
     shared = "one feed-forward network for all" if shape.ffn_sharing == "all" else "a feed-forward network in each"
     print(f"decoder: {shape.num_hidden_layers} layers of width {shape.hidden_size}, {shared}")
-    for note in made.notes:
+    for note in made.decoder.notes:
         print(f"  {note}")
     for each in made.decoder.folded:
         print(

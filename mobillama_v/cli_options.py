@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobillama_v.errors import ImageError
+from mobillama_v.markup import printable as printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,8 +42,6 @@ SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repe
 UrlsOption = Annotated[
     bool, typer.Option("--allow-urls", help="Fetch http(s) addresses; only public hosts, up to 32 MB and 20 s each.")
 ]
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 MAX_STDIN = 256 * 1024 * 1024
 
@@ -118,8 +116,3 @@ def read_image(source: str, *, allow_urls: bool, target: int | None = None) -> I
             raise ImageError(f"{source!r} is a web address; add --allow-urls to fetch it.")
         return load_image(fetch(source), name=repr(source), target=target)
     return load_image(source, target=target)
-
-
-def printable(text: str) -> str:
-    """``text`` without the control characters that could drive a terminal; newlines and tabs stay."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,15 +1,17 @@
-"""HTML whose texts are escaped by construction: only what :func:`tag` made is taken as it is."""
+"""Texts made harmless where they are shown: in HTML, escaped by construction, and in a terminal."""
 
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _VOID = frozenset({"img", "input", "link", "meta", "br"})
 
 
 class Html(str):
-    """Text that is HTML already."""
+    """Text that is HTML already: only what :func:`tag` made is taken as it is."""
 
 
 def text(value: str) -> Html:
@@ -41,3 +43,8 @@ def tag(name: str, /, *children: str | Html, **attributes: str | bool) -> Html:
 def join(parts: Iterable[str | Html]) -> Html:
     """Texts and elements one after another."""
     return Html("".join(part if isinstance(part, Html) else text(part) for part in parts))
+
+
+def printable(text: str) -> str:
+    """``text`` without the control characters that could drive a terminal; newlines and tabs stay."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

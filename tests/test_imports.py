@@ -30,6 +30,7 @@ LAYERS = {
     "cache": 4,
     "checkpoint": 4,
     "markup": 4,
+    "hf_datasets": 4,
     "generation": 5,
     "network": 5,
     "engine": 6,

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,22 +118,27 @@ def _tell(tell: Tell, stage: str, total: int, done: int) -> None:
 def write_clean(report: Report, path: Path) -> int:
     """Write the records that have no problem to one file, each as it stood; how many they are.
 
-    A path that ends with ``.json`` becomes a list, any other JSON lines.
-
     Raises:
         DataError: the file cannot be written, or is one of those that were read.
     """
     if any(path.resolve() == Path(file).resolve() for file in report.files):
         raise DataError(f"{path} is one of the files that are checked; write the cleaned records to another one.")
     bad = {(problem.source, problem.place) for problem in report.problems}
+    good = (text for source in report.files for place, text in record_texts(Path(source)) if (source, place) not in bad)
+    return write_records(path, good)
+
+
+def write_records(path: Path, texts: Iterable[str]) -> int:
+    """Write records, given as JSON, to a file: a list where its name ends with ``.json``, else JSON lines; how many.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
     listed, count = path.suffix == ".json", 0
     with replacing(path) as file:
-        for source in report.files:
-            for place, text in record_texts(Path(source)):
-                if (source, place) not in bad:
-                    lead = ("[\n" if count == 0 else ",\n") if listed else ""
-                    file.write(lead + (text.strip() if listed else _one_line(text)))
-                    count += 1
+        for count, text in enumerate(texts, 1):
+            lead = ("[\n" if count == 1 else ",\n") if listed else ""
+            file.write(lead + (text.strip() if listed else _one_line(text)))
         if listed:
             file.write("\n]\n" if count else "[]\n")
     return count
@@ -146,7 +151,7 @@ def _one_line(text: str) -> str:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes its name when it is whole.
+    """A text file that takes its name when it is whole; half a character is written as JSON escapes it.
 
     Raises:
         DataError: it cannot be written.
@@ -154,7 +159,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
             yield file
         os.replace(partial, path)
     except OSError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from mobillama_v.errors import DataError
+from mobillama_v.markup import printable
 
 if TYPE_CHECKING:
     from mobillama_v.train.check import Report
@@ -81,7 +82,9 @@ def preview(
     template: TemplateOption = None,
     max_length: LengthOption = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many records.")] = 3,
-    record: Annotated[list[str] | None, typer.Option(help="Id of a record to show; may be given again.")] = None,
+    record: Annotated[
+        list[str] | None, typer.Option(help="Show records of this id instead; may be given again.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with the images, instead of the terminal.")] = None,
 ) -> None:
     """Show records as the model will see them, with the tokens that are learnt in colour."""
@@ -154,10 +157,11 @@ def convert(
     turns: Annotated[int, typer.Option(min=1, help="Neighbouring questions about one image in a record.")] = 1,
 ) -> None:
     """Make records from another format; look at them with preview and check."""
+    import itertools
     import json
 
     from mobillama_v.train import convert as formats
-    from mobillama_v.train.check import replacing
+    from mobillama_v.train.check import write_records
 
     columns = {"image": image, "question": question, "answer": answer}
     folder = images or out.with_name(f"{out.stem}-images")
@@ -169,17 +173,12 @@ def convert(
         pairs = formats.hugging_face(source, images=folder, split=split, **columns)
     else:
         pairs = formats.captions(source, question=prompt)
-    count = 0
-    with replacing(out) as file:
-        for record in formats.records_of(pairs, suffix=formats.SHORT if short else "", turns=turns):
-            lead = ("[\n" if count == 0 else ",\n") if out.suffix == ".json" else ""
-            file.write(lead + json.dumps(record, ensure_ascii=False) + ("" if out.suffix == ".json" else "\n"))
-            count += 1
-        if not count:
-            raise DataError(f"{source} holds nothing to convert; check that it is the right file.")
-        if out.suffix == ".json":
-            file.write("\n]\n")
-    print(f"{count:,} records: {out}")
+    records = formats.records_of(pairs, suffix=formats.SHORT if short else "", turns=turns)
+    first = next(records, None)
+    if first is None:
+        raise DataError(f"{source} holds nothing to convert; check that it is the right file.")
+    texts = (json.dumps(record, ensure_ascii=False) for record in itertools.chain([first], records))
+    print(f"{write_records(out, texts):,} records: {out}")
 
 
 def encoding_of(model: str, template: Literal["plain", "v1"] | None, max_length: int | None) -> Encoding:
@@ -189,25 +188,11 @@ def encoding_of(model: str, template: Literal["plain", "v1"] | None, max_length:
         MobiLlamaVError: there is no such model, or it has no tokenizer.
         RecipeError: a length that is more than the model's context.
     """
-    from mobillama_v.errors import RecipeError
     from mobillama_v.hub import find_model, read_spec
-    from mobillama_v.sizes import tokens_per_image
     from mobillama_v.train.scan import Encoding
 
     folder = find_model(model)
-    spec = read_spec(folder)
-    context = spec.decoder.max_position_embeddings
-    if max_length is not None and max_length > context:
-        raise RecipeError(f"--max-length is {max_length} and the context of {model} is {context}; lower it.")
-    return Encoding(
-        tokenizer=folder / "tokenizer.json",
-        bos_id=spec.decoder.bos_token_id,
-        eos_id=spec.decoder.eos_token_id,
-        pad_id=spec.decoder.pad_token_id,
-        template=template or spec.template,
-        tokens_per_image=tokens_per_image(spec),
-        max_length=max_length or context,
-    )
+    return Encoding.of(folder, read_spec(folder), template=template, max_length=max_length, key="--max-length")
 
 
 def _print_report(found: Report) -> None:
@@ -230,8 +215,3 @@ def _print_report(found: Report) -> None:
         shown = [problem.reason for problem in found.problems if problem.kind == kind][:_SHOWN]
         table.add_row(kind, f"{count:,}", *[printable("\n".join(shown))])
     console.print(table)
-
-
-def printable(text: str) -> str:
-    """``text`` without what could drive a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

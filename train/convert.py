@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mobillama_v.errors import DataError, MissingExtraError
+from mobillama_v.errors import DataError
+from mobillama_v.hf_datasets import is_saved, open_rows, reading
 from mobillama_v.images import find_images
 from mobillama_v.train.jsonstream import record_texts
 from mobillama_v.train.records import IMAGE_MARKER
@@ -23,6 +25,7 @@ SHORT = "\nAnswer the question using a single word or phrase."
 """What LLaVA-1.5 appends to questions whose answers are short (arXiv 2310.03744)."""
 DESCRIBE = "Describe the image."
 _VQAV2_IMAGE = "COCO_{subtype}_{image_id:012d}.jpg"
+_SHARD = re.compile(r"(.+)-\d+-of-\d+\.parquet")
 
 
 class Pair(NamedTuple):
@@ -142,60 +145,42 @@ def hugging_face(
         MissingExtraError: the library ``datasets`` is not installed.
         DataError: no dataset, no such split or column, or images that cannot be written.
     """
-    rows = _dataset(folder, split)
-    missing = [name for name in (question, answer) if name not in rows.column_names]
-    if missing:
-        raise DataError(
-            f"the dataset in {folder} has no column {', '.join(missing)}; its columns are "
-            f"{', '.join(rows.column_names)}: name the right ones with --question and --answer."
-        )
-    import datasets
-
-    if image in rows.column_names and isinstance(rows.features[image], datasets.Image):
-        rows = rows.cast_column(image, datasets.Image(decode=False))
-    for number, row in enumerate(rows):
-        given = row.get(image)
-        name = _write_image(given, images, folder) if isinstance(given, dict) else given or None
-        yield Pair(str(row.get("id", number)), name, str(row[question]), _answer(row[answer]))
+    with reading(folder):
+        rows = open_rows(folder if is_saved(folder) else _parquet_files(folder, split), split)
+        missing = [name for name in (question, answer) if name not in rows.column_names]
+        if missing:
+            raise DataError(
+                f"the dataset in {folder} has no column {', '.join(missing)}; its columns are "
+                f"{', '.join(rows.column_names)}: name the right ones with --question and --answer."
+            )
+        for number, row in enumerate(rows):
+            given = row.get(image) or None
+            if not isinstance(given, dict | str | None):
+                kind = type(given).__name__
+                raise DataError(f"column {image} of the dataset in {folder} holds a {kind}, no image; choose another.")
+            name = _write_image(given, images, folder) if isinstance(given, dict) else given
+            yield Pair(str(row.get("id", number)), name, str(row[question]), _answer(row[answer]))
 
 
 def is_dataset(folder: Path) -> bool:
     """Whether ``folder`` holds a dataset, and not images with their texts."""
-    return _saved(folder) or next(folder.rglob("*.parquet"), None) is not None
+    return is_saved(folder) or next(folder.rglob("*.parquet"), None) is not None
 
 
-def _saved(folder: Path) -> bool:
-    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+def _parquet_files(folder: Path, split: str | None) -> list[Path]:
+    """The files of a split, which names such as ``train-00000-of-00002.parquet`` tell; never those of several."""
+    files = {path: _SHARD.fullmatch(path.name) for path in sorted(folder.rglob("*.parquet"))}
+    splits = sorted({match[1] for match in files.values() if match})
+    found = [path for path, at in files.items() if split is None or (split == at[1] if at else split in path.name)]
+    if not found or (split is None and len(splits) > 1):
+        told = f"has the splits {', '.join(splits)}; choose one with" if splits else "is not split; leave out"
+        raise DataError(f"the dataset in {folder} {told} --split.")
+    return found
 
 
 def _answer(value: Any) -> str:
     """A text, or the first of several."""
     return str(value[0]) if isinstance(value, list) and value else str(value)
-
-
-def _dataset(folder: Path, split: str | None) -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise MissingExtraError(
-            "reading Hugging Face datasets needs the library 'datasets'; pip install 'mobillama-v[eval]'."
-        ) from None
-    try:
-        if _saved(folder):
-            found = datasets.load_from_disk(str(folder))
-        else:
-            files = sorted(str(path) for path in folder.rglob("*.parquet") if split is None or split in path.name)
-            if not files:
-                raise FileNotFoundError("it holds no dataset and no .parquet files")
-            found = datasets.Dataset.from_parquet(files)
-    except Exception as error:  # pyarrow and datasets raise a dozen types
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"the dataset in {folder} cannot be read ({reason}); check the folder.") from error
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise DataError(f"the dataset in {folder} has the splits {', '.join(found)}; choose one with --split.")
-        return found[split]
-    return found
 
 
 def _write_image(given: dict[str, Any], images: Path, folder: Path) -> str:

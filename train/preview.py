@@ -9,7 +9,7 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.markup import Html, join, tag
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.jsonstream import record_texts
-from mobillama_v.train.scan import IMAGE, SUPERVISED, Encoding, Outcome, judge
+from mobillama_v.train.scan import IMAGE, SUPERVISED, Encoding, Outcome, judge, record_id
 
 _STYLE = """
 body { font: 15px/1.6 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222;
@@ -77,22 +77,17 @@ class View:
 
 
 def views(files: Sequence[Path], encoding: Encoding, *, count: int, records: Sequence[str] = ()) -> Iterator[View]:
-    """The first ``count`` records of the files, or those with the ids ``records``.
+    """The first ``count`` records of the files, or all that have one of the ids ``records``.
 
     Raises:
         DataError: a file that cannot be read.
         CheckpointError: no tokenizer where the encoding says.
     """
     tokenizer = encoding.open()
-    shown = 0
-    for path in files:
-        for place, text in record_texts(path):
-            if shown == count:
-                return
-            outcome = judge((str(path), place, text), encoding=encoding)
-            if not records or outcome.record in records:
-                shown += 1
-                yield _view(outcome, encoding, tokenizer)
+    found = ((path, place, text) for path in files for place, text in record_texts(path))
+    chosen = (each for each in found if record_id(each[2], each[1]) in records) if records else islice(found, count)
+    for path, place, text in chosen:
+        yield _view(judge((str(path), place, text), encoding=encoding), encoding, tokenizer)
 
 
 def _view(outcome: Outcome, encoding: Encoding, tokenizer: TextTokenizer) -> View:

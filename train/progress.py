@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from mobillama_v.errors import DataError
 from mobillama_v.train import ranks
+from mobillama_v.train.check import replacing
 
 
 class Progress(TrainerCallback):
@@ -24,15 +25,15 @@ class Progress(TrainerCallback):
         self.path, self.tokens = output / "metrics.jsonl", 0
         if ranks.is_first():
             self._forget_after(resumed_step)
-        self._since = time.monotonic()
-        self._steps_before: int | None = None
-        self._started = self._since
+        self._since = self._started = time.monotonic()
+        self._steps_before = 0
 
     def _forget_after(self, step: int) -> None:
         """Drop what was recorded of steps that a resumed training does again."""
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        with replacing(self.path) as file:
+            file.writelines(kept)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
@@ -69,7 +70,7 @@ class Progress(TrainerCallback):
         }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
-        steps = state.global_step - (self._steps_before or 0)
+        steps = state.global_step - self._steps_before
         left = (state.max_steps - state.global_step) * (now - self._started) / max(steps, 1)
         norm = "" if entry["grad_norm"] is None else f"  grad {entry['grad_norm']:.2f}"
         print(

@@ -22,9 +22,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from mobillama_v.errors import DataError, ImageError
+from mobillama_v.errors import DataError, ImageError, RecipeError
 from mobillama_v.images import load_image
 from mobillama_v.prompts import IGNORE_INDEX, Encoded, Tokenizer, encode
+from mobillama_v.sizes import tokens_per_image
+from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.jsonstream import record_texts
 from mobillama_v.train.records import Record, RecordError, parse_text
@@ -64,6 +66,36 @@ class Encoding:
     tokens_per_image: int
     max_length: int
 
+    @classmethod
+    def of(
+        cls, folder: Path, spec: ModelSpec, *, template: Literal["plain", "v1"] | None, max_length: int | None, key: str
+    ) -> Encoding:
+        """That of the model in ``folder``, which need not be loaded.
+
+        Args:
+            folder: holds the ``tokenizer.json``.
+            spec: of the model.
+            template: None means the model's.
+            max_length: None means the model's context.
+            key: what a user calls ``max_length``.
+
+        Raises:
+            RecipeError: a length that is more than the context.
+            ConfigError: a spec whose images make no whole number of tokens.
+        """
+        context = spec.decoder.max_position_embeddings
+        if max_length is not None and max_length > context:
+            raise RecipeError(f"{key} is {max_length} and the model's context {context}; lower {key}.")
+        return cls(
+            tokenizer=folder / "tokenizer.json",
+            bos_id=spec.decoder.bos_token_id,
+            eos_id=spec.decoder.eos_token_id,
+            pad_id=spec.decoder.pad_token_id,
+            template=template or spec.template,
+            tokens_per_image=tokens_per_image(spec),
+            max_length=max_length or context,
+        )
+
     def open(self) -> TextTokenizer:
         """The tokenizer.
 
@@ -96,9 +128,11 @@ class Outcome(NamedTuple):
     tokens: Tokens | None = None
 
 
-def cores() -> int:
-    """Processes that may work at once: the cores of this machine that are ours, shared by the ranks on it."""
+def cores(*, alone: bool = False) -> int:
+    """Processes that may work at once: the cores that are ours, shared by the ranks on this machine or ``alone``."""
     ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if alone:
+        return ours
     ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"  # torchrun's, DeepSpeed's
     return max(1, ours // int(ranks))
 
@@ -243,7 +277,7 @@ def judge(item: tuple[str, str, str], *, encoding: Encoding | None) -> Outcome:
         record = parse_text(text, source=source, place=place)
         tokens = None if encoding is None else _tokens(record, encoding)
     except RecordError as error:
-        name = _name(text, place)
+        name = record_id(text, place)
         return Outcome(source, place, name, Problem(source, place, name, error.kind, str(error)))
     said = [
         (message.role, [part if isinstance(part, str) else None for part in message.content])
@@ -253,8 +287,8 @@ def judge(item: tuple[str, str, str], *, encoding: Encoding | None) -> Outcome:
     return Outcome(source, place, record.id, None, record.images, digest, tokens)
 
 
-def _name(text: str, place: str) -> str:
-    """The id of a record that is none, where it has one."""
+def record_id(text: str, place: str) -> str:
+    """The id of a record that may be none, or its ``place`` where it has no id."""
     try:
         value = json.loads(text)
         return str(value.get("id", place)) if isinstance(value, dict) else place

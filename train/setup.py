@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,17 @@ from torch import nn
 
 from mobillama_v.checkpoint import load_weights
 from mobillama_v.configuration import MobiLlamaVConfig
-from mobillama_v.errors import CheckpointError, RecipeError
+from mobillama_v.errors import CheckpointError
 from mobillama_v.modeling import MobiLlamaVForConditionalGeneration
 from mobillama_v.specs import spec_from_config
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import ranks
+from mobillama_v.train.bar import Bar
 from mobillama_v.train.dataset import Samples, TrainingSet, count_kinds, load_samples
 from mobillama_v.train.features import FeatureCache, compute, fingerprint
 from mobillama_v.train.recipe import DataSection, ModulesSection, Recipe
-from mobillama_v.train.scan import Encoding, Problem, check_images
+from mobillama_v.train.scan import Encoding, Problem, check_images, cores
 from mobillama_v.vision import build_tower
-
-_SAY_EVERY = 10.0  # seconds
 
 MODULES = {"projector": ("projector",), "decoder": ("language_model", "lm_head"), "tower": ("vision_tower",)}
 """The model's attributes that each part of a recipe's ``train.modules`` means."""
@@ -145,15 +144,10 @@ def unusable_images(data: DataSection, paths: list[str]) -> dict[str, tuple[str,
     """Images that training could not use, with kind and reason; cached features need no images."""
     if not paths or (data.features is not None and FeatureCache.is_complete(Path(data.features))):
         return {}
-    said = time.monotonic()
-
-    def say(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > _SAY_EVERY:
-            said = time.monotonic()
-            print(f"checking images: {done:,} of {len(paths):,}", flush=True)
-
-    return check_images(paths, Path(data.image_root), decode=data.check_images == "decode", done=say)
+    decode, workers = data.check_images == "decode", cores(alone=True)  # the other ranks wait for the first
+    with Bar() as bar:
+        told = functools.partial(bar, "images", total=len(paths))
+        return check_images(paths, Path(data.image_root), decode=decode, workers=workers, done=told)
 
 
 @dataclass
@@ -183,20 +177,8 @@ class Setup:
             model.config.image = {**(model.config.image or {}), "mode": data.image_mode}
         freeze_all_but(model, recipe.train.modules.learning())
         tokenizer = load_tokenizer(start, model)
-        context = model.config.spec.decoder.max_position_embeddings
-        max_length = context if data.max_length is None else data.max_length
-        if max_length > context:
-            raise RecipeError(
-                f"data.max_length is {max_length} and the model's context {context}; lower data.max_length."
-            )
-        encoding = Encoding(
-            tokenizer=start / "tokenizer.json",
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            template=data.template,
-            tokens_per_image=model.tokens_per_image,
-            max_length=max_length,
+        encoding = Encoding.of(
+            start, model.config.spec, template=data.template, max_length=data.max_length, key="data.max_length"
         )
         samples, skipped = load_samples(
             data.json,

@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError, RecipeError
 from mobillama_v.train import checkpoints, ranks
+from mobillama_v.train.check import write_records
 from mobillama_v.train.collate import Collator
 from mobillama_v.train.dataset import BadRecordsError, TrainingSet, list_problems
 from mobillama_v.train.muon import Muon
@@ -88,6 +89,10 @@ class StageTrainer(Trainer):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         # Text alone teaches a projector nothing: such a batch has no gradient, and leaves every weight as it is.
         return loss if loss.requires_grad else loss.requires_grad_()
+
+    def _get_learning_rate(self) -> float:
+        """The largest of all parts: transformers tells the first group's, and all follow one schedule."""
+        return float(max(self.lr_scheduler.get_last_lr()))
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         """Not counted: transformers walks all parameters for it, at every step."""
@@ -238,14 +243,8 @@ def _set_up(recipe: Recipe, bad_records: Path) -> Setup:
 
 def _report(problems: list[Problem], path: Path) -> None:
     if ranks.is_first():
-        _write_problems(problems, path)
+        write_records(path, (json.dumps(dataclasses.asdict(each), ensure_ascii=False) for each in problems))
         _say(list_problems(problems, path))
-
-
-def _write_problems(problems: list[Problem], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(dataclasses.asdict(problem), ensure_ascii=False) + "\n" for problem in problems]
-    path.write_text("".join(lines), encoding="utf-8")
 
 
 def enable_gradient_checkpointing(model: Any) -> None:

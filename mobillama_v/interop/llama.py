@@ -119,7 +119,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
     }
-    wrong = [f"{name} {config.get(name)!r}" for name, is_wrong in refused.items() if is_wrong]
+    asked = config | {"rope_scaling": scaling}
+    wrong = [f"{name} {asked.get(name)!r}" for name, is_wrong in refused.items() if is_wrong]
     if wrong:
         raise CheckpointError(f"{path} asks for {', '.join(wrong)}, which this decoder does not have.")
     return config
@@ -163,7 +164,7 @@ def _spec(
     layers = [int(match[1]) for name in tensors if (match := _LAYER.fullmatch(name))]
     keys = ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight")
     missing = [name for name in keys if name not in tensors]
-    widths = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("gate_proj.weight")}
+    widths = {tensor.shape[0] for name, tensor in tensors.items() if (at := _place(name)) and at[1] == MATRICES[0]}
     if missing or not widths:
         refuse_misfits(folder, missing=missing or ["model.layers.0.mlp.gate_proj.weight"], extra=[], wrong=[])
     vocabulary, hidden = tensors[keys[0]].shape
@@ -186,32 +187,45 @@ def _spec(
                 raise CheckpointError(f"{folder / 'config.json'} gives head_dim {said}; {value} is width over heads.")
             notes.append(f"config.json says {name} {said}; the tensors have {value}")
     del found["head_dim"]
-    eos = config.get("eos_token_id", 2)
     return DecoderSpec(
         **found,
         max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         initializer_range=float(config.get("initializer_range", 0.02)),
-        bos_token_id=int(config.get("bos_token_id") or 1),
-        eos_token_id=int(eos[0] if isinstance(eos, list) else eos),
-        pad_token_id=max(0, int(config.get("pad_token_id") or 0)),  # LLaMA-2 has -1
+        bos_token_id=_token_id(config, "bos_token_id", 1),
+        eos_token_id=_token_id(config, "eos_token_id", 2),
+        pad_token_id=max(0, _token_id(config, "pad_token_id", 0)),  # LLaMA-2 has -1
     )
+
+
+def _token_id(config: dict[str, Any], name: str, default: int) -> int:
+    """A token's id, or the first of several."""
+    value = config.get(name)
+    if isinstance(value, list):
+        value = value[0] if value else None
+    return default if value is None else int(value)
+
+
+def _place(name: str) -> tuple[int, str] | None:
+    """Layer and matrix of a network's tensor; a network that stands under no layer counts as the first one's."""
+    if shared := _SHARED.fullmatch(name):
+        return 0, shared[1]
+    layer = _LAYER.fullmatch(name)
+    inner = _NETWORK.fullmatch(layer[2]) if layer else None
+    return (int(layer[1]), inner[1]) if layer and inner else None
 
 
 def _networks(tensors: dict[str, Tensor], spec: DecoderSpec, folder: Path) -> dict[int, dict[str, Tensor]]:
     """Take the feed-forward networks: of every layer, or only of one (as layer 0) where the checkpoint holds one."""
     found: dict[int, dict[str, Tensor]] = {}
     for name in list(tensors):
-        layer = _LAYER.fullmatch(name)
-        inner = _NETWORK.fullmatch(layer[2]) if layer else None
-        shared = _SHARED.fullmatch(name)
-        if layer and inner:
-            found.setdefault(int(layer[1]), {})[inner[1]] = tensors.pop(name)
-        elif shared:
-            if shared[1] in found.get(0, {}):
-                raise CheckpointError(f"{folder} holds {name} and a network in layer 0 as well; keep one of them.")
-            found.setdefault(0, {})[shared[1]] = tensors.pop(name)
+        if (place := _place(name)) is None:
+            continue
+        layer, matrix = place
+        if matrix in found.setdefault(layer, {}):
+            raise CheckpointError(f"{folder} holds the {matrix} of layer {layer} twice, once as {name}; keep one.")
+        found[layer][matrix] = tensors.pop(name)
     if len(found) > 1:
         missing = [
             f"model.layers.{layer}.mlp.{name}.weight"
@@ -258,7 +272,7 @@ def _fold(networks: dict[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], tu
     """The mean of the networks, in the first one's dtype, and each layer's distance from it."""
     dtype = next(iter(networks.values()))["gate_proj"].dtype
     mean = {
-        name: torch.stack([network[name].float() for network in networks.values()]).mean(0).to(dtype)
+        name: (sum(network[name].float() for network in networks.values()) / len(networks)).to(dtype)
         for name in MATRICES
     }
     generator = torch.Generator().manual_seed(0)

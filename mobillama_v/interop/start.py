@@ -38,7 +38,6 @@ class Start:
     """What a start folder was made of."""
 
     spec: ModelSpec
-    notes: tuple[str, ...]
     decoder: Imported
     tensors: int
 
@@ -75,12 +74,12 @@ def write_start(
     """
     if out.exists():
         raise CheckpointError(f"{out} is there already; name a new folder.")
+    image = _image(tower, image_size, image_mode)  # first: what cannot be is said before gigabytes are read
     torch.manual_seed(seed)
     source = None if decoder.startswith(FRESH) else find_checkpoint(decoder)
     imported = _fresh(decoder) if source is None else import_decoder(source, sharing=sharing)
     vocabulary = tokenizer or (source / "tokenizer.json" if source is not None else None)
     _check_tokenizer(vocabulary, imported.spec, decoder)
-    image = _image(tower, image_size, image_mode)
     made = build_tower(tower, image_size=image.size, pretrained=tower.pretrained is not None)
     spec = ModelSpec(
         decoder=imported.spec, tower=dataclasses.replace(tower, pretrained=None), projector=projector, image=image
@@ -106,7 +105,7 @@ def write_start(
         raise CheckpointError(f"{out} cannot be written ({error.strerror or error}); choose another place.") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Start(spec, imported.notes, imported, len(tensors))
+    return Start(spec, imported, len(tensors))
 
 
 def _fresh(name: str) -> Imported:
@@ -180,7 +179,7 @@ def _write(folder: Path, spec: ModelSpec, tensors: dict[str, Tensor]) -> None:
     config = MobiLlamaVConfig.from_spec(spec).to_dict() | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    found = dict(item for path in weight_files(folder) for item in iterate_tensors(path))
-    differing = [name for name, tensor in tensors.items() if not torch.equal(found[name], tensor)]
-    if differing or found.keys() != tensors.keys():
+    found = (item for path in weight_files(folder) for item in iterate_tensors(path))
+    same = {name for name, tensor in found if name in tensors and torch.equal(tensors[name], tensor)}
+    if differing := sorted(tensors.keys() - same):
         raise CheckpointError(f"{folder} does not hold what was written to it ({differing[:3]}); check the disk.")

@@ -17,6 +17,7 @@ from mobillama_v.errors import CheckpointError
 from mobillama_v.interop.llama import Imported, import_decoder
 
 LAYERS, HEADS, HIDDEN = 4, 4, 32
+NETWORK = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
 CONFIG = {
     "vocab_size": 61,
     "hidden_size": HIDDEN,
@@ -119,6 +120,23 @@ def test_one_copy_of_the_network(name: str, tmp_path: Path) -> None:
         import_decoder(tmp_path, sharing="per-layer")
 
 
+@pytest.mark.parametrize("name", ["model.mlp", "model.feed_forward"])  # one sorts behind the layers, one before them
+def test_a_network_that_is_there_twice_is_refused(name: str, tmp_path: Path) -> None:
+    state = tensors(shared_llama())
+    state |= {f"{name}.{inner}": torch.zeros_like(state[f"model.layers.0.mlp.{inner}"]) for inner in NETWORK}
+    with pytest.raises(CheckpointError, match="of layer 0 twice"):
+        import_decoder(write(tmp_path, state))
+
+
+def test_token_ids_are_the_configurations(tmp_path: Path) -> None:
+    def ids(**config: Any) -> tuple[int, int, int]:
+        spec = import_decoder(write(tmp_path, tensors(shared_llama()), **config)).spec
+        return spec.bos_token_id, spec.eos_token_id, spec.pad_token_id
+
+    assert ids(bos_token_id=0, eos_token_id=[7, 8], pad_token_id=-1) == (0, 7, 0)
+    assert ids(bos_token_id=None, eos_token_id=None, pad_token_id=None) == ids() == (1, 2, 0)
+
+
 def test_a_llama_with_grouped_heads_and_a_tied_head(tmp_path: Path) -> None:
     model = llama(num_key_value_heads=2, tie_word_embeddings=True, rope_theta=50000.0)
     model.save_pretrained(tmp_path)
@@ -155,6 +173,10 @@ def test_a_llama_folded_is_the_mean_and_says_how_far_it_is(tmp_path: Path) -> No
         (lambda s: s.pop("model.embed_tokens.weight"), r"lacks model\.embed_tokens\.weight"),
         (lambda s: s.pop("lm_head.weight"), r"lacks lm_head\.weight"),
         (
+            lambda s: [s.update({n.replace("mlp", "ffn"): s.pop(n)}) for n in list(s) if ".mlp." in n],
+            r"lacks model\.layers\.0\.mlp\.gate_proj\.weight",
+        ),
+        (
             lambda s: s.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(2)}),
             r"unknown layers\.0.*q_proj\.bias",
         ),
@@ -182,6 +204,7 @@ def test_tensors_that_do_not_fit_are_named(change: Any, problem: str, tmp_path: 
         ({"model_type": "gpt2"}, "type 'gpt2'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling {'rope_type': 'yarn'}"),
         ({"attention_bias": True}, "attention_bias True"),
         ({"num_attention_heads": 5}, "5 attention heads for width 32"),
         ({"head_dim": 16}, "head_dim 16"),

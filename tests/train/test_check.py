@@ -42,6 +42,7 @@ def spoiled() -> dict[str, tuple[str, Any]]:
         "twice": (DUPLICATE, good(7)),
         "bot": (MALFORMED, good(0) | {"conversations": [HUMAN, {"from": "bot", "value": "x"}]}),
         "nothing": (MALFORMED, {}),
+        "half \ud83d": (MALFORMED, {}),
     }
 
 
@@ -84,7 +85,7 @@ def test_every_spoiled_record_is_named_and_nothing_else(suffix, images, encoding
     assert {problem.record: problem.kind for problem in report.problems} == {
         name: kind for name, (kind, _) in spoiled().items()
     }
-    assert report.records == 33
+    assert report.records == 34
     order = [each["id"] for each in mix()]
     assert [problem.record for problem in report.problems] == [name for name in order if not name.startswith("g")]
     for problem in report.problems:
@@ -148,9 +149,9 @@ def test_the_command(nano_like: Path, images: Path, tmp_path: Path) -> None:
     args = ("check", str(path), "--image-root", str(images), "--report", str(report), "--clean", str(clean))
     done = run(*args)
     assert (done.returncode, done.stderr) == (1, "")
-    assert "33 records" in done.stdout and "12 records are bad" in done.stdout
+    assert "34 records" in done.stdout and "13 records are bad" in done.stdout
     found = json.loads(report.read_text())
-    assert found["kinds"][MALFORMED] == 2
+    assert found["kinds"][MALFORMED] == 3
     assert {each["record"] for each in found["problems"]} == set(spoiled()) - {"long"}
     clean = write(tmp_path / "good.json", [good(i) for i in range(5)])
     done = run("check", str(clean), "--image-root", str(images), "--model", str(nano_like), "--max-length", "300")

@@ -109,6 +109,18 @@ def test_hugging_face_datasets_on_disk(tmp_path: Path, monkeypatch: pytest.Monke
         list(convert.hugging_face(tmp_path / "saved", images=tmp_path / "i", split="test"))
     with pytest.raises(DataError, match="no column words; its columns are image, question, answer"):
         list(convert.hugging_face(tmp_path / "hub", images=tmp_path / "i", question="words"))
+    found.to_parquet(str(tmp_path / "hub" / "data" / "train_more-00000-of-00001.parquet"))
+    assert len(list(convert.hugging_face(tmp_path / "hub", images=tmp_path / "i", split="train"))) == 3
+    for split in (None, "tra"):  # never two splits as one, and no part of a name
+        with pytest.raises(DataError, match="has the splits train, train_more; choose one"):
+            list(convert.hugging_face(tmp_path / "hub", images=tmp_path / "i", split=split))
+    many = [{"image": ["a.png"], "question": "How many?", "answer": "One"}]
+    datasets.Dataset.from_list(many).save_to_disk(str(tmp_path / "many"))
+    with pytest.raises(DataError, match="holds a list, no image"):
+        list(convert.hugging_face(tmp_path / "many", images=tmp_path / "i"))
+    (tmp_path / "many" / "data-00000-of-00001.arrow").write_bytes(b"no table")
+    with pytest.raises(DataError, match="cannot be read"):
+        list(convert.hugging_face(tmp_path / "many", images=tmp_path / "i"))
 
 
 def test_text_alone_is_not_grouped_and_images_are() -> None:

@@ -56,6 +56,12 @@ def test_a_view_shows_every_token_and_what_is_learnt(data: Path, nano_like: Path
     assert "gpt turn" in found[1].summary()
 
 
+def test_records_of_an_id_are_found_wherever_they_are(data: Path, nano_like: Path) -> None:
+    found = list(views([data, data], encoding(nano_like), count=1, records=["gone", "bad"]))
+    assert [view.record for view in found] == ["bad", "gone"] * 2
+    assert [view.record for view in views([data, data], encoding(nano_like), count=5)][3:] == ["gone", "good"]
+
+
 def test_a_view_of_a_record_that_is_cut_says_so(data: Path, nano_like: Path) -> None:
     whole = next(views([data], encoding(nano_like), count=1))
     cut = next(views([data], encoding(nano_like, whole.length - 1), count=1))

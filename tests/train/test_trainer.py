@@ -69,9 +69,12 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+def metrics(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
 def trace(output: Path) -> list[tuple[int, float]]:
-    entries = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [(entry["step"], entry["loss"]) for entry in entries]
+    return [(entry["step"], entry["loss"]) for entry in metrics(output)]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -112,6 +115,13 @@ def test_parts_learn_at_their_own_rates_and_only_matrices_decay(start_folder, co
     hidden = {names[parameter] for group in groups if group["hidden"] for parameter in group["params"]}
     assert "projector.linear_1.weight" in hidden and "language_model.layers.0.self_attn.q_proj.weight" in hidden
     assert not any("embed" in name or "head" in name or "norm" in name or "bias" in name for name in hidden)
+
+
+def test_the_learning_rate_that_is_told_is_the_largest(start_folder, corpus, tmp_path) -> None:
+    more = ("train.modules={projector: 1e-4, decoder: 1e-3, embeddings: 5e-4}", "train.max_steps=3")
+    more += ("train.schedule=constant", "train.warmup_ratio=0")
+    run(load_recipe("nano-instruct", overrides(start_folder, corpus, tmp_path / "run", *more)))
+    assert [entry["lr"] for entry in metrics(tmp_path / "run")] == [1e-3] * 3
 
 
 @pytest.mark.parametrize(("stage", "where", "step"), [("nano-align", "step", 8), ("nano-instruct", "save", 9)])
@@ -286,6 +296,7 @@ def test_bad_records_stop_a_training_before_its_first_step_or_are_left_out(
     records[1]["conversations"][1]["value"] = " "
     records[2]["conversations"].reverse()
     records.append(records[4] | {"id": "again"})
+    records.append(records[3] | {"id": "\ud800", "conversations": []})
     data = tmp_path / "spoiled.json"
     data.write_text(json.dumps(records))
     bad = {
@@ -294,10 +305,11 @@ def test_bad_records_stop_a_training_before_its_first_step_or_are_left_out(
         "p5": "unreadable image",
         "p7": "missing image",
         "again": "exact duplicate",
+        "\ud800": "not a record",
     }
     more = [f"data.json={data}", f"data.image_root={root}", "data.features=null", "data.duplicates=refuse"]
     args = overrides(start_folder, corpus, tmp_path / "run", *more, "train.max_steps=2")
-    with pytest.raises(DataError, match=r"5 of 25 records .*data\.skip_bad=true"):
+    with pytest.raises(DataError, match=r"6 of 26 records .*data\.skip_bad=true"):
         run(load_recipe("nano-align", args))
     out = capsys.readouterr().out
     assert "step" not in out
@@ -306,7 +318,7 @@ def test_bad_records_stop_a_training_before_its_first_step_or_are_left_out(
     assert all(each["reason"] in out for each in listed)
     assert run(load_recipe("nano-align", [*args, "data.skip_bad=true"])).is_dir()
     out = capsys.readouterr().out
-    assert "without 5 bad records" in out
+    assert "without 6 bad records" in out
     assert "20 samples, 20 images" in out
     kept = Setup.of(load_recipe("nano-align", [*args, "data.skip_bad=true", "data.duplicates=keep"])).samples
     assert [name for _, name in kept.records] == [f"p{i}" for i in range(24) if f"p{i}" not in bad] + ["again"]
