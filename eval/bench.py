@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobillama_v.eval.bench_run import bench_run
+from mobillama_v.eval.bench_run import aligned, bench_run
 
 if TYPE_CHECKING:
     from mobillama_v.eval.benchmark import Benchmark, Example
@@ -156,8 +156,7 @@ def table(measured: Measured, batch_size: int) -> str:
     ):
         total = sum(seconds)
         rows.append((name, f"{measured.questions / total:.1f}", f"{total:.1f}", f"{encoded:,}"))
-    wide = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["  ".join(cell.rjust(wide[i]) if i else cell.ljust(wide[0]) for i, cell in enumerate(row)) for row in rows]
+    lines = aligned(rows)
     turns = [a / b for a, b in zip(measured.alone, measured.batched, strict=True)]
     lines.append(
         f"{measured.questions:,} questions on {measured.images:,} images: the runner is {measured.speedup:.1f} times "

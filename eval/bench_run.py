@@ -47,11 +47,16 @@ def bench_run(
     model: Annotated[
         str, typer.Option("--model", "-m", help="A preset, whose weights are then random, or a model as in describe.")
     ] = "mobillama-0.5b",
-    prompts: Annotated[str, typer.Option(help="Lengths of the prompts, in tokens.")] = "64,640",
+    prompts: Annotated[str, typer.Option(help="Lengths of the prompts in tokens, separated by commas.")] = "64,640",
     new: Annotated[int, typer.Option(min=2, help="New tokens after each prompt.")] = 64,
     turns: Annotated[int, typer.Option(min=1, help="Times that every way is measured.")] = 5,
     threads: Annotated[int, typer.Option(min=0, help="Of each way; 0: as many as there are processors.")] = 0,
-    ways: Annotated[str, typer.Option(help="Which ways, separated by commas; all by default.")] = "",
+    ways: Annotated[
+        str,
+        typer.Option(
+            help="Which ways, all in one option and separated by commas: 'native 4 bit,torch fp32'. All by default."
+        ),
+    ] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measurement as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it, as PNG.")] = None,
 ) -> None:
@@ -59,24 +64,29 @@ def bench_run(
     from mobillama_v.engine import library
     from mobillama_v.eval.bench_worker import WAYS
     from mobillama_v.eval.store import write_output
+    from mobillama_v.hub import find_model, read_spec
+    from mobillama_v.presets import PRESETS
 
     lengths = _lengths(prompts)
-    chosen = [way.strip() for way in ways.split(",") if way.strip()] or [
-        way for way in WAYS if not (library.missing() and way.startswith("native"))
-    ]
+    here = [way for way, bits in WAYS.items() if not (bits and library.missing())]
+    chosen = list(dict.fromkeys(way.strip() for way in ways.split(",") if way.strip())) or here
     for way in chosen:
         if way not in WAYS:
             raise ConfigError(f"there is no way {way!r} to run a decoder; choose among {', '.join(WAYS)}.")
+        if way not in here:
+            raise ConfigError(f"the native engine is not here to be measured: {library.missing()}.")
     if plot:
         _pyplot()
-    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
+    spec = PRESETS[model].decoder if model in PRESETS else read_spec(find_model(model)).decoder
+    longest = max(lengths) + new
+    if longest > spec.max_position_embeddings:
+        raise ConfigError(f"{longest} tokens do not fit the model's context of {spec.max_position_embeddings}.")
+    count = threads or _processors()
     with tempfile.TemporaryDirectory() as work:
-        spec = _write_weights(model, Path(work), chosen)
-        longest = max(lengths) + new
-        if longest > spec.max_position_embeddings:
-            raise ConfigError(f"{longest} tokens do not fit the model's context of {spec.max_position_embeddings}.")
-        measured = measure(chosen, Path(work), lengths, new=new, turns=turns, threads=int(count or 1))
-    facts = as_dict(measured, model, new=new, threads=int(count or 1))
+        _write_weights(model, spec, Path(work), chosen)
+        layers = spec.num_hidden_layers
+        measured = measure(chosen, Path(work), lengths, layers=layers, new=new, turns=turns, threads=count)
+    facts = as_dict(measured, model, new=new, threads=count)
     print(table(facts))
     if output:
         write_output(output, json.dumps(facts, indent=1) + "\n")
@@ -91,44 +101,43 @@ def _lengths(text: str) -> list[int]:
         lengths = []
     if not lengths or min(lengths) < 1:
         raise ConfigError(f"--prompts {text!r} is not a list of numbers such as 64,640.")
-    return lengths
+    return list(dict.fromkeys(lengths))
 
 
-def _write_weights(model: str, folder: Path, ways: Sequence[str]) -> DecoderSpec:
-    """Write what the workers load; the shape of the decoder."""
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[str]) -> None:
+    """Write what the workers load."""
     import torch
     from safetensors.torch import save_file
     from torch import nn
 
     from mobillama_v.engine.files import pack, write
-    from mobillama_v.eval.bench_worker import FLOATS
+    from mobillama_v.eval.bench_worker import FLOATS, WAYS
     from mobillama_v.presets import PRESETS
 
     decoder: nn.Module
     if model in PRESETS:
-        from mobillama_v.eval.bench_worker import Floats
+        from mobillama_v.configuration import MobiLlamaConfig
+        from mobillama_v.modeling import MobiLlamaForCausalLM
 
-        spec = PRESETS[model].decoder
         torch.manual_seed(0)
-        floats = Floats(spec)
-        with torch.no_grad():
-            for parameter in floats.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(std=spec.initializer_range)
-        decoder, head = floats.language_model, floats.lm_head
+        made = MobiLlamaForCausalLM(MobiLlamaConfig(**dataclasses.asdict(spec)))
+        decoder, head = made.model, made.lm_head
     else:
         from mobillama_v.loading import load
 
         network = load(model, device="cpu", engine="torch").network
-        spec, decoder, head = network.spec.decoder, network.language_model, network.lm_head
+        decoder, head = network.language_model, network.lm_head
     (folder / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)))
     state = {f"language_model.{name}": tensor for name, tensor in decoder.state_dict().items()}
     save_file({**state, "lm_head.weight": head.weight.detach()}, folder / FLOATS)
-    for bits in (4, 8):
-        if f"native {bits} bit" in ways:
+    for bits in map(WAYS.get, ways):
+        if bits:
             (folder / str(bits)).mkdir()
             write(pack(decoder, head, spec, bits, search=False), folder / str(bits))
-    return spec
 
 
 class _Worker:
@@ -138,7 +147,7 @@ class _Worker:
         command = [sys.executable, "-m", "mobillama_v.eval.bench_worker", way, str(folder), str(threads)]
         self.way = way
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.facts = self._read()
+        self.facts: dict[str, Any] = {}
 
     def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -147,11 +156,16 @@ class _Worker:
             raise ConfigError(f"{self.way} has ended before it was measured; what it said is above.")
         return json.loads(line)
 
+    def wait(self) -> None:
+        """Until it has loaded the model."""
+        self.facts = self._read()
+
     def ask(self, prompt: int, new: int) -> dict[str, Any]:
         """One measurement."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({"prompt": prompt, "new": new}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is told below
+            self._process.stdin.write(json.dumps({"prompt": prompt, "new": new}) + "\n")
+            self._process.stdin.flush()
         return self._read()
 
     def end(self) -> None:
@@ -166,6 +180,7 @@ def _workers(ways: Sequence[str], folder: Path, threads: int) -> Iterator[list[_
     try:
         for way in ways:
             started.append(_Worker(way, folder, threads))
+            started[-1].wait()
         yield started
     finally:
         for worker in started:
@@ -173,20 +188,17 @@ def _workers(ways: Sequence[str], folder: Path, threads: int) -> Iterator[list[_
 
 
 def measure(
-    ways: Sequence[str], folder: Path, lengths: Sequence[int], *, new: int, turns: int, threads: int
+    ways: Sequence[str], folder: Path, lengths: Sequence[int], *, layers: int, new: int, turns: int, threads: int
 ) -> dict[str, Way]:
     """Let the ways take turns, after a warm-up of each; the speed of memory is measured at every turn too."""
     with _workers(ways, folder, threads) as workers:
         measured = {worker.way: Way(worker.facts) for worker in workers}
         for worker in workers:
             worker.ask(min(lengths), 2)
-        cached = max((way.facts.get("cached_bytes", 0) for way in measured.values()), default=0)
-        layers = json.loads((folder / "spec.json").read_text())["num_hidden_layers"]
         for _ in range(turns):
             for way in measured.values():
                 if "streamed_bytes" in way.facts:
-                    share = way.facts["cached_bytes"] // layers
-                    for name, size in (("memory", 1 << 29), ("cache", share or cached)):
+                    for name, size in (("memory", 1 << 29), ("cache", way.facts["cached_bytes"] // layers)):
                         way.facts.setdefault(f"{name}_bytes_per_second", []).append(read_speed(size, threads))
             for length in lengths:
                 for worker in workers:
@@ -258,6 +270,12 @@ def as_dict(measured: dict[str, Way], model: str, *, new: int, threads: int) -> 
     }
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, all others to the right."""
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(wide[i]) if i else cell.ljust(wide[0]) for i, cell in enumerate(row)) for row in rows]
+
+
 def table(facts: dict[str, Any]) -> str:
     """The measurement as text; medians over the turns."""
     lengths = list(next(iter(facts["ways"].values()))["prompts"])
@@ -275,8 +293,7 @@ def table(facts: dict[str, Any]) -> str:
             row.append(f"{each['decode_tokens_per_second']:.1f} ({low:.1f}-{high:.1f})")
             row.append(f"{times:.1f}" if times else "-")
         rows.append(row)
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(wide[i]) if i else cell.ljust(wide[0]) for i, cell in enumerate(row)) for row in rows]
+    lines = aligned(rows)
     lines.append(f"{facts['model']}, {facts['threads']} threads, medians of {facts['turns']} turns (range).")
     return "\n".join(lines)
 
@@ -314,10 +331,10 @@ def draw(facts: dict[str, Any], path: Path) -> None:
         at = [n + (i - (len(lengths) - 1) / 2) * height for n in range(len(names))]
         bars = axes.barh(at, rates, height * 0.9, xerr=spread, label=f"after {length} tokens", error_kw={"lw": 1})
         axes.bar_label(bars, fmt="%.1f", padding=4)
-    for n, name in enumerate(names):
-        roof = facts["ways"][name].get("roof_tokens_per_second")
-        if roof:
-            axes.plot([roof, roof], [n - 0.42, n + 0.42], color="black", lw=1.5, label="roof" if n == 0 else None)
+    roofs = {n: way["roof_tokens_per_second"] for n, way in enumerate(facts["ways"].values()) if "roof_reached" in way}
+    if roofs:
+        ends = [n - 0.42 for n in roofs], [n + 0.42 for n in roofs]
+        axes.vlines(list(roofs.values()), *ends, color="black", lw=1.5, label="roof")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(x=0.12)
@@ -325,7 +342,7 @@ def draw(facts: dict[str, Any], path: Path) -> None:
     axes.legend(loc="best")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format="png")
     except OSError as error:
         raise ConfigError(f"{str(path)!r} cannot be written ({error.strerror}); choose another file.") from None
     finally:

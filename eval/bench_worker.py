@@ -7,6 +7,7 @@ is loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 from mobillama_v.decoder import Decoder
 from mobillama_v.specs import DecoderSpec
 
-WAYS = ("native 4 bit", "native 8 bit", "torch fp32", "transformers fp32")
+WAYS = {"native 4 bit": 4, "native 8 bit": 8, "torch fp32": None, "transformers fp32": None}
+"""Ways, and the bits of those that run packed weights."""
 FLOATS = "decoder.safetensors"
 
 
@@ -63,36 +65,24 @@ def ours(spec: DecoderSpec, folder: Path, bits: int | None, threads: int) -> tup
 
 
 def theirs(spec: DecoderSpec, folder: Path) -> Start:
-    """transformers' Llama, with one feed-forward module in all layers where ours has."""
+    """transformers' Llama; where our layers have one feed-forward network, all of its have those tensors."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=spec.num_hidden_layers,
-        num_attention_heads=spec.num_attention_heads,
-        num_key_value_heads=spec.num_key_value_heads,
-        max_position_embeddings=spec.max_position_embeddings,
-        rms_norm_eps=spec.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        tie_word_embeddings=False,
-    )
-    floats = _floats(spec, folder)
+    fields = dataclasses.asdict(spec)  # named as a Llama's are, but for these two
+    rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
+    del fields["ffn_sharing"]
+    config = LlamaConfig(**fields, rope_parameters=rope)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
+    floats = _floats(spec, folder)
+    state = {"lm_head.weight": floats.lm_head.weight}
     for name, tensor in floats.language_model.state_dict().items():
-        if not name.startswith("feed_forward."):
-            _set(model.model, name, tensor)
-    _set(model.lm_head, "weight", floats.lm_head.weight)
+        shared = name.removeprefix("feed_forward.")
+        layers = [name] if shared == name else [f"layers.{i}.mlp.{shared}" for i in range(spec.num_hidden_layers)]
+        state |= {f"model.{each}": tensor for each in layers}
+    model.load_state_dict(state, assign=True)
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its tables are no weights
-    if floats.language_model.feed_forward is not None:
-        shared = model.model.layers[0].mlp
-        for name, tensor in floats.language_model.feed_forward.state_dict().items():
-            _set(shared, name, tensor)
-        for layer in model.model.layers:
-            layer.mlp = shared
-    model.eval()
+    model.eval().requires_grad_(False)
 
     def start(ids: Tensor, _: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         out = model(ids[None], use_cache=True, logits_to_keep=1)
@@ -100,11 +90,6 @@ def theirs(spec: DecoderSpec, folder: Path) -> Start:
         return out.logits[0, -1], lambda token: model(token[None, None], past_key_values=state).logits[0, -1]
 
     return start
-
-
-def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(owner), leaf, nn.Parameter(tensor, requires_grad=False))
 
 
 def _floats(spec: DecoderSpec, folder: Path) -> Floats:
@@ -118,7 +103,7 @@ def _floats(spec: DecoderSpec, folder: Path) -> Floats:
 
 @torch.inference_mode()
 def measure(start: Start, vocab: int, prompt: int, new: int) -> dict[str, Any]:
-    """Seconds of a prompt and of each new token after the first, chosen greedily, and the tokens."""
+    """Seconds of a prompt and of all new tokens after the first, chosen greedily, and the tokens."""
     generator = torch.Generator().manual_seed(prompt)
     ids = torch.randint(3, vocab, (prompt,), generator=generator)
     begin = time.perf_counter()
@@ -151,7 +136,7 @@ def main() -> None:
     if way == "transformers fp32":
         start = theirs(spec, folder)
     else:
-        start, facts = ours(spec, folder, {"native 4 bit": 4, "native 8 bit": 8}.get(way), threads)
+        start, facts = ours(spec, folder, WAYS[way], threads)
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

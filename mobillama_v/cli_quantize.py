@@ -27,6 +27,8 @@ def quantize(
 
     The image tower and the projector stay as they are. The folder is used like any other: describe --model OUT.
     """
+    from safetensors import SafetensorError
+
     from mobillama_v.hub import find_model, read_spec
 
     if bits not in _CHOICES:
@@ -39,11 +41,16 @@ def quantize(
         raise ConfigError(
             f"there is no folder {str(out.absolute().parent)!r} to write {out.name!r} into; make it first."
         )
-    with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
-        made = Path(work) / "model"
-        made.mkdir()
-        before, after = _write(folder, spec, bits, made)
-        made.rename(out)  # whole or not there
+    try:
+        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
+            made = Path(work) / "model"
+            made.mkdir()
+            before, after = _write(folder, spec, bits, made)
+            made.rename(out)  # whole or not there
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."
+        ) from error
     print(
         f"The decoder takes {after / 1e6:,.1f} MB at {bits} bits ({before / 1e6:,.1f} MB before). "
         f"Use it with: mobillama-v describe --model {out} photo.jpg"

@@ -50,13 +50,13 @@ def use_native(engine: str, spec: DecoderSpec, *, device: str, packed: bool) -> 
     elif spec.head_dim % 8:
         reason = f"its kernels want heads whose width is a multiple of 8, and this model's are {spec.head_dim} wide"
     elif library.missing():
-        reason = f"{library.missing()}; install one and this package again"
+        reason = library.missing()
     if engine == "native":
         if reason:
             raise ConfigError(f"the native engine cannot be used: {reason}, or choose --engine torch.")
         return True
     wanted = device == "cpu" and (packed or is_small(spec))
-    if wanted and library.missing():
+    if wanted and reason and reason == library.missing():
         _tell(f"note: torch answers, which is slower: the native engine is not here ({reason}).")
     return wanted and not reason
 

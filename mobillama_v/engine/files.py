@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillama_v.checkpoint import refuse_misfits, weight_files
-from mobillama_v.engine.pack import BLOCK, LARGEST, ROWS, pack_matrix, tiles_shape, unpack_matrix
+from mobillama_v.engine.pack import BLOCK, ROWS, pack_matrix, refuse_odd, tiles_shape, unpack_matrix
 from mobillama_v.errors import CheckpointError
 from mobillama_v.specs import DecoderSpec
 
@@ -49,7 +49,8 @@ def _ffn_rows(spec: DecoderSpec) -> int:
     return -(-spec.intermediate_size // BLOCK) * BLOCK
 
 
-def _ffn_count(spec: DecoderSpec) -> int:
+def ffn_count(spec: DecoderSpec) -> int:
+    """Feed-forward networks of a decoder."""
     return 1 if spec.ffn_sharing == "all" else spec.num_hidden_layers
 
 
@@ -57,7 +58,7 @@ def matrices(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
     """Rows and columns of every packed matrix."""
     width, ffn = spec.hidden_size, _ffn_rows(spec)
     found = {"lm_head": (spec.vocab_size, width)}
-    for i in range(_ffn_count(spec)):
+    for i in range(ffn_count(spec)):
         found |= {f"feed_forward.{i}.gate_up": (2 * ffn, width), f"feed_forward.{i}.down": (width, ffn)}
     for i in range(spec.num_hidden_layers):
         keys = spec.num_key_value_heads * spec.head_dim
@@ -89,10 +90,7 @@ def pack(decoder: nn.Module, lm_head: nn.Module, spec: DecoderSpec, bits: int, *
     """
     state = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
     head = lm_head.state_dict()["weight"].detach()
-    if not bool(state["embed_tokens.weight"].abs().amax() <= LARGEST):
-        raise CheckpointError(
-            "embed_tokens holds weights that are not finite, or too large for 16 bits: it is damaged."
-        )
+    refuse_odd(state["embed_tokens.weight"], "embed_tokens")
     tensors: dict[str, Tensor] = {}
     for name, (dtype, _) in layout(spec, bits).items():
         if dtype == torch.uint8:

@@ -28,12 +28,8 @@ class Span(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_uint64))
 
 
-def _open() -> ctypes.CDLL:
-    folder = Path(__file__).parent
-    found = [path for path in sorted(folder.glob("_native*")) if path.suffix in (".so", ".pyd", ".dylib")]
-    if not found:
-        raise OSError("it was not built when this package was installed, for want of a C++ compiler")
-    library = ctypes.CDLL(str(found[0]))
+def _open(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
     if library.mv_abi() != _ABI:
         raise OSError("it was built from another version of the source")
     pointer, int32, uint64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64
@@ -59,14 +55,19 @@ def _open() -> ctypes.CDLL:
 
 @lru_cache(maxsize=1)
 def _opened() -> tuple[ctypes.CDLL | None, str]:
+    folder = Path(__file__).parent
+    found = [path for path in sorted(folder.glob("_native*")) if path.suffix in (".so", ".pyd", ".dylib")]
+    if not found:
+        built = "it was not built when this package was installed, for want of a C++ compiler"
+        return None, f"{built}; install one and this package again"
     try:
-        return _open(), ""
+        return _open(found[0]), ""
     except (OSError, AttributeError) as error:
-        return None, str(error)
+        return None, f"{error}; install this package again"
 
 
 def missing() -> str:
-    """Why there is no native library here; empty where there is one."""
+    """Why there is no native library here, and how to mend that; empty where there is one."""
     return _opened()[1]
 
 

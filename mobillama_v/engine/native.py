@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mobillama_v.engine import library
-from mobillama_v.engine.files import Packed, layout
+from mobillama_v.engine.files import Packed, ffn_count, layout
 from mobillama_v.engine.pack import ROWS
 from mobillama_v.generation import Engine
 
@@ -46,7 +46,7 @@ class NativeModel:
             heads=spec.num_attention_heads,
             kv_heads=spec.num_key_value_heads,
             context=spec.max_position_embeddings,
-            ffn_count=1 if spec.ffn_sharing == "all" else spec.num_hidden_layers,
+            ffn_count=ffn_count(spec),
             bits=packed.bits,
             threads=threads,
             path=library.PATHS[path],

@@ -16,14 +16,24 @@ from mobillama_v.errors import CheckpointError
 
 ROWS, BLOCK = 16, 32
 TILE_BYTES = {4: 288, 8: 544, 16: 1024}
-LARGEST = 65504.0
-"""Of fp16."""
+_LARGEST = 65504.0  # of fp16
 _AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
 
 
 def tiles_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int]:
     """Shape of a packed matrix [rows, columns]."""
     return -(-rows // ROWS), -(-columns // BLOCK), TILE_BYTES[bits]
+
+
+def refuse_odd(weight: Tensor, name: str) -> None:
+    """See that fp16 can hold ``weight``.
+
+    Raises:
+        CheckpointError: numbers that are not finite, or too large.
+    """
+    low, high = weight.aminmax()  # no numbers where there is one
+    if not (bool(low >= -_LARGEST) and bool(high <= _LARGEST)):
+        raise CheckpointError(f"{name} holds weights that are not finite, or too large for 16 bits; it is damaged.")
 
 
 def pack_matrix(weight: Tensor, bits: int, *, search: bool = True, name: str = "a matrix") -> Tensor:
@@ -45,9 +55,7 @@ def pack_matrix(weight: Tensor, bits: int, *, search: bool = True, name: str = "
     step = max(1, _AT_ONCE // (ROWS * BLOCK * blocks))
     for band in range(0, bands, step):
         some = weight[band * ROWS : (band + step) * ROWS].float()
-        largest = float(some.abs().amax()) if some.numel() else 0.0
-        if not largest <= LARGEST:  # also where it is no number
-            raise CheckpointError(f"{name} holds weights that are not finite, or too large for 16 bits; it is damaged.")
+        refuse_odd(some, name)
         end = min(band + step, bands)
         padded = some.new_zeros((end - band) * ROWS, blocks * BLOCK)
         padded[: len(some), :columns] = some

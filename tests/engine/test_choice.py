@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = Sampling(max_new_tokens=12)
 RED = Image.new("RGB", (300, 200), (200, 30, 30))
 SMALL, LARGE = DecoderSpec(97, 64, 96, 2, 4, 4), DecoderSpec()
+ODD = dataclasses.replace(SMALL, hidden_size=48)
 native_only = pytest.mark.skipif(bool(library.missing()), reason="no native library")
 
 
@@ -44,6 +45,11 @@ def packed(nano_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def test_where_there_is_a_compiler_there_is_a_library() -> None:
+    """Else most tests of the engine would be left out, and a build that fails would look like one that passes."""
+    assert not (shutil.which("c++") and library.missing()), library.missing()
+
+
 @native_only
 def test_native_is_for_cpus_and_for_packed_or_small_models() -> None:
     assert use_native("auto", SMALL, device="cpu", packed=False)
@@ -52,10 +58,9 @@ def test_native_is_for_cpus_and_for_packed_or_small_models() -> None:
     assert use_native("native", LARGE, device="cpu", packed=False)
     assert not use_native("auto", SMALL, device="cuda", packed=True)
     assert not use_native("torch", SMALL, device="cpu", packed=True)
-    odd = dataclasses.replace(SMALL, hidden_size=48)
-    assert not use_native("auto", odd, device="cpu", packed=True)
+    assert not use_native("auto", ODD, device="cpu", packed=True)
     with pytest.raises(ConfigError, match="heads whose width is a multiple of 8, and this model's are 12 wide"):
-        use_native("native", odd, device="cpu", packed=False)
+        use_native("native", ODD, device="cpu", packed=False)
     with pytest.raises(ConfigError, match="runs on a CPU and the device is cuda"):
         use_native("native", SMALL, device="cuda", packed=False)
     with pytest.raises(ConfigError, match="engine 'abacus' is unknown; choose auto, native or torch"):
@@ -65,11 +70,13 @@ def test_native_is_for_cpus_and_for_packed_or_small_models() -> None:
 def test_without_a_library_torch_answers_and_says_so_once(
     nano_like: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(library, "missing", lambda: "it was not built for want of a C++ compiler")
+    missing = "it was not built for want of a C++ compiler; install one and this package again"
+    monkeypatch.setattr(library, "missing", lambda: missing)
     choice._tell.cache_clear()
     for _ in range(2):
         assert isinstance(load(str(nano_like), device="cpu").engine, TorchEngine)
     assert not use_native("auto", LARGE, device="cpu", packed=False)
+    assert not use_native("auto", ODD, device="cpu", packed=True)  # which a library would not change
     assert [record.getMessage() for record in caplog.records] == [
         "note: torch answers, which is slower: the native engine is not here (it was not built for want of a C++ "
         "compiler; install one and this package again)."
@@ -121,6 +128,19 @@ def test_quantize_refuses(packed: Path, nano_like: Path, tmp_path: Path) -> None
     ):
         result = call("quantize", *arguments)
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantize_leaves_nothing_where_it_cannot_write(
+    nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    result = call("quantize", nano_like, tmp_path / "new")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "cannot be written (No space left on device); choose another place" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

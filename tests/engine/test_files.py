@@ -66,6 +66,10 @@ def test_weights_that_are_no_numbers_are_refused(value: float) -> None:
     for bits in (4, 16):
         with pytest.raises(CheckpointError, match="lm_head holds weights that are not finite, or too large"):
             pack_matrix(weight, bits, name="lm_head")
+    decoder = Decoder(SPEC)
+    decoder.embed_tokens.weight.data[17, 3] = value
+    with pytest.raises(CheckpointError, match="embed_tokens holds weights that are not finite, or too large"):
+        pack(decoder, torch.nn.Linear(SPEC.hidden_size, SPEC.vocab_size, bias=False), SPEC, 8)
 
 
 @pytest.mark.parametrize("spec", [SPEC, OWN])

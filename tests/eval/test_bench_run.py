@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -11,6 +12,9 @@ from typer.testing import CliRunner
 
 from mobillama_v.cli import app
 from mobillama_v.engine import library
+from mobillama_v.errors import ConfigError
+from mobillama_v.eval import bench_run
+from mobillama_v.eval.bench_run import as_dict
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -20,8 +24,8 @@ def call(*arguments: object) -> tuple[int, str, str]:
 
 @pytest.mark.skipif(bool(library.missing()), reason="no native library")
 def test_all_ways_side_by_side(nano_like: Path, tmp_path: Path) -> None:
-    output, plot = tmp_path / "new" / "bench.json", tmp_path / "plot" / "bench.png"
-    arguments = ["--prompts", "9,30", "--new", 6, "--turns", 2, "--threads", 1, "-o", output, "--plot", plot]
+    output, plot = tmp_path / "new" / "bench.json", tmp_path / "plot" / "bench"
+    arguments = ["--prompts", "9,30,9", "--new", 6, "--turns", 2, "--threads", 1, "-o", output, "--plot", plot]
     code, out, err = call("bench", "run", "-m", nano_like, *arguments)
     assert code == 0, err
     facts = json.loads(output.read_text())
@@ -41,8 +45,46 @@ def test_all_ways_side_by_side(nano_like: Path, tmp_path: Path) -> None:
     assert native["cached_bytes"] > 0 and native["roof_reached"] == pytest.approx(
         native["prompts"]["9"]["decode_tokens_per_second"] / native["roof_tokens_per_second"]
     )
+    assert facts["turns"] == 2
     with Image.open(plot) as image:
         assert image.format == "PNG" and image.width > 500
+
+
+def test_a_way_is_measured_once_and_the_roof_is_drawn_wherever_it_is(
+    nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A way that is named twice is one; only native ways have a roof, and they need not come first."""
+    facts: dict[str, Any] = {}
+    drawn: list[Any] = []
+    monkeypatch.setattr(bench_run, "as_dict", lambda *a, **k: facts.update(as_dict(*a, **k)) or facts)
+    pyplot = bench_run._pyplot()
+    monkeypatch.setattr(pyplot, "close", drawn.append)
+    ways = "torch fp32,torch fp32" if library.missing() else "torch fp32, native 4 bit,torch fp32"
+    arguments = ["--prompts", 9, "--new", 3, "--turns", 2, "--threads", 1, "--plot", tmp_path / "bench.png"]
+    code, _, err = call("bench", "run", "-m", nano_like, "--ways", ways, *arguments)
+    assert code == 0, err
+    assert [len(way["seconds"]["9"]["decode"]) for way in facts["ways"].values()] == [2] * len(facts["ways"])
+    legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert ("roof" in legend) == (not library.missing())
+
+
+def test_a_native_way_needs_the_library(nano_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "missing", lambda: "it was not built; install a compiler and this package again")
+    code, _, err = call("bench", "run", "-m", nano_like, "--ways", "torch fp32,native 8 bit")
+    assert code == 2 and err.count("\n") == 1
+    assert "the native engine is not here to be measured: it was not built; install a compiler" in err
+
+
+def test_a_worker_that_ends_is_told(nano_like: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="torch fp32 has ended before it was measured"):
+        bench_run.measure(["torch fp32"], tmp_path, [9], layers=1, new=3, turns=1, threads=1)  # with nothing to load
+    worker = bench_run._Worker("torch fp32", tmp_path, 1)
+    worker._process.wait()
+    try:
+        with pytest.raises(ConfigError, match="torch fp32 has ended"):
+            worker.ask(9, 3)
+    finally:
+        worker.end()
 
 
 def test_mistakes_are_told(nano_like: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 // What a kernel path offers, and how matrices lie in memory.
 //
-// A matrix [rows, cols] is padded with zeros to multiples of 16 and 32 and cut into tiles of 16 rows x 32 columns, those
-// of one band of 16 rows after another. A path works on a band at a time: its 16 sums stay in registers, the weights come
-// in the order in which they lie, and no sum crosses a lane.
+// A matrix [rows, cols] is padded with zeros to multiples of 16 and 32 and cut into tiles of 16 rows x 32 columns,
+// those of one band of 16 rows after another. A path works on a band at a time: its 16 sums stay in registers, the
+// weights come in the order in which they lie, and no sum crosses a lane.
 //
 //   4 bit   288 bytes: 16 fp16 scales (one a row), then for each half of 8 rows four groups of 32 bytes: byte 4r+c of
 //           group j holds columns 8j+c (low nibble) and 8j+4+c (high nibble) of row r, as value + 8.
@@ -59,8 +59,8 @@ struct Kernels {
     // The same of silu(gate) * up, where bands of 16 of gate and up alternate.
     void (*swiglu)(const float* gate_up, int from, int to, bool floats, const Activations& out);
     // Bands [from, to) of matrix x activations, to y [tokens, stride]; `add` adds to it.
-    void (*product)(int bits, const Matrix& matrix, const Activations& in, int tokens, float* y, size_t stride, bool add,
-                    int from, int to);
+    void (*product)(int bits, const Matrix& matrix, const Activations& in, int tokens, float* y, size_t stride,
+                    bool add, int from, int to);
     // Rotate a head's vector by its position and multiply by `scale`.
     void (*rotate)(float* x, const float* cosines, const float* sines, int width, float scale);
     void (*store)(const HeadCache& cache, int position, int width, const float* key, const float* value);
@@ -76,5 +76,9 @@ extern const Kernels kPortable;
 #define MV_HAVE_AVX2 1
 extern const Kernels kAvx2;
 #endif
+
+// Whether this processor can run a path of engine.h, and the kernels of one that it can.
+bool has_path(int path);
+const Kernels& kernels_of(int path);
 
 }  // namespace mv

@@ -19,8 +19,8 @@ inline void relax() {
 #endif
 }
 
-// In turns of relax(), some 25 to 50 nanoseconds each: for as long as sampling takes, and for as long as threads with like
-// work are apart where each has a processor.
+// In turns of relax(), some 25 to 50 nanoseconds each: for as long as sampling takes, and for as long as threads with
+// like work are apart where each has a processor.
 constexpr int kJobSpins = 4000, kBarrierSpins = 400;
 
 // Binds worker `thread` to a processor of its own, where the pool has as many threads as the process has processors.
@@ -49,18 +49,14 @@ Pool::Pool(int threads) : threads_(threads) {
     try {
         for (int i = 1; i < threads; i++) workers_.emplace_back(&Pool::work, this, i);
     } catch (...) {  // the system gives no more threads: those that began must end before their object does
-        stop_.store(true);
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            number_.fetch_add(1, std::memory_order_release);
-        }
-        wake_.notify_all();
-        for (auto& worker : workers_) worker.join();
+        end();
         throw;
     }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { end(); }
+
+void Pool::end() {
     stop_.store(true);
     {
         std::lock_guard<std::mutex> lock(mutex_);

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -20,8 +19,6 @@ class Pool {
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    int threads() const { return threads_; }
-
     template <typename Job>
     void run(const Job& job) {
         run_erased([](const void* that, int thread) { (*static_cast<const Job*>(that))(thread); }, &job);
@@ -33,6 +30,7 @@ class Pool {
     using Entry = void (*)(const void* job, int thread);
     void run_erased(Entry entry, const void* job);
     void work(int thread);
+    void end();
 
     const int threads_;
     Entry entry_ = nullptr;

@@ -28,8 +28,12 @@ inline F8 sub(const F8& a, const F8& b) { return each([&](int i) { return a.lane
 inline F8 mul(const F8& a, const F8& b) { return each([&](int i) { return a.lane[i] * b.lane[i]; }); }
 inline F8 div(const F8& a, const F8& b) { return each([&](int i) { return a.lane[i] / b.lane[i]; }); }
 // As the instructions do, so that NaN in b is kept.
-inline F8 vmax(const F8& a, const F8& b) { return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; }); }
-inline F8 vmin(const F8& a, const F8& b) { return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; }); }
+inline F8 vmax(const F8& a, const F8& b) {
+    return each([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline F8 vmin(const F8& a, const F8& b) {
+    return each([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
 inline F8 fma(const F8& a, const F8& b, const F8& c) {
     return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }

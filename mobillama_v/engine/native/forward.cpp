@@ -1,0 +1,198 @@
+// Runs positions through all layers.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "model.h"
+
+namespace mv {
+namespace {
+
+// This thread's part of `tokens` times `items`: calls f(token, from, to).
+template <typename F>
+void share(int tokens, int items, int thread, int threads, const F& f) {
+    const int64_t all = static_cast<int64_t>(tokens) * items;
+    int64_t at = all * thread / threads;
+    const int64_t end = all * (thread + 1) / threads;
+    while (at < end) {
+        const int token = static_cast<int>(at / items), from = static_cast<int>(at % items);
+        const int to = static_cast<int>(std::min<int64_t>(items, from + end - at));
+        f(token, from, to);
+        at += to - from;
+    }
+}
+
+// One thread's work on the chunk of positions in m.places and m.x. Whoever computes a number, it is computed in the
+// same order. Waiting for each other is what threads lose most by, above all where other programs run: what is cheap is
+// done by each for itself, and what follows from a thread's own part it does at once.
+void run_layers(mv_model& m, int tokens, int thread) {
+    const mv_config& c = m.config;
+    const Kernels& k = *m.kernels;
+    const int threads = c.threads, heads = c.heads, kv_heads = c.kv_heads, width = m.width;
+    const bool floats = c.bits == 16;
+    const float eps = static_cast<float>(c.eps), query_scale = 1.0f / std::sqrt(static_cast<float>(width));
+    const int hidden_blocks = m.hidden / kBlock;
+    const int padded = round_up(c.context, 8);
+    const bool whole_heads = width % kBlock == 0;  // else two heads share a block
+    float* scores = m.scores.get() + static_cast<size_t>(thread) * kQueries * padded;
+
+    // One token's are made by every thread for itself.
+    const bool apart = tokens == 1 && threads <= kChunk;
+    const auto normed = [&](const Buffer<float>& weight) {
+        if (apart) {
+            k.quantise(m.x.get(), weight.get(), eps, c.hidden, 0, hidden_blocks, floats,
+                       m.inputs.at(thread, hidden_blocks));
+            return m.inputs.at(thread, hidden_blocks);
+        }
+        share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
+            k.quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, weight.get(), eps, c.hidden, from, to, floats,
+                       m.inputs.at(t, hidden_blocks));
+        });
+        m.pool->barrier();
+        return m.inputs.at(0, hidden_blocks);
+    };
+    const auto product = [&](const Matrix& matrix, const Activations& in, float* y, size_t stride, bool add) {
+        k.product(c.bits, matrix, in, tokens, y, stride, add, matrix.bands * thread / threads,
+                  matrix.bands * (thread + 1) / threads);
+        m.pool->barrier();
+    };
+
+    for (int l = 0; l < c.layers; l++) {
+        const Layer& layer = m.layers[l];
+        const Ffn& ffn = m.ffns[c.ffn_count == 1 ? 0 : l];
+        product(layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
+        share(tokens, heads + kv_heads, thread, threads, [&](int t, int from, int to) {
+            const Place& place = m.places[t];
+            float* row = m.qkv.get() + static_cast<size_t>(t) * m.q_stride;
+            const float* cosines = m.cosines.get() + static_cast<size_t>(place.position) * (width / 2);
+            const float* sines = m.sines.get() + static_cast<size_t>(place.position) * (width / 2);
+            for (int h = from; h < to; h++) {
+                float* vector = row + h * width;  // keys follow the queries, and values the keys
+                k.rotate(vector, cosines, sines, width, h < heads ? query_scale : 1.0f);
+                if (h >= heads)
+                    k.store(place.sequence->head(l, h - heads), place.position, width, vector,
+                            vector + kv_heads * width);
+            }
+        });
+        m.pool->barrier();
+        const int items = static_cast<int>(m.groups.size()) * heads;
+        for (int i = thread; i < items; i += threads) {  // by turns: later positions take longer
+            const Group& group = m.groups[i / heads];
+            const int h = i % heads;
+            const Place& place = m.places[group.first];
+            k.attend(place.sequence->head(l, h / (heads / kv_heads)), place.position, group.count, width,
+                     m.qkv.get() + static_cast<size_t>(group.first) * m.q_stride + h * width, m.q_stride,
+                     m.attended.get() + static_cast<size_t>(group.first) * m.hidden + h * width, m.hidden, scores,
+                     padded);
+            for (int t = group.first; whole_heads && t < group.first + group.count; t++)
+                k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden,
+                           h * width / kBlock, (h + 1) * width / kBlock, floats, m.inputs.at(t, hidden_blocks));
+        }
+        m.pool->barrier();
+        if (!whole_heads) {
+            share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
+                k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
+                           m.inputs.at(t, hidden_blocks));
+            });
+            m.pool->barrier();
+        }
+        product(layer.out, m.inputs.at(0, hidden_blocks), m.x.get(), m.hidden, true);
+        const Activations normal = normed(layer.ffn_norm);
+        // Four bands of gate and up make one block of what goes on.
+        const size_t stride = static_cast<size_t>(ffn.gate_up.bands) * kRows;
+        const int from = ffn.down.blocks * thread / threads, to = ffn.down.blocks * (thread + 1) / threads;
+        k.product(c.bits, ffn.gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
+        for (int t = 0; t < tokens; t++)
+            k.swiglu(m.gate_up.get() + t * stride, from, to, floats, m.inner.at(t, ffn.down.blocks));
+        m.pool->barrier();
+        product(ffn.down, m.inner.at(0, ffn.down.blocks), m.x.get(), m.hidden, true);
+    }
+}
+
+// Logits of the chunk's positions whose rows were moved to the front of m.x.
+void run_head(mv_model& m, int rows, float* logits, int thread) {
+    const int threads = m.config.threads, blocks = m.head.blocks;
+    share(rows, blocks, thread, threads, [&](int t, int from, int to) {
+        m.kernels->quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, m.norm.get(),
+                            static_cast<float>(m.config.eps), m.config.hidden, from, to, m.config.bits == 16,
+                            m.inputs.at(t, blocks));
+    });
+    m.pool->barrier();
+    m.kernels->product(m.config.bits, m.head, m.inputs.at(0, blocks), rows, logits, m.vocab, false,
+                       m.head.bands * thread / threads, m.head.bands * (thread + 1) / threads);
+}
+
+void group_queries(mv_model& m, int tokens) {
+    m.groups.clear();
+    for (int t = 0; t < tokens; t++) {
+        if (!m.groups.empty()) {
+            Group& last = m.groups.back();
+            if (last.count < kQueries && m.places[last.first].sequence == m.places[t].sequence) {
+                last.count++;
+                continue;
+            }
+        }
+        m.groups.push_back({t, 1});
+    }
+}
+
+void check_call(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, int count, const float* embeddings,
+                const int32_t* tokens, const float* logits) {
+    if (count < 1 || sequences == nullptr || counts == nullptr || logits == nullptr) fail("nothing was asked for");
+    m.calls++;
+    int64_t at = 0;
+    for (int i = 0; i < count; i++) {
+        mv_sequence* s = sequences[i];
+        if (s == nullptr || s->model != &m) fail("a sequence belongs to another model");
+        if (s->call == m.calls) fail("a sequence was given twice");
+        s->call = m.calls;
+        if (counts[i] < 1 || counts[i] > s->capacity - s->length)
+            fail("a sequence of " + std::to_string(s->length) + " positions has room for " +
+                 std::to_string(s->capacity - s->length) + " more and was given " + std::to_string(counts[i]));
+        for (int j = 0; tokens != nullptr && j < counts[i]; j++, at++)
+            if (tokens[at] < 0 || tokens[at] >= m.config.vocab)
+                fail("token " + std::to_string(tokens[at]) + " is not in a vocabulary of " +
+                     std::to_string(m.config.vocab));
+    }
+    if ((embeddings == nullptr) == (tokens == nullptr)) fail("give either embeddings or tokens");
+}
+
+}  // namespace
+
+void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, int count, const float* embeddings,
+             const int32_t* tokens, float* logits) {
+    check_call(m, sequences, counts, count, embeddings, tokens, logits);
+    const size_t width = static_cast<size_t>(m.config.hidden), row = static_cast<size_t>(m.hidden);
+    int sequence = 0, offset = 0;  // the next position
+    size_t at = 0;                 // the same, over all sequences
+    while (sequence < count) {
+        const int first = sequence;
+        int filled = 0, ended = 0, ends[kChunk];
+        for (; filled < kChunk && sequence < count; filled++, at++) {
+            float* x = m.x.get() + filled * row;
+            if (embeddings != nullptr) {
+                std::memcpy(x, embeddings + at * width, width * sizeof(float));
+            } else {
+                m.kernels->widen(m.embeddings + tokens[at] * width, x, m.config.hidden);
+            }
+            // Padded rows of a damaged file may have left something here.
+            std::fill(x + width, x + row, 0.0f);
+            m.places[filled] = {sequences[sequence], sequences[sequence]->length + offset};
+            if (++offset == counts[sequence]) {
+                ends[ended++] = filled;
+                offset = 0;
+                sequence++;
+            }
+        }
+        group_queries(m, filled);
+        m.pool->run([&](int thread) { run_layers(m, filled, thread); });
+        if (ended == 0) continue;
+        for (int i = 0; i < ended; i++)
+            std::memmove(m.x.get() + i * row, m.x.get() + ends[i] * row, row * sizeof(float));
+        float* out = logits + static_cast<size_t>(first) * m.vocab;
+        m.pool->run([&](int thread) { run_head(m, ended, out, thread); });
+    }
+    for (int i = 0; i < count; i++) sequences[i]->length += counts[i];
+}
+
+}  // namespace mv

@@ -1,0 +1,177 @@
+// Makes a model of what it is given, and checks that first.
+#include "model.h"
+
+#include <cmath>
+
+#if defined(_WIN32)
+#include <process.h>
+#define getpid _getpid
+#else
+#include <unistd.h>
+#endif
+
+void mv_model::own_threads() {
+    if (owner == getpid()) return;
+    pool.release();
+    pool = std::make_unique<mv::Pool>(config.threads);
+    owner = getpid();
+}
+
+mv_model::~mv_model() {
+    if (owner != getpid()) pool.release();  // its threads are another process's
+}
+
+namespace mv {
+namespace {
+
+// Bytes of the last-level cache, which others use too.
+uint64_t cache_bytes() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+    const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    if (bytes > 0) return static_cast<uint64_t>(bytes);
+#endif
+    return uint64_t{16} << 20;
+}
+
+void check(const mv_config& c) {
+    const auto within = [](const char* name, int64_t value, int64_t least, int64_t most) {
+        if (value < least || value > most)
+            fail(std::string(name) + " is " + std::to_string(value) + " and must be between " + std::to_string(least) +
+                 " and " + std::to_string(most));
+    };
+    within("vocab", c.vocab, 1, 1 << 24);
+    within("hidden", c.hidden, 8, 1 << 16);
+    within("ffn", c.ffn, 1, 1 << 18);
+    within("layers", c.layers, 1, 1 << 10);
+    within("heads", c.heads, 1, c.hidden);
+    within("kv_heads", c.kv_heads, 1, c.heads);
+    within("context", c.context, 1, 1 << 20);
+    within("threads", c.threads, 1, 256);
+    if (c.bits != 4 && c.bits != 8 && c.bits != 16)
+        fail("bits is " + std::to_string(c.bits) + " and must be 4, 8 or 16");
+    if (c.hidden % c.heads || c.hidden / c.heads % 8) fail("the width of a head must be a multiple of 8");
+    if (c.heads % c.kv_heads) fail("heads must be a multiple of kv_heads");
+    if (c.ffn_count != 1 && c.ffn_count != c.layers) fail("ffn_count must be 1 or the number of layers");
+    if (!(c.eps >= 0) || !(c.theta > 0)) fail("eps and theta must be positive");
+    if (c.path != MV_AUTO && !has_path(c.path)) fail("this processor cannot run the kernel path that was asked for");
+}
+
+// The tensors of a model, one after another, each of exactly the size that it must have.
+class Reader {
+   public:
+    Reader(const mv_span* spans, int count) : spans_(spans), count_(count) {}
+
+    const void* take(uint64_t bytes) {
+        if (at_ >= count_) fail("there are only " + std::to_string(count_) + " tensors");
+        const mv_span& span = spans_[at_++];
+        if (span.data == nullptr || span.bytes != bytes)
+            fail("tensor " + std::to_string(at_ - 1) + " has " + std::to_string(span.bytes) + " bytes and must have " +
+                 std::to_string(bytes));
+        return span.data;
+    }
+    Matrix matrix(int bits, int rows, int columns) {
+        Matrix m;
+        m.bands = round_up(rows, kRows) / kRows;
+        m.blocks = round_up(columns, kBlock) / kBlock;
+        m.data = static_cast<const uint8_t*>(take(uint64_t{1} * m.bands * m.blocks * tile_bytes(bits)));
+        return m;
+    }
+    Buffer<float> norm(int width) {
+        Buffer<float> out(round_up(width, kBlock));
+        std::memcpy(out.get(), take(uint64_t{4} * width), sizeof(float) * width);
+        return out;
+    }
+    void end() const {
+        if (at_ != count_) fail("there are " + std::to_string(count_ - at_) + " tensors too many");
+    }
+
+   private:
+    const mv_span* spans_;
+    int count_, at_ = 0;
+};
+
+// What a token reads decides what may stay in the cache: where everything fits it does; else only what all layers
+// share. Half of the cache is left to others.
+void plan_traffic(mv_model& m, uint64_t ffn_bytes, uint64_t other_bytes) {
+    const bool shared = m.config.ffn_count == 1 && m.config.layers > 1;
+    const bool fits = ffn_bytes + other_bytes <= cache_bytes() / 2;
+    const bool stream_ffn = !shared && !fits;
+    m.head.stream = !fits;
+    for (Layer& layer : m.layers) layer.qkv.stream = layer.out.stream = !fits;
+    for (Ffn& ffn : m.ffns) ffn.gate_up.stream = ffn.down.stream = stream_ffn;
+    m.streamed = other_bytes + (stream_ffn ? ffn_bytes : 0);
+    m.cached = stream_ffn ? 0 : ffn_bytes * (shared ? m.config.layers : 1);
+    if (!shared) return;
+    m.resident = Buffer<uint8_t>(ffn_bytes, false);
+    uint8_t* to = m.resident.get();
+    for (Matrix* matrix : {&m.ffns[0].gate_up, &m.ffns[0].down}) {
+        const size_t bytes = tile_bytes(m.config.bits) * matrix->bands * matrix->blocks;
+        std::memcpy(to, matrix->data, bytes);
+        matrix->data = to;
+        to += bytes;
+    }
+}
+
+}  // namespace
+
+std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors, int count) {
+    check(c);
+    auto m = std::make_unique<mv_model>();
+    m->config = c;
+    m->width = c.hidden / c.heads;
+    m->hidden = round_up(c.hidden, kBlock);
+    m->q_stride = round_up(c.hidden + 2 * c.kv_heads * m->width, kRows);
+    m->vocab = round_up(c.vocab, kRows);
+    m->path = c.path != MV_AUTO ? c.path : has_path(MV_AVX2) ? MV_AVX2 : MV_PORTABLE;
+    m->kernels = &kernels_of(m->path);
+
+    Reader reader(tensors, count);
+    uint64_t ffn_bytes = 0, other_bytes = 0;
+    const auto matrix = [&](int rows, int columns, uint64_t& bytes) {
+        const Matrix out = reader.matrix(c.bits, rows, columns);
+        bytes += uint64_t{1} * out.bands * out.blocks * tile_bytes(c.bits);
+        return out;
+    };
+    m->embeddings = static_cast<const uint16_t*>(reader.take(uint64_t{2} * c.vocab * c.hidden));
+    m->head = matrix(c.vocab, c.hidden, other_bytes);
+    m->norm = reader.norm(c.hidden);
+    const int ffn = round_up(c.ffn, kBlock);  // gate and up are padded each, as they alternate
+    for (int i = 0; i < c.ffn_count; i++) {
+        const Matrix gate_up = matrix(2 * ffn, c.hidden, ffn_bytes);
+        m->ffns.push_back({gate_up, matrix(c.hidden, ffn, ffn_bytes)});
+    }
+    for (int i = 0; i < c.layers; i++) {
+        Layer layer;
+        layer.qkv = matrix(c.hidden + 2 * c.kv_heads * m->width, c.hidden, other_bytes);
+        layer.out = matrix(c.hidden, c.hidden, other_bytes);
+        layer.attention_norm = reader.norm(c.hidden);
+        layer.ffn_norm = reader.norm(c.hidden);
+        m->layers.push_back(std::move(layer));
+    }
+    reader.end();
+    plan_traffic(*m, ffn_bytes, other_bytes);
+
+    const size_t chunk = kChunk, half = m->width / 2;
+    m->cosines = Buffer<float>(half * c.context);
+    m->sines = Buffer<float>(half * c.context);
+    for (int p = 0; p < c.context; p++)
+        for (size_t i = 0; i < half; i++) {  // in fp32 where the torch decoder is
+            const float exponent = static_cast<float>(2 * i) / static_cast<float>(m->width);
+            const float angle = static_cast<float>(p) * (1.0f / std::pow(static_cast<float>(c.theta), exponent));
+            m->cosines.get()[p * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
+            m->sines.get()[p * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
+        }
+    m->x = Buffer<float>(chunk * m->hidden);
+    m->qkv = Buffer<float>(chunk * m->q_stride);
+    m->attended = Buffer<float>(chunk * m->hidden);
+    m->gate_up = Buffer<float>(chunk * 2 * ffn);
+    m->scores = Buffer<float>(static_cast<size_t>(c.threads) * kQueries * round_up(c.context, 8));
+    m->inputs = Area(m->hidden, c.bits == 16);
+    m->inner = Area(ffn, c.bits == 16);
+    m->places.resize(chunk);
+    m->groups.reserve(chunk);
+    m->own_threads();
+    return m;
+}
+
+}  // namespace mv

@@ -1,0 +1,114 @@
+// What a model and a sequence hold, for those who make them and for those who run them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "buffer.h"
+#include "engine.h"
+#include "kernels.h"
+#include "pool.h"
+
+namespace mv {
+
+constexpr int kChunk = 128;  // positions that pass a layer together
+
+// Ends a call of the C interface with a message.
+[[noreturn]] void fail(const std::string& message);
+
+struct Layer {
+    Matrix qkv, out;
+    Buffer<float> attention_norm, ffn_norm;
+};
+struct Ffn {
+    Matrix gate_up, down;
+};
+// Room for the activations of a chunk.
+struct Area {
+    Buffer<int8_t> values;
+    Buffer<float> scales, floats;
+    Buffer<int32_t> sums;
+
+    Area() = default;
+    Area(size_t columns, bool as_floats) {
+        if (as_floats) {
+            floats = Buffer<float>(kChunk * columns);
+        } else {
+            values = Buffer<int8_t>(kChunk * columns);
+            scales = Buffer<float>(kChunk * columns / kBlock);
+            sums = Buffer<int32_t>(kChunk * columns / kBlock);
+        }
+    }
+    Activations at(int token, int blocks) const {
+        const size_t skip = static_cast<size_t>(token) * blocks;
+        if (floats.get() != nullptr) return {nullptr, nullptr, nullptr, floats.get() + skip * kBlock};
+        return {values.get() + skip * kBlock, scales.get() + skip, sums.get() + skip, nullptr};
+    }
+};
+struct Place {
+    mv_sequence* sequence;
+    int position;
+};
+struct Group {  // queries of one sequence that attend together
+    int first, count;
+};
+
+}  // namespace mv
+
+struct mv_sequence {
+    mv_model* model;
+    int capacity, length = 0;
+    uint64_t call = 0;  // the last that it was part of
+    size_t head_size;   // of the keys of one head; its values are as large and follow
+    mv::Buffer<uint16_t> memory;
+    inline mv::HeadCache head(int layer, int head) const;
+};
+
+struct mv_model {
+    mv_config config;
+    int width, hidden, q_stride, vocab;  // a head; padded to whole blocks; a row of qkv; rows of logits, padded
+    int path;
+    const mv::Kernels* kernels;
+    const uint16_t* embeddings;
+    mv::Matrix head;
+    mv::Buffer<float> norm;
+    std::vector<mv::Ffn> ffns;
+    std::vector<mv::Layer> layers;
+    mv::Buffer<uint8_t> resident;  // the shared network's own copy
+    uint64_t streamed = 0, cached = 0;
+
+    mv::Buffer<float> cosines, sines;                     // [context, width / 2]
+    mv::Buffer<float> x, qkv, attended, gate_up, scores;  // of a chunk; scores a thread
+    mv::Area inputs, inner;  // of the matrices, but for those of the last one, which are made while `inputs` are read
+    std::vector<mv::Place> places;
+    std::vector<mv::Group> groups;
+
+    std::mutex mutex;
+    std::unique_ptr<mv::Pool> pool;
+    int owner = 0;  // the process whose threads the pool has
+    uint64_t calls = 0;
+
+    // Makes the threads, anew in a process that was forked: they stayed behind.
+    void own_threads();
+    ~mv_model();
+};
+
+inline mv::HeadCache mv_sequence::head(int layer, int head) const {
+    uint16_t* keys = memory.get() + 2 * head_size * (static_cast<size_t>(layer) * model->config.kv_heads + head);
+    return {keys, keys + head_size};
+}
+
+namespace mv {
+
+// Checks a configuration and its tensors; throws what fail() throws, or std::bad_alloc.
+std::unique_ptr<mv_model> make_model(const mv_config& config, const mv_span* tensors, int count);
+
+// What mv_forward() does, by one thread at a time; a call that throws has changed no sequence.
+void forward(mv_model& model, mv_sequence* const* sequences, const int32_t* counts, int count, const float* embeddings,
+             const int32_t* tokens, float* logits);
+
+}  // namespace mv

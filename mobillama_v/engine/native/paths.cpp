@@ -1,0 +1,41 @@
+// Which of the kernel paths this processor can run.
+#include "engine.h"
+#include "kernels.h"
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+#endif
+
+namespace mv {
+
+bool has_path(int path) {
+    if (path == MV_PORTABLE) return true;
+#if defined(MV_HAVE_AVX2)
+#if defined(_MSC_VER) && !defined(__clang__)
+    if (path == MV_AVX2) {
+        int leaf[4];
+        __cpuid(leaf, 0);
+        if (leaf[0] < 7) return false;
+        __cpuid(leaf, 1);
+        const int wanted = 1 << 12 | 1 << 27 | 1 << 28 | 1 << 29;  // FMA, saved by the system, AVX, F16C
+        if ((leaf[2] & wanted) != wanted || (_xgetbv(0) & 6) != 6) return false;
+        __cpuidex(leaf, 7, 0);
+        return (leaf[1] & 1 << 5) != 0;
+    }
+#else
+    // Every processor with AVX2 and FMA has F16C, which older compilers do not know by name.
+    if (path == MV_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#endif
+#endif
+    return false;
+}
+
+const Kernels& kernels_of(int path) {
+#if defined(MV_HAVE_AVX2)
+    if (path == MV_AVX2) return kAvx2;
+#endif
+    (void)path;
+    return kPortable;
+}
+
+}  // namespace mv
