@@ -12,10 +12,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from prometheus_client.exposition import choose_encoder
+
 from mobillama_v import __version__
 from mobillama_v.assistant import Reply
 from mobillama_v.demo.desk import Place
-from mobillama_v.demo.metrics import CONTENT_TYPE
 from mobillama_v.demo.protocol import Answer, ChatRequest, RequestError, parse, refusal
 from mobillama_v.demo.service import Service, Stopped
 from mobillama_v.errors import MissingExtraError, MobiLlamaVError
@@ -42,9 +43,9 @@ def build(
     try:
         from fastapi import FastAPI, Request
         from fastapi.exceptions import HTTPException
-        from fastapi.responses import JSONResponse, PlainTextResponse, Response
-    except ModuleNotFoundError:
-        raise MissingExtraError("the server needs FastAPI and uvicorn: pip install 'mobillama-v[serve]'.") from None
+        from fastapi.responses import JSONResponse, Response
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the server needs {error.name}: pip install 'mobillama-v[serve]'.") from None
     started = int(time.time())
 
     @contextlib.asynccontextmanager
@@ -90,8 +91,9 @@ def build(
         return JSONResponse(body, 503 if closed else 200)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE)
+    async def metrics(request: Request) -> Response:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(service.metrics.registry), media_type=kind)
 
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "mobillama-v"}
@@ -154,7 +156,7 @@ class _Count:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         async def counting(message: Any) -> None:
             if message["type"] == "http.response.start":
-                self.service.metrics.add("mobillama_v_requests_total", status=str(message["status"]))
+                self.service.metrics.requests.labels(message["status"]).inc()
             await send(message)
 
         api = scope["type"] == "http" and "/v1/" in scope["path"]

@@ -59,12 +59,11 @@ class Service:
         self.limits = limits or Limits()
         self.desk = Desk(self.limits)
         self.seen = SeenCache()
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.desk)
         self._loaders = models
         self._loaded: dict[str, Assistant] = {}
         self._loading = threading.Lock()
         self._decoding = threading.BoundedSemaphore(_DECODING)
-        self._announce()
 
     @property
     def models(self) -> list[str]:
@@ -142,18 +141,19 @@ class Service:
             async for item in _items(place, work):
                 if isinstance(item, Reply):
                     outcome = item.finish_reason
-                    self._count(item)
+                    self.metrics.prompt_tokens.inc(item.prompt_tokens)
+                    self.metrics.new_tokens.inc(item.new_tokens)
                 elif first:
                     first = False
-                    self.metrics.observe("mobillama_v_first_token_seconds", time.perf_counter() - start)
+                    self.metrics.first_token.observe(time.perf_counter() - start)
                 yield item
         except Exception as error:
             outcome = "stopped" if isinstance(error, Stopped) else "error"
             raise
         finally:
             place.leave()
-            self.metrics.add("mobillama_v_answers_total", reason=outcome)
-            self.metrics.observe("mobillama_v_answer_seconds", time.perf_counter() - start)
+            self.metrics.answers.labels(outcome).inc()
+            self.metrics.answer.observe(time.perf_counter() - start)
 
     async def explain(
         self, place: Place, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
@@ -233,24 +233,8 @@ class Service:
                 # Without a square it was in the cache a moment ago.
                 seen = assistant.see(square or self._decode(assistant, picture))
                 self.seen.put(owner, key, seen)
-                self.metrics.add("mobillama_v_pictures_total")
+                self.metrics.pictures.inc()
             yield seen
-
-    def _count(self, reply: Reply) -> None:
-        self.metrics.add("mobillama_v_prompt_tokens_total", reply.prompt_tokens)
-        self.metrics.add("mobillama_v_new_tokens_total", reply.new_tokens)
-
-    def _announce(self) -> None:
-        metrics, desk = self.metrics, self.desk
-        metrics.counter("mobillama_v_requests_total", "HTTP requests to the API by status.")
-        metrics.counter("mobillama_v_answers_total", "Answers by how they ended: stop, length, stopped or error.")
-        metrics.counter("mobillama_v_prompt_tokens_total", "Tokens of prompts, pictures included.")
-        metrics.counter("mobillama_v_new_tokens_total", "Tokens of answers that ended by themselves.")
-        metrics.counter("mobillama_v_pictures_total", "Pictures encoded; those found in the cache do not count.")
-        metrics.gauge("mobillama_v_running", "Answers being computed.", lambda: desk.running)
-        metrics.gauge("mobillama_v_waiting", "Answers that wait.", lambda: desk.waiting)
-        metrics.histogram("mobillama_v_first_token_seconds", "From a request's place in the queue to its first token.")
-        metrics.histogram("mobillama_v_answer_seconds", "From a request's place in the queue to its answer's end.")
 
 
 async def _items(place: Place, work: Work) -> AsyncIterator[Any]:

@@ -114,7 +114,7 @@ def test_models_health_and_metrics(server: Running, client: openai.OpenAI) -> No
     assert float(values['mobillama_v_requests_total{status="200"}']) >= 1
     assert float(values["mobillama_v_new_tokens_total"]) >= 3
     assert values["mobillama_v_answer_seconds_count"] == values['mobillama_v_answer_seconds_bucket{le="+Inf"}']
-    assert values["mobillama_v_running"] == "0"
+    assert float(values["mobillama_v_running"]) == 0
 
 
 def test_the_key(server: Running) -> None:
