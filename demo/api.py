@@ -42,8 +42,8 @@ def build(
     """
     try:
         from fastapi import FastAPI, Request
-        from fastapi.exceptions import HTTPException
         from fastapi.responses import JSONResponse, Response
+        from starlette.exceptions import HTTPException
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the server needs {error.name}: pip install 'mobillama-v[serve]'.") from None
     started = int(time.time())
@@ -78,11 +78,13 @@ def build(
         return refused(refusal(error))
 
     @app.exception_handler(HTTPException)
-    @app.exception_handler(404)
-    @app.exception_handler(405)
     async def unknown(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}."
         return refused(RequestError(message, status=error.status_code))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return refused(RequestError("The server failed at this request.", status=500))  # what it was is in its log
 
     @app.get("/health")
     async def health() -> Response:
@@ -154,13 +156,24 @@ class _Count:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or "/v1/" not in scope["path"]:
+            await self.app(scope, receive, send)
+            return
+        requests, counted = self.service.metrics.requests, False
+
         async def counting(message: Any) -> None:
+            nonlocal counted
             if message["type"] == "http.response.start":
-                self.service.metrics.requests.labels(message["status"]).inc()
+                requests.labels(message["status"]).inc()
+                counted = True
             await send(message)
 
-        api = scope["type"] == "http" and "/v1/" in scope["path"]
-        await self.app(scope, receive, counting if api else send)
+        try:
+            await self.app(scope, receive, counting)
+        except Exception:
+            if not counted:  # it is answered further out
+                requests.labels(500).inc()
+            raise
 
 
 def _stream_response(place: Place, watch: asyncio.Task[None], events: AsyncIterator[str]) -> Any:
