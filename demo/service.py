@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from PIL import Image
@@ -41,7 +41,7 @@ class Picture:
     data: bytes
     name: str
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """What tells its content from another's."""
         return hashlib.sha256(self.data).digest()
@@ -79,10 +79,11 @@ class Service:
         """
         if name not in self._loaders:
             raise ModelNotFoundError(f"there is no model {name!r} here: {', '.join(self.models)}.")
-        with self._loading:
-            if name not in self._loaded:
-                self._loaded[name] = self._loaders[name]()
-            return self._loaded[name]
+        if name not in self._loaded:  # who asks for another model does not wait until this one is loaded
+            with self._loading:
+                if name not in self._loaded:
+                    self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
 
     def check(self, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling) -> None:
         """Refuse a request for what can be known without decoding a picture.
@@ -93,8 +94,7 @@ class Service:
             ModelNotFoundError: no such model.
         """
         limits = self.limits
-        if len(pictures) > limits.max_images:
-            raise LimitError(f"the conversation has {len(pictures)} pictures; at most {limits.max_images} are allowed.")
+        self.check_count(len(pictures))
         for picture in pictures:
             if len(picture.data) > limits.max_bytes:
                 raise LimitError(
@@ -106,6 +106,15 @@ class Service:
                 "allowed."
             )
         self.assistant(name).prompt_tokens(len(pictures), list(messages))
+
+    def check_count(self, pictures: int) -> None:
+        """Refuse a conversation for the number of its pictures, before they are read.
+
+        Raises:
+            LimitError: there are too many.
+        """
+        if pictures > self.limits.max_images:
+            raise LimitError(f"the conversation has {pictures} pictures; at most {self.limits.max_images} are allowed.")
 
     async def answer(
         self,
@@ -131,13 +140,10 @@ class Service:
         start = time.perf_counter()
         outcome, first = "stopped", True
         try:
-            await asyncio.to_thread(self.check, name, messages, pictures, sampling)
-            assistant = self.assistant(name)
-            owner = place.owner
-            squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+            assistant, squares = await self._prepared(place.owner, name, messages, pictures, sampling)
             seconds = min(sampling.max_seconds, self.limits.max_seconds)
             sampling = dataclasses.replace(sampling, max_seconds=seconds)
-            work = partial(self._work, assistant, owner, name, list(messages), pictures, squares, sampling)
+            work = partial(self._work, assistant, place.owner, name, list(messages), pictures, squares, sampling)
             async for item in _items(place, work):
                 if isinstance(item, Reply):
                     outcome = item.finish_reason
@@ -163,16 +169,14 @@ class Service:
         Arguments and errors as in :meth:`answer`; there must be a picture.
         """
         try:
-            await asyncio.to_thread(self.check, name, messages, pictures, Sampling(1))
-            assistant, owner = self.assistant(name), place.owner
-            squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+            assistant, squares = await self._prepared(place.owner, name, messages, pictures, Sampling(1))
             decoded = squares[-1]
             if decoded is None:
                 decoded = await asyncio.to_thread(self._decode, assistant, pictures[-1])
             last: Image.Image = decoded
 
             def work() -> Iterator[Image.Image]:
-                images = list(self._images(assistant, owner, name, pictures, squares))
+                images = list(self._images(assistant, place.owner, name, pictures, squares))
                 for found in importance(assistant, messages, images, last, answer):
                     yield render(last, found)
 
@@ -184,6 +188,14 @@ class Service:
     def close(self, seconds: float = 0.0) -> None:
         """Take no request any more, let what runs go on for up to ``seconds``, then stop it."""
         self.desk.close(seconds)
+
+    async def _prepared(
+        self, owner: str, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling
+    ) -> tuple[Assistant, list[Image.Image | None]]:
+        """The model of a request that was checked, and what :meth:`_square` makes of its pictures."""
+        await asyncio.to_thread(self.check, name, messages, pictures, sampling)
+        assistant = self.assistant(name)
+        return assistant, [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
 
     def _square(self, assistant: Assistant, owner: str, name: str, picture: Picture) -> Image.Image | None:
         """The picture as small as the model sees it; None where it has been encoded already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,27 @@ def test_over_the_limits(service: Service) -> None:
     with pytest.raises(ModelNotFoundError, match="no model 'other' here: tiny"):
         service.assistant("other")
     assert ended(service, "error") == 7
+
+
+def test_a_model_that_is_being_loaded_holds_up_no_other(model: Assistant) -> None:
+    begun, loaded, waited = threading.Event(), threading.Event(), []
+
+    def slow() -> Assistant:
+        begun.set()
+        waited.append(loaded.wait(10))
+        return model
+
+    service = Service({"tiny": lambda: model, "slow": slow})
+    service.assistant("tiny")
+    loading = threading.Thread(target=service.assistant, args=("slow",))
+    loading.start()
+    try:
+        assert begun.wait(20) and service.assistant("tiny") is model
+    finally:
+        loaded.set()
+        loading.join()
+        service.close()
+    assert waited == [True], "the one had to wait until the other was loaded"
 
 
 def test_leaving_ends_it_within_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
