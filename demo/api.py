@@ -12,10 +12,11 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+from prometheus_client.exposition import choose_encoder
+
 from mobillama_v import __version__
 from mobillama_v.assistant import Reply
 from mobillama_v.demo.desk import Place
-from mobillama_v.demo.metrics import CONTENT_TYPE
 from mobillama_v.demo.protocol import Answer, ChatRequest, RequestError, parse, refusal
 from mobillama_v.demo.service import Service, Stopped
 from mobillama_v.errors import MissingExtraError, MobiLlamaVError
@@ -41,10 +42,10 @@ def build(
     """
     try:
         from fastapi import FastAPI, Request
-        from fastapi.exceptions import HTTPException
-        from fastapi.responses import JSONResponse, PlainTextResponse, Response
-    except ModuleNotFoundError:
-        raise MissingExtraError("the server needs FastAPI and uvicorn: pip install 'mobillama-v[serve]'.") from None
+        from fastapi.responses import JSONResponse, Response
+        from starlette.exceptions import HTTPException
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the server needs {error.name}: pip install 'mobillama-v[serve]'.") from None
     started = int(time.time())
 
     @contextlib.asynccontextmanager
@@ -77,11 +78,13 @@ def build(
         return refused(refusal(error))
 
     @app.exception_handler(HTTPException)
-    @app.exception_handler(404)
-    @app.exception_handler(405)
     async def unknown(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}."
         return refused(RequestError(message, status=error.status_code))
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return refused(RequestError("The server failed at this request.", status=500))  # what it was is in its log
 
     @app.get("/health")
     async def health() -> Response:
@@ -90,8 +93,9 @@ def build(
         return JSONResponse(body, 503 if closed else 200)
 
     @app.get("/metrics")
-    async def metrics() -> Response:
-        return PlainTextResponse(service.metrics.text(), media_type=CONTENT_TYPE)
+    async def metrics(request: Request) -> Response:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(service.metrics.registry), media_type=kind)
 
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "mobillama-v"}
@@ -152,13 +156,24 @@ class _Count:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or "/v1/" not in scope["path"]:
+            await self.app(scope, receive, send)
+            return
+        requests, counted = self.service.metrics.requests, False
+
         async def counting(message: Any) -> None:
+            nonlocal counted
             if message["type"] == "http.response.start":
-                self.service.metrics.add("mobillama_v_requests_total", status=str(message["status"]))
+                requests.labels(message["status"]).inc()
+                counted = True
             await send(message)
 
-        api = scope["type"] == "http" and "/v1/" in scope["path"]
-        await self.app(scope, receive, counting if api else send)
+        try:
+            await self.app(scope, receive, counting)
+        except Exception:
+            if not counted:  # it is answered further out
+                requests.labels(500).inc()
+            raise
 
 
 def _stream_response(place: Place, watch: asyncio.Task[None], events: AsyncIterator[str]) -> Any:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from mobillama_v.cli_options import DeviceOption, EngineOption
+from mobillama_v.demo.limits import Limits
 from mobillama_v.demo.options import (
     BytesOption,
     EachOption,
@@ -26,6 +27,7 @@ from mobillama_v.demo.options import (
     SecondsOption,
     WaitingOption,
     offered,
+    opened,
 )
 from mobillama_v.errors import ConfigError, MissingExtraError
 
@@ -43,13 +45,13 @@ def demo(
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     root_path: RootOption = "",
-    max_bytes: BytesOption = 10_000_000,
-    max_pixels: PixelsOption = 50_000_000,
-    max_images: ImagesOption = 8,
-    max_new_tokens: LongestOption = 1024,
-    max_seconds: SecondsOption = 120.0,
-    running: RunningOption = 4,
-    waiting: WaitingOption = 32,
+    max_bytes: BytesOption = Limits.max_bytes,
+    max_pixels: PixelsOption = Limits.max_pixels,
+    max_images: ImagesOption = Limits.max_images,
+    max_new_tokens: LongestOption = Limits.max_new_tokens,
+    max_seconds: SecondsOption = Limits.max_seconds,
+    running: RunningOption = Limits.running,
+    waiting: WaitingOption = Limits.waiting,
     waiting_each: EachOption = 4,
 ) -> None:
     """Talk about pictures in a browser.
@@ -64,17 +66,17 @@ def demo(
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         try:
             import gradio
-        except ModuleNotFoundError:
-            raise MissingExtraError("the demo needs Gradio: pip install 'mobillama-v[demo]'.") from None
-        from mobillama_v.demo.limits import Limits
-        from mobillama_v.demo.service import Service
+            import prometheus_client  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise MissingExtraError(f"the demo needs {error.name}: pip install 'mobillama-v[demo]'.") from None
+        from mobillama_v.demo.listen import address, listen
 
         limits = Limits(max_bytes, max_pixels, max_images, max_new_tokens, max_seconds, running, waiting, waiting_each)
-        port = _free_port(host, port)
-        service = Service(models, limits)
-        service.assistant(service.models[0])  # so that what is wrong with it is told now
+        with listen(host, port) as sock:  # only tried: Gradio's error would come after a model was loaded
+            port = sock.getsockname()[1]
+        service = opened(models, limits)
         page = _launch(gradio, service, Path(folder), host, port, share=share, auth=login, root_path=root_path)
-        print(f"Serving {', '.join(service.models)} at http://{_named(host)}:{port} (Ctrl-C ends it)", file=sys.stderr)
+        print(f"Serving {', '.join(service.models)} at {address(host, port)} (Ctrl-C ends it)", file=sys.stderr)
         if page.share_url:
             print(f"and at {page.share_url}", file=sys.stderr)
         ended = threading.Event()
@@ -135,15 +137,3 @@ def _login(text: str | None) -> tuple[str, str] | None:
     if not (user and colon and password):
         raise ConfigError("--auth must be USER:PASSWORD.")
     return user, password
-
-
-def _free_port(host: str, port: int) -> int:
-    """The port, or a free one for 0; an error now where Gradio's would come after a model was loaded."""
-    from mobillama_v.demo.listen import listen
-
-    with listen(host, port) as sock:
-        return int(sock.getsockname()[1])
-
-
-def _named(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mobillama_v.cli_options import DeviceOption, EngineOption, UrlsOption
+from mobillama_v.demo.limits import Limits
 from mobillama_v.demo.options import (
     BytesOption,
     EachOption,
@@ -22,6 +23,7 @@ from mobillama_v.demo.options import (
     SecondsOption,
     WaitingOption,
     offered,
+    opened,
 )
 from mobillama_v.errors import ConfigError, MissingExtraError
 
@@ -40,14 +42,14 @@ def serve(
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     root_path: RootOption = "",
-    max_bytes: BytesOption = 10_000_000,
-    max_pixels: PixelsOption = 50_000_000,
-    max_images: ImagesOption = 8,
-    max_new_tokens: LongestOption = 1024,
-    max_seconds: SecondsOption = 120.0,
-    running: RunningOption = 4,
-    waiting: WaitingOption = 32,
-    waiting_each: EachOption = 8,
+    max_bytes: BytesOption = Limits.max_bytes,
+    max_pixels: PixelsOption = Limits.max_pixels,
+    max_images: ImagesOption = Limits.max_images,
+    max_new_tokens: LongestOption = Limits.max_new_tokens,
+    max_seconds: SecondsOption = Limits.max_seconds,
+    running: RunningOption = Limits.running,
+    waiting: WaitingOption = Limits.waiting,
+    waiting_each: EachOption = Limits.waiting_each,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running answers get to end at shutdown.")] = 10.0,
     forwarded_from: Annotated[
         str, typer.Option(help="Addresses of reverse proxies that may tell who their client is, by commas.")
@@ -59,21 +61,19 @@ def serve(
     """
     try:
         import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn
-    except ModuleNotFoundError:
-        raise MissingExtraError("the server needs FastAPI and uvicorn: pip install 'mobillama-v[serve]'.") from None
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"the server needs {error.name}: pip install 'mobillama-v[serve]'.") from None
     models = offered(model, device, engine)
     from mobillama_v.demo.api import build
-    from mobillama_v.demo.limits import Limits
-    from mobillama_v.demo.listen import listen
-    from mobillama_v.demo.service import Service
+    from mobillama_v.demo.listen import address, listen
 
     limits = Limits(max_bytes, max_pixels, max_images, max_new_tokens, max_seconds, running, waiting, waiting_each)
     if api_key is not None and not api_key.strip():
         raise ConfigError("the API key is empty; give one, or leave it out.")
     sock = listen(host, port)
-    service = Service(models, limits)
-    service.assistant(service.models[0])  # so that what is wrong with it is told now
+    service = opened(models, limits)
     app = build(service, api_key=api_key, allow_urls=allow_urls, grace=grace, root_path=root_path)
     config = uvicorn.Config(
         app,
@@ -84,9 +84,8 @@ def serve(
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    where = sock.getsockname()
-    name = f"[{where[0]}]" if ":" in where[0] else where[0]
-    print(f"Serving {', '.join(service.models)} at http://{name}:{where[1]}/v1 (Ctrl-C ends it)", file=sys.stderr)
+    where = address(*sock.getsockname()[:2])
+    print(f"Serving {', '.join(service.models)} at {where}/v1 (Ctrl-C ends it)", file=sys.stderr)
 
     class Server(uvicorn.Server):
         """Closes the service as soon as it is told to end, and not when its connections have ended."""

@@ -23,3 +23,8 @@ def listen(host: str, port: int) -> socket.socket:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{host} port {port} cannot be listened at ({reason}); choose others.") from None
     return sock
+
+
+def address(host: str, port: int) -> str:
+    """The URL of a socket."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

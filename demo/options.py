@@ -1,4 +1,4 @@
-"""What the demo's and the server's command lines share: their options, and the models that they serve."""
+"""What the demo's and the server's command lines share: their options, and the way from them to a service."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobillama_v.cli_options import load_assistant
+from mobillama_v.demo.limits import Limits
 from mobillama_v.errors import ConfigError
-from mobillama_v.hub import embedded_models, find_model, read_spec
+from mobillama_v.hub import DEFAULT, embedded_models, find_model, read_spec
 
 if TYPE_CHECKING:
     from mobillama_v.assistant import Assistant
+    from mobillama_v.demo.service import Service
 
 ModelsOption = Annotated[
     list[str] | None,
@@ -44,7 +46,7 @@ def offered(names: list[str] | None, device: str, engine: str) -> dict[str, Call
         ConfigError: two have one name.
     """
     folders: dict[str, Path] = {}
-    for name in names or ["nano"]:
+    for name in names or [DEFAULT]:
         folder = find_model(name)
         read_spec(folder)
         shown = name if name in embedded_models() or not os.path.isdir(os.path.expanduser(name)) else folder.name
@@ -52,3 +54,16 @@ def offered(names: list[str] | None, device: str, engine: str) -> dict[str, Call
         if folders.setdefault(shown, folder) != folder:
             raise ConfigError(f"two models are called {shown!r}; rename the folder of one.")
     return {shown: partial(load_assistant, folder, device, engine) for shown, folder in folders.items()}
+
+
+def opened(models: dict[str, Callable[[], Assistant]], limits: Limits) -> Service:
+    """A service whose default model is loaded, so that what is wrong with it is told before anybody asks.
+
+    Raises:
+        MobiLlamaVError: as :func:`mobillama_v.assistant.load` does.
+    """
+    from mobillama_v.demo.service import Service
+
+    service = Service(models, limits)
+    service.assistant(service.models[0])
+    return service

@@ -17,7 +17,7 @@ from typing import Any
 from mobillama_v.assistant import Reply
 from mobillama_v.demo.limits import BusyError, LimitError, Limits
 from mobillama_v.demo.service import Picture
-from mobillama_v.errors import ConfigError, ImageError, MobiLlamaVError, ModelNotFoundError
+from mobillama_v.errors import CheckpointError, ConfigError, ImageError, MobiLlamaVError, ModelNotFoundError
 from mobillama_v.generation import Sampling
 from mobillama_v.prompts import Message, assistant, user
 
@@ -230,6 +230,8 @@ def refusal(error: MobiLlamaVError) -> RequestError:
         return RequestError(message, param="messages", code="invalid_image")
     if isinstance(error, LimitError):
         return RequestError(message, param="messages", status=413, code="over_the_limits")
+    if isinstance(error, CheckpointError):
+        return RequestError(message, status=500)  # a model that is loaded when it is first asked for
     if isinstance(error, ConfigError):
         return RequestError(message)
     return RequestError(message, param="messages", code="context_length_exceeded" if "context" in message else None)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from PIL import Image
@@ -41,7 +41,7 @@ class Picture:
     data: bytes
     name: str
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """What tells its content from another's."""
         return hashlib.sha256(self.data).digest()
@@ -59,12 +59,11 @@ class Service:
         self.limits = limits or Limits()
         self.desk = Desk(self.limits)
         self.seen = SeenCache()
-        self.metrics = Metrics()
+        self.metrics = Metrics(self.desk)
         self._loaders = models
         self._loaded: dict[str, Assistant] = {}
         self._loading = threading.Lock()
         self._decoding = threading.BoundedSemaphore(_DECODING)
-        self._announce()
 
     @property
     def models(self) -> list[str]:
@@ -80,10 +79,11 @@ class Service:
         """
         if name not in self._loaders:
             raise ModelNotFoundError(f"there is no model {name!r} here: {', '.join(self.models)}.")
-        with self._loading:
-            if name not in self._loaded:
-                self._loaded[name] = self._loaders[name]()
-            return self._loaded[name]
+        if name not in self._loaded:  # who asks for another model does not wait until this one is loaded
+            with self._loading:
+                if name not in self._loaded:
+                    self._loaded[name] = self._loaders[name]()
+        return self._loaded[name]
 
     def check(self, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling) -> None:
         """Refuse a request for what can be known without decoding a picture.
@@ -94,8 +94,7 @@ class Service:
             ModelNotFoundError: no such model.
         """
         limits = self.limits
-        if len(pictures) > limits.max_images:
-            raise LimitError(f"the conversation has {len(pictures)} pictures; at most {limits.max_images} are allowed.")
+        self.check_count(len(pictures))
         for picture in pictures:
             if len(picture.data) > limits.max_bytes:
                 raise LimitError(
@@ -107,6 +106,15 @@ class Service:
                 "allowed."
             )
         self.assistant(name).prompt_tokens(len(pictures), list(messages))
+
+    def check_count(self, pictures: int) -> None:
+        """Refuse a conversation for the number of its pictures, before they are read.
+
+        Raises:
+            LimitError: there are too many.
+        """
+        if pictures > self.limits.max_images:
+            raise LimitError(f"the conversation has {pictures} pictures; at most {self.limits.max_images} are allowed.")
 
     async def answer(
         self,
@@ -132,28 +140,26 @@ class Service:
         start = time.perf_counter()
         outcome, first = "stopped", True
         try:
-            await asyncio.to_thread(self.check, name, messages, pictures, sampling)
-            assistant = self.assistant(name)
-            owner = place.owner
-            squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+            assistant, squares = await self._prepared(place.owner, name, messages, pictures, sampling)
             seconds = min(sampling.max_seconds, self.limits.max_seconds)
             sampling = dataclasses.replace(sampling, max_seconds=seconds)
-            work = partial(self._work, assistant, owner, name, list(messages), pictures, squares, sampling)
+            work = partial(self._work, assistant, place.owner, name, list(messages), pictures, squares, sampling)
             async for item in _items(place, work):
                 if isinstance(item, Reply):
                     outcome = item.finish_reason
-                    self._count(item)
+                    self.metrics.prompt_tokens.inc(item.prompt_tokens)
+                    self.metrics.new_tokens.inc(item.new_tokens)
                 elif first:
                     first = False
-                    self.metrics.observe("mobillama_v_first_token_seconds", time.perf_counter() - start)
+                    self.metrics.first_token.observe(time.perf_counter() - start)
                 yield item
         except Exception as error:
             outcome = "stopped" if isinstance(error, Stopped) else "error"
             raise
         finally:
             place.leave()
-            self.metrics.add("mobillama_v_answers_total", reason=outcome)
-            self.metrics.observe("mobillama_v_answer_seconds", time.perf_counter() - start)
+            self.metrics.answers.labels(outcome).inc()
+            self.metrics.answer.observe(time.perf_counter() - start)
 
     async def explain(
         self, place: Place, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
@@ -163,16 +169,14 @@ class Service:
         Arguments and errors as in :meth:`answer`; there must be a picture.
         """
         try:
-            await asyncio.to_thread(self.check, name, messages, pictures, Sampling(1))
-            assistant, owner = self.assistant(name), place.owner
-            squares = [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+            assistant, squares = await self._prepared(place.owner, name, messages, pictures, Sampling(1))
             decoded = squares[-1]
             if decoded is None:
                 decoded = await asyncio.to_thread(self._decode, assistant, pictures[-1])
             last: Image.Image = decoded
 
             def work() -> Iterator[Image.Image]:
-                images = list(self._images(assistant, owner, name, pictures, squares))
+                images = list(self._images(assistant, place.owner, name, pictures, squares))
                 for found in importance(assistant, messages, images, last, answer):
                     yield render(last, found)
 
@@ -184,6 +188,14 @@ class Service:
     def close(self, seconds: float = 0.0) -> None:
         """Take no request any more, let what runs go on for up to ``seconds``, then stop it."""
         self.desk.close(seconds)
+
+    async def _prepared(
+        self, owner: str, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling
+    ) -> tuple[Assistant, list[Image.Image | None]]:
+        """The model of a request that was checked, and what :meth:`_square` makes of its pictures."""
+        await asyncio.to_thread(self.check, name, messages, pictures, sampling)
+        assistant = self.assistant(name)
+        return assistant, [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
 
     def _square(self, assistant: Assistant, owner: str, name: str, picture: Picture) -> Image.Image | None:
         """The picture as small as the model sees it; None where it has been encoded already."""
@@ -233,24 +245,8 @@ class Service:
                 # Without a square it was in the cache a moment ago.
                 seen = assistant.see(square or self._decode(assistant, picture))
                 self.seen.put(owner, key, seen)
-                self.metrics.add("mobillama_v_pictures_total")
+                self.metrics.pictures.inc()
             yield seen
-
-    def _count(self, reply: Reply) -> None:
-        self.metrics.add("mobillama_v_prompt_tokens_total", reply.prompt_tokens)
-        self.metrics.add("mobillama_v_new_tokens_total", reply.new_tokens)
-
-    def _announce(self) -> None:
-        metrics, desk = self.metrics, self.desk
-        metrics.counter("mobillama_v_requests_total", "HTTP requests to the API by status.")
-        metrics.counter("mobillama_v_answers_total", "Answers by how they ended: stop, length, stopped or error.")
-        metrics.counter("mobillama_v_prompt_tokens_total", "Tokens of prompts, pictures included.")
-        metrics.counter("mobillama_v_new_tokens_total", "Tokens of answers that ended by themselves.")
-        metrics.counter("mobillama_v_pictures_total", "Pictures encoded; those found in the cache do not count.")
-        metrics.gauge("mobillama_v_running", "Answers being computed.", lambda: desk.running)
-        metrics.gauge("mobillama_v_waiting", "Answers that wait.", lambda: desk.waiting)
-        metrics.histogram("mobillama_v_first_token_seconds", "From a request's place in the queue to its first token.")
-        metrics.histogram("mobillama_v_answer_seconds", "From a request's place in the queue to its answer's end.")
 
 
 async def _items(place: Place, work: Work) -> AsyncIterator[Any]:

@@ -98,9 +98,9 @@ class Answering:
         try:
             yield [*history, _answered("")], _line(model, "thinking …")
             messages, paths = conversation(history)
-            pictures = await asyncio.to_thread(self._read, paths, token)
             place = self.service.desk.enter(token)
             with self.tabs.holding(tab, place):
+                pictures = await asyncio.to_thread(self._read, paths, token)
                 async for item in self.service.answer(place, model, messages, pictures, sampling):
                     now = time.perf_counter()
                     if isinstance(item, Reply):
@@ -132,9 +132,9 @@ class Answering:
             messages, paths = conversation(found[0]) if found else ([], [])
             if not found or not paths:
                 raise MobiLlamaVError("there is no answer about a picture yet.")
-            pictures = await asyncio.to_thread(self._read, paths, token)
             place, rows = self.service.desk.enter(token), []
             with self.tabs.holding(tab, place):
+                pictures = await asyncio.to_thread(self._read, paths, token)
                 async for shown in self.service.explain(place, model, messages, pictures, found[1]):
                     rows.append(shown)
                     yield None, _line(model, f"covering parts of the picture, {len(rows)} of {CELLS} rows …")
@@ -147,6 +147,7 @@ class Answering:
             yield None, _line(model, said(error).removeprefix(FAILED))
 
     def _read(self, paths: list[str], token: str) -> list[Picture]:
+        self.service.check_count(len(paths))
         pictures = []
         for path in paths:
             if not self.visitors.may_read(token, path):

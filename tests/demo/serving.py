@@ -82,3 +82,11 @@ def running(command: str, model: Path, *options: str, **environment: str) -> Ite
             process.kill()
             raise
         reader.join(5)
+
+
+def refusal(command: str, *options: str) -> str:
+    """The one line with which ``mobillama-v COMMAND`` refuses to start."""
+    args = [sys.executable, "-m", "mobillama_v", command, *options]
+    done = subprocess.run(args, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ async def answered(
     assert isinstance(items[-1], Reply)
     assert "".join(item for item in items if isinstance(item, str)).strip() == items[-1].text
     return items[-1]
+
+
+def ended(service: Service, reason: str) -> float | None:
+    """How many answers ended so."""
+    return service.metrics.registry.get_sample_value("mobillama_v_answers_total", {"reason": reason})
 
 
 def test_the_answer_is_the_assistants(service: Service, model: Assistant) -> None:
@@ -103,7 +109,28 @@ def test_over_the_limits(service: Service) -> None:
     assert service.desk.running == service.desk.waiting == 0
     with pytest.raises(ModelNotFoundError, match="no model 'other' here: tiny"):
         service.assistant("other")
-    assert 'answers_total{reason="error"} 7' in service.metrics.text()
+    assert ended(service, "error") == 7
+
+
+def test_a_model_that_is_being_loaded_holds_up_no_other(model: Assistant) -> None:
+    begun, loaded, waited = threading.Event(), threading.Event(), []
+
+    def slow() -> Assistant:
+        begun.set()
+        waited.append(loaded.wait(10))
+        return model
+
+    service = Service({"tiny": lambda: model, "slow": slow})
+    service.assistant("tiny")
+    loading = threading.Thread(target=service.assistant, args=("slow",))
+    loading.start()
+    try:
+        assert begun.wait(20) and service.assistant("tiny") is model
+    finally:
+        loaded.set()
+        loading.join()
+        service.close()
+    assert waited == [True], "the one had to wait until the other was loaded"
 
 
 def test_leaving_ends_it_within_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +145,7 @@ def test_leaving_ends_it_within_a_token(service: Service, monkeypatch: pytest.Mo
 
     got = asyncio.run(leave_after(3))
     assert got < 400 and service.desk.running == 0
-    assert 'answers_total{reason="stopped"} 1' in service.metrics.text()
+    assert ended(service, "stopped") == 1
 
 
 def test_an_abandoned_answer_stops(service: Service) -> None:

@@ -1,0 +1,53 @@
+"""The server's own failures, told as OpenAI's clients expect them and counted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.testclient import TestClient
+
+from mobillama_v.assistant import load
+from mobillama_v.demo.api import build
+from mobillama_v.demo.service import Service
+from mobillama_v.errors import CheckpointError
+
+ASKED = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+@pytest.fixture
+def service(nano_like: Path) -> Iterator[Service]:
+    def damaged() -> Any:
+        raise CheckpointError("'model.safetensors' is damaged; copy it again.")
+
+    made = Service({"tiny": lambda: load(str(nano_like), device="cpu"), "damaged": damaged})
+    yield made
+    made.close()
+
+
+def ask(service: Service, model: str) -> httpx.Response:
+    client = TestClient(build(service), raise_server_exceptions=False)
+    return client.post("/v1/chat/completions", json=ASKED | {"model": model})
+
+
+def counted(service: Service, status: str) -> float | None:
+    return service.metrics.registry.get_sample_value("mobillama_v_requests_total", {"status": status})
+
+
+def test_a_model_that_cannot_be_loaded_is_the_servers_fault(service: Service) -> None:
+    answer = ask(service, "damaged")
+    error = answer.json()["error"]
+    assert answer.status_code == 500 and "is damaged" in error["message"]
+    assert (error["type"], error["param"]) == ("server_error", None) and counted(service, "500") == 1
+
+
+def test_a_bug_has_the_shape_of_an_error_and_tells_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "check", lambda *_: 1 / 0)
+    answer = ask(service, "tiny")
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+    assert "zero" not in json.dumps(answer.json()) and counted(service, "500") == 1
+    assert service.desk.waiting == 0

@@ -1,0 +1,46 @@
+"""The page's answers, without the page."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mobillama_v.assistant import load
+from mobillama_v.demo.limits import Limits
+from mobillama_v.demo.service import Service
+from mobillama_v.demo.turns import FAILED, turn_of
+from mobillama_v.demo.ui import Answering
+from mobillama_v.demo.visitors import Visitors
+from mobillama_v.generation import Sampling
+
+
+@pytest.fixture
+def answering(nano_like: Path, tmp_path: Path) -> Iterator[Answering]:
+    service = Service({"tiny": lambda: load(str(nano_like), device="cpu")}, Limits(max_images=2))
+    yield Answering(service, Visitors(tmp_path, shared=tmp_path / "shared"))
+    service.close()
+
+
+async def answered(answering: Answering, history: list[dict[str, Any]]) -> str:
+    *_, (shown, _) = [each async for each in answering.answer(history, "tiny", Sampling(5), "token", "tab")]
+    return shown[-1]["content"][0]["text"]
+
+
+def test_too_many_pictures_are_refused_before_they_are_read(answering: Answering, tmp_path: Path) -> None:
+    path = str(tmp_path / "gone.png")
+    answering.visitors.upload("token", [path])
+    for count, said in ((3, "The conversation has 3 pictures; at most 2"), (2, "That picture is not here any more")):
+        found = asyncio.run(answered(answering, turn_of("What?", [path] * count)))
+        assert found.startswith(f"{FAILED}{said}")
+    assert answering.service.desk.waiting == 0
+
+
+def test_pictures_are_read_in_a_place(answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting: list[int] = []
+    monkeypatch.setattr(answering, "_read", lambda *_: waiting.append(answering.service.desk.waiting) or [])
+    assert asyncio.run(answered(answering, turn_of("What?", [])))
+    assert waiting == [1]
