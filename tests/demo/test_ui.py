@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from mobillama_v.assistant import load
 from mobillama_v.demo.limits import Limits
 from mobillama_v.demo.service import Service
 from mobillama_v.demo.turns import FAILED, turn_of
 from mobillama_v.demo.ui import Answering
 from mobillama_v.demo.visitors import Visitors
 from mobillama_v.generation import Sampling
+from mobillama_v.loading import load
 
 
 @pytest.fixture

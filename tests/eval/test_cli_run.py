@@ -66,12 +66,12 @@ def test_our_predictions_score_the_same_without_a_model(data: Path, done: tuple[
 
 
 def test_a_finished_run_is_not_asked_again(data: Path, done: tuple[Path, str], nano_like: Path, monkeypatch) -> None:
-    from mobillama_v import assistant
+    from mobillama_v import loading
 
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(assistant, "load", fail)
+    monkeypatch.setattr(loading, "load", fail)
     before = {name: (done[0] / name / PREDICTIONS).read_bytes() for name in PUBLIC}
     (done[0] / "report.html").unlink()
     code, out, err = call("eval", "run", "all", "-m", nano_like, "-d", data, "-o", done[0])
