@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobillama_v.errors import ConfigError, MissingExtraError
+from mobillama_v.errors import ConfigError
+from mobillama_v.plots import pyplot, save
 
 if TYPE_CHECKING:
     from mobillama_v.specs import DecoderSpec
@@ -76,7 +77,7 @@ def bench_run(
         if way not in here:
             raise ConfigError(f"the native engine is not here to be measured: {library.missing()}.")
     if plot:
-        _pyplot()
+        pyplot("--plot", "bench")
     spec = PRESETS[model].decoder if model in PRESETS else read_spec(find_model(model)).decoder
     longest = max(lengths) + new
     if longest > spec.max_position_embeddings:
@@ -298,17 +299,6 @@ def table(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise MissingExtraError("--plot needs matplotlib: pip install 'mobillama-v[bench]'.") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as pyplot
-
-    return pyplot
-
-
 def draw(facts: dict[str, Any], path: Path) -> None:
     """Bars of decoding speed for every prompt length, with the range over the turns and the roofs.
 
@@ -316,10 +306,10 @@ def draw(facts: dict[str, Any], path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
         ConfigError: the file cannot be written.
     """
-    pyplot = _pyplot()
+    plot = pyplot("--plot", "bench")
     names = list(facts["ways"])
     lengths = list(facts["ways"][names[0]]["prompts"])
-    figure, axes = pyplot.subplots(figsize=(8, 0.9 + 0.6 * len(names)), layout="constrained")
+    figure, axes = plot.subplots(figsize=(8, 0.9 + 0.6 * len(names)), layout="constrained")
     height = 0.8 / len(lengths)
     for i, length in enumerate(lengths):
         each = [facts["ways"][name]["prompts"][length] for name in names]
@@ -340,10 +330,4 @@ def draw(facts: dict[str, Any], path: Path) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel(f"decoded tokens a second, {facts['model']}, {facts['threads']} threads")
     axes.legend(loc="best")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, format="png")
-    except OSError as error:
-        raise ConfigError(f"{str(path)!r} cannot be written ({error.strerror}); choose another file.") from None
-    finally:
-        pyplot.close(figure)
+    save(figure, path)

@@ -30,6 +30,7 @@ LAYERS = {
     "cache": 4,
     "checkpoint": 4,
     "markup": 4,
+    "plots": 4,
     "hf_datasets": 4,
     "generation": 5,
     "network": 5,
@@ -57,7 +58,10 @@ LAYERS = {
     "__main__": 14,
 }
 # What only an extra installs; no module may import it before a function needs it.
-OPTIONAL = ("accelerate", "deepspeed", "datasets", "gradio", "fastapi", "uvicorn", "easy_vqa", "matplotlib", "pytest")
+OPTIONAL = (
+    *("accelerate", "deepspeed", "datasets", "gradio", "fastapi", "uvicorn", "easy_vqa", "matplotlib", "pytest"),
+    *("tensorboard", "wandb"),
+)
 
 
 def modules() -> dict[str, Path]:

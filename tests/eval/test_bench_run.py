@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from mobillama_v import plots
 from mobillama_v.cli import app
 from mobillama_v.engine import library
 from mobillama_v.errors import ConfigError
@@ -57,7 +58,7 @@ def test_a_way_is_measured_once_and_the_roof_is_drawn_wherever_it_is(
     facts: dict[str, Any] = {}
     drawn: list[Any] = []
     monkeypatch.setattr(bench_run, "as_dict", lambda *a, **k: facts.update(as_dict(*a, **k)) or facts)
-    pyplot = bench_run._pyplot()
+    pyplot = plots.pyplot("--plot", "bench")
     monkeypatch.setattr(pyplot, "close", drawn.append)
     ways = "torch fp32,torch fp32" if library.missing() else "torch fp32, native 4 bit,torch fp32"
     arguments = ["--prompts", 9, "--new", 3, "--turns", 2, "--threads", 1, "--plot", tmp_path / "bench.png"]
