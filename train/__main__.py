@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-import typer
-
 from mobillama_v.errors import MobiLlamaVError
-from mobillama_v.train.cli import train
+from mobillama_v.train.cli import app
 
 
 def main() -> None:
     """Run the command; an error that the user can mend is one line on stderr and exit code 2."""
     try:
-        typer.run(train)
+        app()
     except MobiLlamaVError as error:
         rank = os.environ.get("RANK", "0")
         print(f"error{f' (process {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)

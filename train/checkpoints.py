@@ -1,7 +1,7 @@
 """Folders of a training: written elsewhere and renamed, so that a folder under its own name is a whole one.
 
-``output/`` holds ``checkpoint-<step>/``, ``metrics.jsonl``, ``recipe.yaml``, at the end ``final/``, and, after a kill,
-perhaps leftovers in ``.partial/`` that the next start removes.
+``output/`` holds ``checkpoint-<step>/``, ``metrics.jsonl``, at the end ``final/``, where there is a validation
+``best/`` and ``validation/``, and, after a kill, perhaps leftovers in ``.partial/`` that the next start removes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 PARTIAL = ".partial"
-FINAL = "final"
+FINAL, BEST = "final", "best"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -37,19 +37,28 @@ def publish(written: Path, target: Path) -> None:
     for path in written.rglob("*"):
         _sync(path)
     _sync(written)
-    remove(target)
+    older = _set_aside(target)
     os.replace(written, target)
     _sync(target.parent)
+    if older is not None:
+        shutil.rmtree(older)
 
 
 def remove(folder: Path) -> None:
     """Remove a folder in such a way that a kill leaves no half of it under its name."""
-    if folder.exists():
-        doomed = folder.parent / PARTIAL / f"removed-{folder.name}"
-        shutil.rmtree(doomed, ignore_errors=True)
-        doomed.parent.mkdir(exist_ok=True)
-        os.replace(folder, doomed)
+    doomed = _set_aside(folder)
+    if doomed is not None:
         shutil.rmtree(doomed)
+
+
+def _set_aside(folder: Path) -> Path | None:
+    if not folder.exists():
+        return None
+    doomed = folder.parent / PARTIAL / f"removed-{folder.name}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    doomed.parent.mkdir(exist_ok=True)
+    os.replace(folder, doomed)
+    return doomed
 
 
 def rotate(output: Path, keep: int) -> None:

@@ -58,6 +58,11 @@ class Samples:
         """Tokens that are learnt, over all samples."""
         return int(np.count_nonzero(self.flags & SUPERVISED))
 
+    def name(self, index: int) -> dict[str, object]:
+        """What tells a user which record a sample is."""
+        source, record = self.records[index]
+        return {"source": source, "record": record, "images": list(self.images[index])}
+
     def image_paths(self) -> list[str]:
         """Every image once, in order of first use."""
         return list(dict.fromkeys(path for paths in self.images for path in paths))

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mobillama_v.errors import ImageError
 from mobillama_v.images import ImageTransform, load_image
-from mobillama_v.markup import Html, join, tag
+from mobillama_v.markup import Html, tag
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.jsonstream import record_texts
 from mobillama_v.train.scan import IMAGE, SUPERVISED, Encoding, Outcome, judge, record_id
@@ -136,22 +136,24 @@ def _texts(ids: list[int], tokenizer: TextTokenizer) -> list[str]:
 
 def page(found: Sequence[View], *, image_root: Path, transform: ImageTransform, title: str) -> str:
     """All views as one HTML page that needs nothing but itself."""
-    head = join(
-        [
-            tag("meta", charset="utf-8"),
-            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-            tag("title", title),
-            tag("style", Html(_STYLE)),
-        ]
-    )
     legend = tag(
         "p",
         "Green is learnt; lines part the tokens, whose ids show under the pointer. Images are as the tower sees them.",
     )
     articles = [_article(view, image_root, transform) for view in found]
-    body = join([tag("h1", title), legend, *articles])
-    return "<!doctype html>\n" + tag("html", tag("head", head), tag("body", body), lang="en") + "\n"
+    return document(title, _STYLE, tag("h1", title), legend, *articles)
+
+
+def document(title: str, style: str, *body: Html) -> str:
+    """A page that loads nothing from anywhere."""
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("title", title),
+        tag("style", Html(style)),
+    ]
+    return "<!doctype html>\n" + tag("html", tag("head", *head), tag("body", *body), lang="en") + "\n"
 
 
 def _article(view: View, image_root: Path, transform: ImageTransform) -> Html:

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from mobillama_v.errors import DataError
 from mobillama_v.train import ranks
 from mobillama_v.train.check import replacing
+
+METRICS = "metrics.jsonl"
+"""In an output folder: what a training said, an object a line."""
+
+
+def forget_after(step: int, path: Path) -> None:
+    """Drop the lines of a file about steps that a resumed training does again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    with replacing(path) as file:
+        file.writelines(kept)
 
 
 class Progress(TrainerCallback):
@@ -22,42 +31,44 @@ class Progress(TrainerCallback):
     """
 
     def __init__(self, output: Path, *, resumed_step: int) -> None:
-        self.path, self.tokens = output / "metrics.jsonl", 0
+        self.path, self.tokens, self.resumed_step = output / METRICS, 0, resumed_step
         if ranks.is_first():
-            self._forget_after(resumed_step)
+            forget_after(resumed_step, self.path)
         self._since = self._started = time.monotonic()
         self._steps_before = 0
-
-    def _forget_after(self, step: int) -> None:
-        """Drop what was recorded of steps that a resumed training does again."""
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        with replacing(self.path) as file:
-            file.writelines(kept)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock."""
         # A resumed state brings the steps of the recipe that was killed; the current one's count.
-        state.logging_steps, state.save_steps = args.logging_steps, args.save_steps
+        state.logging_steps, state.save_steps, state.eval_steps = args.logging_steps, args.save_steps, args.eval_steps
         self._since = self._started = time.monotonic()
         self._steps_before = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """One line.
-
-        Raises:
-            DataError: the loss is not finite.
-        """
-        if not logs or "loss" not in logs:
+        """One line; the trainer's other reporters, which come after this one, are told the tokens per second too."""
+        if not logs or not ranks.is_first():
             return
-        if ranks.is_first():
-            self._write(state, logs)
-        if not math.isfinite(logs["loss"]):
-            raise DataError(
-                f"the loss is {logs['loss']} at step {state.global_step}; lower the learning rates or look at the data."
-            )
+        if "loss" in logs:
+            self._write_training(state, logs)
+        elif "eval_loss" in logs:
+            self._write_validation(state, logs)
 
-    def _write(self, state: Any, logs: dict[str, float]) -> None:
+    def _write_validation(self, state: Any, logs: dict[str, float]) -> None:
+        self._since += logs["eval_seconds"]  # in which nothing was learnt
+        found = {name.replace("eval_", "validation_"): value for name, value in logs.items() if name != "epoch"}
+        self._append({"step": state.global_step, **found})
+        exact = f"  exact match {logs['eval_exact_match']:.1%}" if "eval_exact_match" in logs else ""
+        print(
+            f"step {state.global_step}/{state.max_steps}  validation loss {logs['eval_loss']:.4f}{exact}  "
+            f"{logs['eval_seconds']:.0f} s",
+            flush=True,
+        )
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def _write_training(self, state: Any, logs: dict[str, float]) -> None:
         now = time.monotonic()
         tokens, self.tokens = int(self.tokens) * ranks.size(), 0
         speed, self._since = tokens / max(now - self._since, 1e-9), now
@@ -68,8 +79,8 @@ class Progress(TrainerCallback):
             "grad_norm": logs.get("grad_norm"),
             "tokens_per_second": round(speed, 1),
         }
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+        logs["tokens_per_second"] = entry["tokens_per_second"]
+        self._append(entry)
         steps = state.global_step - self._steps_before
         left = (state.max_steps - state.global_step) * (now - self._started) / max(steps, 1)
         norm = "" if entry["grad_norm"] is None else f"  grad {entry['grad_norm']:.2f}"

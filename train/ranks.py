@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 
@@ -44,6 +44,15 @@ def on_first(work: Callable[[], T]) -> T:
     if isinstance(box[1], MobiLlamaVError):
         raise box[1]
     return box[0]  # type: ignore[return-value]
+
+
+def gather(value: T) -> list[T]:
+    """What every process has, in order, on every process."""
+    if size() == 1 or not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def wait() -> None:

@@ -113,6 +113,29 @@ class TrainSection:
     save_steps: int = _help("steps between two checkpoints", default=500)
     save_total_limit: int = _help("how many checkpoints are kept", default=2)
     dataloader_workers: int = _help("processes that decode images; 0: the training process itself", default=0)
+    spike_factor: float | None = _help(
+        "stop at three steps in succession whose loss is above twice the median of the last 100, and this many times "
+        "as far above it as their 90th percentile; null: only where it is not finite",
+        default=5.0,
+    )
+    report: tuple[Literal["tensorboard", "wandb"], ...] = _help(
+        "where metrics go besides metrics.jsonl: tensorboard, wandb (offline); both under the output", default=()
+    )
+
+
+@dataclass(frozen=True)
+class ValidationSection:
+    """What the model is tried on while it learns, and never learns from."""
+
+    json: tuple[str, ...] = _help("JSON or JSON lines files of records; none: no validation", default=())
+    image_root: str | None = _help("folder that image paths are relative to; null: data.image_root", default=None)
+    steps: int = _help("optimizer steps between two validations; the last step has one too", default=500)
+    samples: int | None = _help("records that the loss is measured on, drawn by the seed; null: all", default=500)
+    answers: int = _help("of those, how many have their first question answered greedily", default=100)
+    max_new_tokens: int = _help("tokens of an answer, at most", default=64)
+    best: Literal["loss", "exact_match"] = _help(
+        "what makes a model the best one, which is kept in best/", default="loss"
+    )
 
 
 @dataclass(frozen=True)
@@ -123,6 +146,7 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection, metadata={"help": "what it starts from"})
     data: DataSection = field(default_factory=DataSection, metadata={"help": "what is learnt from"})
     train: TrainSection = field(default_factory=TrainSection, metadata={"help": "how it is learnt"})
+    validation: ValidationSection = field(default_factory=ValidationSection, metadata={"help": "what it is tried on"})
     output: str = _help("folder for checkpoints, metrics and final/", default="")
 
     def __post_init__(self) -> None:
@@ -161,6 +185,22 @@ class Recipe:
         paths = [file.path for file in self.data.json]
         _check(len(set(paths)) == len(paths), "data.json names a file twice; give it once, with repeat.")
         _check(self.data.max_length is None or self.data.max_length >= 2, "data.max_length must be at least 2 or null.")
+        _check(
+            train.spike_factor is None or train.spike_factor > 0,
+            f"train.spike_factor must be above 0 or null, not {train.spike_factor}.",
+        )
+        self._check_validation()
+
+    def _check_validation(self) -> None:
+        validation = self.validation
+        for name, least in (("steps", 1), ("samples", 1), ("answers", 0), ("max_new_tokens", 1)):
+            value = getattr(validation, name)
+            _check(value is None or value >= least, f"validation.{name} must be at least {least}, not {value}.")
+        _check(len(set(validation.json)) == len(validation.json), "validation.json names a file twice; give it once.")
+        _check(
+            validation.best != "exact_match" or validation.answers > 0,
+            "validation.best exact_match needs answers; set validation.answers above 0.",
+        )
 
     def accumulation(self, devices: int) -> int:
         """Forward passes of one optimizer step.

@@ -17,7 +17,7 @@ from mobillama_v.checkpoint import load_weights
 from mobillama_v.configuration import MobiLlamaVConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.modeling import MobiLlamaVForConditionalGeneration
-from mobillama_v.specs import spec_from_config
+from mobillama_v.specs import ModelSpec, spec_from_config
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import ranks
 from mobillama_v.train.bar import Bar
@@ -140,6 +140,21 @@ class Plan:
         return cls(total, steps, math.ceil(steps * train.warmup_ratio), accumulation, devices, per_step)
 
 
+def encoding_of(recipe: Recipe, spec: ModelSpec) -> Encoding:
+    """How records become tokens.
+
+    Raises:
+        RecipeError: a length that is more than the model's context.
+    """
+    return Encoding.of(
+        Path(recipe.model.start),
+        spec,
+        template=recipe.data.template,
+        max_length=recipe.data.max_length,
+        key="data.max_length",
+    )
+
+
 def unusable_images(data: DataSection, paths: list[str]) -> dict[str, tuple[str, str]]:
     """Images that training could not use, with kind and reason; cached features need no images."""
     if not paths or (data.features is not None and FeatureCache.is_complete(Path(data.features))):
@@ -177,12 +192,9 @@ class Setup:
             model.config.image = {**(model.config.image or {}), "mode": data.image_mode}
         freeze_all_but(model, recipe.train.modules.learning())
         tokenizer = load_tokenizer(start, model)
-        encoding = Encoding.of(
-            start, model.config.spec, template=data.template, max_length=data.max_length, key="data.max_length"
-        )
         samples, skipped = load_samples(
             data.json,
-            encoding,
+            encoding_of(recipe, model.config.spec),
             images=lambda paths: ranks.on_first(lambda: unusable_images(data, paths)),
             skip_bad=data.skip_bad,
             keep_duplicates=data.duplicates == "keep",
@@ -244,7 +256,8 @@ class Setup:
     def fingerprint(self) -> dict[str, Any]:
         """What a resumed training must share with the one that it continues: recipe and data."""
         recipe = dataclasses.asdict(self.recipe)
-        for name in ("log_steps", "save_steps", "save_total_limit", "dataloader_workers"):
+        del recipe["validation"]
+        for name in ("log_steps", "save_steps", "save_total_limit", "dataloader_workers", "spike_factor", "report"):
             del recipe["train"][name]
         for name in ("skip_bad", "duplicates", "check_images"):
             del recipe["data"][name]  # they choose samples, and those are compared

@@ -11,8 +11,11 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +24,7 @@ from transformers.utils import logging
 
 from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError, RecipeError
 from mobillama_v.train import checkpoints, ranks
+from mobillama_v.train.answers import forget_answers
 from mobillama_v.train.check import write_records
 from mobillama_v.train.collate import Collator
 from mobillama_v.train.dataset import BadRecordsError, TrainingSet, list_problems
@@ -28,10 +32,14 @@ from mobillama_v.train.muon import Muon
 from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.progress import Progress
 from mobillama_v.train.recipe import Recipe, to_yaml
+from mobillama_v.train.reporting import reporters, require_reporters
 from mobillama_v.train.scan import Problem
 from mobillama_v.train.setup import Setup, parameter_groups
+from mobillama_v.train.validation import Validation
+from mobillama_v.train.watch import IN_SUCCESSION, SUSPECTS, LossWatch, Pass, stop
 from mobillama_v.train.zero import deepspeed_config, join
 
+T = TypeVar("T")
 BAD_RECORDS = "bad-records.jsonl"
 """In an output folder: the records that cannot be learnt from, an object a line."""
 _STATE = "training.json"  # in a checkpoint: what a resumed training must share with it
@@ -43,9 +51,20 @@ class StageTrainer(Trainer):
     """transformers' Trainer for one recipe."""
 
     optimizer: Any
+    control: Any
 
-    def __init__(self, setup: Setup, dataset: TrainingSet, progress: Progress, args: TrainingArguments) -> None:
-        self.setup, self.progress = setup, progress
+    def __init__(
+        self,
+        setup: Setup,
+        dataset: TrainingSet,
+        progress: Progress,
+        args: TrainingArguments,
+        *,
+        validation: Validation | None,
+        watch: LossWatch,
+    ) -> None:
+        self.setup, self.progress, self.validation, self.watch = setup, progress, validation, watch
+        self._passes: deque[tuple[int, list[Tensor]]] = deque(maxlen=IN_SUCCESSION)  # losses of the last steps
         # Every process must run the same parts of the model, or those that wait for a part's weights or gradients wait
         # for ever: a batch of text alone gets a blank image from which nothing is learnt.
         blank = dataset.blank(setup.model.tokens_per_image) if args.world_size > 1 else None
@@ -54,7 +73,8 @@ class StageTrainer(Trainer):
             args=args,
             data_collator=Collator(setup.tokenizer.pad_id, blank=blank),
             train_dataset=dataset,
-            callbacks=[progress],
+            eval_dataset=None if validation is None else validation.dataset,
+            callbacks=[progress, *reporters(setup.recipe, resumed_step=progress.resumed_step)],
         )
         self.remove_callback(PrinterCallback)
         if self.is_deepspeed_enabled != (setup.recipe.train.deepspeed is not None):
@@ -90,6 +110,43 @@ class StageTrainer(Trainer):
         # Text alone teaches a projector nothing: such a batch has no gradient, and leaves every weight as it is.
         return loss if loss.requires_grad else loss.requires_grad_()
 
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """A forward and a backward pass; the last one of a step is also judged by its loss.
+
+        Raises:
+            DataError: the training has gone wrong.
+        """
+        step = self.state.global_step + 1
+        if not self._passes or self._passes[-1][0] != step:
+            self._passes.append((step, []))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._passes[-1][1].append(loss)
+        if self.accelerator.sync_gradients:
+            total = float(self.accelerator.reduce(torch.stack(self._passes[-1][1]).sum(), "mean"))
+            self._end_if(self.watch.wrong(total))
+        return loss
+
+    def _end_if(self, wrong: str | None) -> None:
+        if wrong is None:
+            return
+        batches = self.callback_handler.train_dataloader.batch_sampler  # of this process
+        accumulation, rank, passes = self.setup.plan.accumulation, self.args.process_index, []
+        for step, losses in self._passes:
+            samples = islice(batches, (step - 1) * accumulation, (step - 1) * accumulation + len(losses))
+            for number, (loss, batch) in enumerate(zip(losses, samples, strict=True), 1):
+                passes.append(Pass(step, rank, number, float(loss), batch))
+        raise stop(wrong, passes, self.setup.samples.name, Path(self.args.output_dir))
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The validation of the recipe."""
+        assert self.validation is not None
+        metrics = self.validation.run(self)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
     def _get_learning_rate(self) -> float:
         """The largest of all parts: transformers tells the first group's, and all follow one schedule."""
         return float(max(self.lr_scheduler.get_last_lr()))
@@ -103,6 +160,9 @@ class StageTrainer(Trainer):
         return str(Path(self.args.output_dir) / checkpoints.PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self.watch.high:  # perhaps a spike: what was kept before it shall be the last checkpoint
+            return
+        self._end_if(None if all(ranks.gather(_is_finite(self.setup.model))) else "weights are not finite")
         output = Path(self.args.output_dir)
         ranks.on_first(lambda: checkpoints.partial_folder(output))
         super()._save_checkpoint(model, trial)
@@ -111,7 +171,8 @@ class StageTrainer(Trainer):
 
     def _publish(self, output: Path, name: str) -> None:
         written = output / checkpoints.PARTIAL / name
-        (written / _STATE).write_text(json.dumps(self.setup.fingerprint()), encoding="utf-8")
+        state = self.setup.fingerprint() | {"losses": list(self.watch.losses)}
+        (written / _STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.publish(written, output / name)
         checkpoints.rotate(output, self.setup.recipe.train.save_total_limit)
 
@@ -120,6 +181,12 @@ class StageTrainer(Trainer):
         assert output_dir is not None
         if self.args.should_save:
             save_model_folder(self.setup, Path(output_dir), state_dict)
+
+
+def _is_finite(model: nn.Module) -> bool:
+    """Whether all weights that learn are, or with ZeRO-3 this process's part of them."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return all(bool(torch.isfinite(getattr(each, "ds_tensor", each)).all()) for each in learning)
 
 
 def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
@@ -135,7 +202,7 @@ def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | N
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """transformers' arguments, whose making also lets the processes of a training find each other.
 
-    Nothing is reported anywhere, and all passes are one epoch of :class:`TrainingOrder`. The steps of warm-up are
+    Nothing is reported by them, and all passes are one epoch of :class:`TrainingOrder`. The steps of warm-up are
     still to be set.
 
     Raises:
@@ -170,6 +237,8 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         dataloader_num_workers=train.dataloader_workers,
         dataloader_persistent_workers=train.dataloader_workers > 0,
         dataloader_pin_memory=accelerator,
+        eval_strategy="steps" if recipe.validation.json else "no",
+        eval_steps=recipe.validation.steps,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
@@ -199,18 +268,29 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     if (found or final.exists()) and not resume:
         raise CheckpointError(f"{output} holds a training already; continue it with --resume or choose another output.")
     args = training_arguments(recipe)
+    require_reporters(recipe)
     setup = _set_up(recipe, output / BAD_RECORDS)
+    validation = _listing(lambda: Validation.of(setup), output / BAD_RECORDS)
     args.warmup_steps = setup.plan.warmup_steps
     _say(setup.describe())
-    last = found[-1] if found else None
+    if validation is not None:
+        _say(validation.describe())
+    last, losses = found[-1] if found else None, []
     if last is not None:
-        _check_same_training(setup, last)
+        losses = _check_same_training(setup, last).get("losses", [])
         _say(f"resuming from {last}")
     dataset = setup.dataset()
     if recipe.train.gradient_checkpointing:
         enable_gradient_checkpointing(setup.model)
-    partial = ranks.on_first(lambda: checkpoints.partial_folder(output))
-    trainer = StageTrainer(setup, dataset, Progress(output, resumed_step=_step(last)), args)
+    partial = ranks.on_first(lambda: _clear(output, resumed_step=_step(last)))
+    trainer = StageTrainer(
+        setup,
+        dataset,
+        Progress(output, resumed_step=_step(last)),
+        args,
+        validation=validation,
+        watch=LossWatch(recipe.train.spike_factor, losses),
+    )
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except MobiLlamaVError as error:
@@ -224,6 +304,16 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     return final
 
 
+def _clear(output: Path, *, resumed_step: int) -> Path:
+    """Remove what this training leaves behind or does again; the empty folder for unfinished work."""
+    partial = checkpoints.partial_folder(output)
+    (output / SUSPECTS).unlink(missing_ok=True)
+    if resumed_step == 0:
+        checkpoints.remove(output / checkpoints.BEST)
+    forget_answers(output, after=resumed_step)
+    return partial
+
+
 def _say(text: str) -> None:
     if ranks.is_first():
         print(text, flush=True)
@@ -231,14 +321,18 @@ def _say(text: str) -> None:
 
 def _set_up(recipe: Recipe, bad_records: Path) -> Setup:
     """The setup; records that cannot be learnt from are listed in a file, whether they end the training or not."""
-    try:
-        setup = Setup.of(recipe)
-    except BadRecordsError as error:
-        _report(error.problems, bad_records)
-        raise
+    setup = _listing(lambda: Setup.of(recipe), bad_records)
     if setup.skipped:
         _report(setup.skipped, bad_records)
     return setup
+
+
+def _listing(build: Callable[[], T], bad_records: Path) -> T:
+    try:
+        return build()
+    except BadRecordsError as error:
+        _report(error.problems, bad_records)
+        raise
 
 
 def _report(problems: list[Problem], path: Path) -> None:
@@ -266,7 +360,8 @@ def _step(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
 
 
-def _check_same_training(setup: Setup, checkpoint: Path) -> None:
+def _check_same_training(setup: Setup, checkpoint: Path) -> dict[str, Any]:
+    """What the checkpoint holds of the training besides transformers' own state."""
     try:
         before = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -280,6 +375,7 @@ def _check_same_training(setup: Setup, checkpoint: Path) -> None:
         )
     if now["data"] != before["data"]:
         raise CheckpointError(f"{checkpoint} was trained on other data than data.json now holds; restore them.")
+    return before
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -14,7 +15,9 @@ from safetensors.torch import load_file
 
 import tiny
 from mobillama_v import MobiLlamaVForConditionalGeneration
+from mobillama_v.train.answers import read_answers
 from mobillama_v.train.collate import Collator
+from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.recipe import load_recipe
 from mobillama_v.train.setup import Setup
 from mobillama_v.train.trainer import run
@@ -41,6 +44,50 @@ def watched(self, args, state, *rest, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     log(self, args, state, *rest, **options)
 progress.Progress.on_log = watched
+if __name__ == "__main__":
+    main()
+"""
+
+
+# The command, which writes down the first step's gradients of the shared feed-forward network before it is taken.
+GRADIENTS = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import tiny
+tiny.register_tower(Path(sys.argv.pop(1)))
+path = sys.argv.pop(1)
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed
+from deepspeed.utils import safe_get_full_grad
+from safetensors.torch import save_file
+from mobillama_v.train.__main__ import main
+step = deepspeed.DeepSpeedEngine.step
+def watched(engine, *rest, **options):
+    network = engine.module.language_model.feed_forward
+    grads = {{name: safe_get_full_grad(p).clone() for name, p in network.named_parameters()}}
+    if os.environ["RANK"] == "0":
+        save_file(grads, path)
+    return step(engine, *rest, **options)
+deepspeed.DeepSpeedEngine.step = watched
+if __name__ == "__main__":
+    main()
+"""
+
+# The command, whose loss goes wrong at a step.
+WRONG = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import tiny
+tiny.register_tower(Path(sys.argv.pop(1)))
+from mobillama_v.train import watch
+from mobillama_v.train.__main__ import main
+bad, judged, seen = int(sys.argv.pop(1)), watch.LossWatch.wrong, []
+def wrong(self, loss):
+    seen.append(loss)
+    return judged(self, float("nan") if len(seen) == bad else loss)
+watch.LossWatch.wrong = wrong
 if __name__ == "__main__":
     main()
 """
@@ -74,12 +121,14 @@ def recipes(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def launch(tmp_path: Path):
-    """Run the training command on two processes; ``die`` is the step at which they are killed."""
+    """Run a driver of the training command on two processes; ``die`` is the step at which DRIVER's are killed."""
     driver = tmp_path / "driver.py"
-    driver.write_text(DRIVER.format(tests=str(Path(tiny.__file__).parent)))
     (tmp_path / "towers").mkdir()
 
-    def start(recipe: str, args: list[str], *flags: str, die: int = -1) -> subprocess.CompletedProcess[str]:
+    def start(
+        recipe: str, args: list[str], *flags: str, die: int | Path = -1, source: str = DRIVER
+    ) -> subprocess.CompletedProcess[str]:
+        driver.write_text(source.format(tests=str(Path(tiny.__file__).parent)))
         torchrun = [
             sys.executable,
             "-m",
@@ -140,21 +189,105 @@ def test_two_processes_have_the_losses_of_one(case: str, recipes, launch, start_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+@pytest.mark.parametrize(("stage", "kind"), [("instruct", "zero2"), ("instruct", "zero3"), ("align", "zero2")])
 def test_two_killed_processes_resumed_end_as_those_that_were_not(
-    kind, recipes, launch, start_folder, corpus, tmp_path
+    stage, kind, recipes, launch, start_folder, corpus, tmp_path
 ) -> None:
     more = ("train.batch_size=2", f"train.deepspeed={kind}")
-    done = launch(recipes["instruct"], overrides(start_folder, corpus, tmp_path / "whole", *more))
+    done = launch(recipes[stage], overrides(start_folder, corpus, tmp_path / "whole", *more))
     assert done.returncode == 0, done.stderr[-3000:]
     args = overrides(start_folder, corpus, tmp_path / "killed", *more)
-    assert launch(recipes["instruct"], args, die=5).returncode != 0
+    assert launch(recipes[stage], args, die=5).returncode != 0
     assert sorted(path.name for path in (tmp_path / "killed").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    done = launch(recipes["instruct"], args, "--resume")
+    done = launch(recipes[stage], args, "--resume")
     assert done.returncode == 0, done.stderr[-3000:]
     assert trace(tmp_path / "killed") == trace(tmp_path / "whole")
     whole, resumed = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_the_shared_networks_gradient_is_the_sum_over_its_uses(
+    kind, checkpointing, recipes, launch, start_folder, corpus, tmp_path
+) -> None:
+    """Of two processes under DeepSpeed, compared with plain autograd through a copy of the network in each layer."""
+    more = ("train.max_steps=1", f"train.deepspeed={kind}", f"train.gradient_checkpointing={checkpointing}")
+    args = overrides(start_folder, corpus, tmp_path / "two", "train.batch_size=2", *more)
+    done = launch(recipes["instruct"], args, die=tmp_path / "grads.safetensors", source=GRADIENTS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours = load_file(tmp_path / "grads.safetensors")
+
+    single = overrides(start_folder, corpus, tmp_path / "o", "train.batch_size=4", "train.max_steps=1")
+    setup = Setup.of(load_recipe(recipes["instruct"], single))
+    dataset, plan = setup.dataset(), setup.plan
+    order = TrainingOrder(len(dataset), total=plan.samples, batch_size=plan.per_step, seed=setup.recipe.train.seed)
+    decoder = setup.model.language_model
+    assert decoder.feed_forward is not None
+    for block in decoder.layers:
+        block.mlp = copy.deepcopy(decoder.feed_forward)
+    batch = Collator(pad_id=0)([dataset[i] for i in order])
+    setup.model.train()
+    setup.model.vision_tower.eval()
+    setup.model(**batch).loss.backward()
+    assert ours.keys() == {name for name, _ in decoder.feed_forward.named_parameters()}
+    for name, grad in ours.items():
+        uses = [dict(block.mlp.named_parameters())[name].grad for block in decoder.layers]
+        total = torch.stack(uses).sum(0)
+        scale = float(total.abs().max())
+        assert all(float((total - use).abs().max()) > 0.1 * scale for use in uses)  # no use is all of it
+        torch.testing.assert_close(
+            grad, total, rtol=0, atol=1e-5 * scale, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["null", "zero3"])
+def test_two_processes_validate_as_one_does(kind, recipes, launch, start_folder, corpus, tmp_path) -> None:
+    more = (f"validation.json={corpus / 'pictures.json'}", "validation.steps=3", "validation.answers=5")
+    more += ("validation.samples=11", "validation.max_new_tokens=4", "train.max_steps=4")
+    run(
+        load_recipe(recipes["instruct"], overrides(start_folder, corpus, tmp_path / "one", "train.batch_size=4", *more))
+    )
+    args = overrides(start_folder, corpus, tmp_path / "two", "train.batch_size=2", f"train.deepspeed={kind}", *more)
+    done = launch(recipes["instruct"], args)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = {
+        name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    }
+    for key in ("loss", "validation_loss"):
+        one, two = ([line[key] for line in lines[name] if key in line] for name in ("one", "two"))
+        assert len(one) == (4 if key == "loss" else 2)
+        assert two == pytest.approx(one, rel=CLOSE)
+    asked = [[(a.step, a.record, a.expected) for a in read_answers(tmp_path / name)] for name in ("one", "two")]
+    assert asked[0] == asked[1] and len(asked[0]) == 10
+    MobiLlamaVForConditionalGeneration.from_pretrained(tmp_path / "two" / "best")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["null", "zero3"])
+def test_two_processes_stop_together_and_name_the_records_of_both(
+    kind, recipes, launch, start_folder, corpus, tmp_path
+) -> None:
+    more = ("train.batch_size=2", f"train.deepspeed={kind}", "train.gradient_accumulation=2")
+    args = overrides(start_folder, corpus, tmp_path / "wrong", *more)
+    done = launch(recipes["instruct"], args, die=3, source=WRONG)
+    assert done.returncode != 0
+    assert "error: the loss is nan at step 3;" in done.stderr
+    assert "error (process 1): the loss is nan at step 3;" in done.stderr
+    assert "exitcode  : 2 " in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "wrong" / "suspect-records.jsonl").read_text().splitlines()]
+    setup = Setup.of(load_recipe(recipes["instruct"], [*args, "train.deepspeed=null", "train.batch_size=4"]))
+    order = list(TrainingOrder(len(setup.samples), total=48, batch_size=8, seed=setup.recipe.train.seed))
+    assert [line["record"] for line in lines] == [setup.samples.records[i][1] for i in order[:24]]
+    places = [(step, number, device) for step in (1, 2, 3) for number in (1, 2) for device in (0, 1) for _ in "ab"]
+    assert [(line["step"], line["pass"], line["device"]) for line in lines] == places
+    assert [path.name for path in (tmp_path / "wrong").glob("checkpoint-*")] == ["checkpoint-2"]
+    done = launch(recipes["instruct"], args, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(trace(tmp_path / "wrong")) == 6
 
 
 def test_devices_share_a_global_batch(recipes, start_folder, corpus, tmp_path, monkeypatch) -> None:
