@@ -177,7 +177,7 @@ def test_no_checkpoint_is_written_while_the_loss_is_high(start_folder, corpus, t
 
     def high(self: LossWatch, loss: float) -> str | None:
         self.calls = getattr(self, "calls", 0) + 1  # type: ignore[attr-defined]
-        return judged(self, loss + (9e9 if self.calls in (3, 4) else 0))  # type: ignore[attr-defined]
+        return judged(self, loss + {3: 1e6, 4: 1e12}.get(self.calls, 0))  # type: ignore[attr-defined]
 
     monkeypatch.setattr(LossWatch, "wrong", high)
     monkeypatch.setattr("mobillama_v.train.watch.FEWEST", 2)
