@@ -57,7 +57,7 @@ LAYERS = {
     "__main__": 14,
 }
 # What only an extra installs; no module may import it before a function needs it.
-OPTIONAL = ("accelerate", "deepspeed", "datasets", "gradio", "fastapi", "uvicorn", "easy_vqa", "matplotlib", "pytest")
+OPTIONAL = tuple("accelerate deepspeed peft datasets gradio fastapi uvicorn easy_vqa matplotlib pytest".split())
 
 
 def modules() -> dict[str, Path]:
