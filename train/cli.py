@@ -36,7 +36,9 @@ def train(
             "--gpu", metavar="KIND", help="With --dry-run: plan for this kind, such as a100-80gb or rtx-4090."
         ),
     ] = None,
-    gpus: Annotated[str, typer.Option("--gpus", metavar="N,…", help="How many of them, each in turn.")] = "1,8,32",
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="N,…", help="How many of them, each in turn; 1,8,32 by default.")
+    ] = None,
     mfu: Annotated[
         float | None,
         typer.Option("--mfu", min=0.01, max=1.0, help="Share of the GPU's peak that your trainings reach."),
@@ -48,11 +50,13 @@ def train(
 ) -> None:
     """Train a model by a recipe: stage 1 (projector), stage 2 (projector and decoder), or text only."""
     loaded = load_recipe(recipe, overrides)
+    if (gpus is not None or mfu is not None) and gpu is None:
+        raise RecipeError("--gpus and --mfu need a kind of GPU; add --gpu, such as --gpu a100-80gb.")
     if dry_run:
-        print(_plan(loaded, gpu, gpus, mfu))
+        print(_plan(loaded, gpu, gpus or "1,8,32", mfu))
         return
-    if gpu is not None or mfu is not None:
-        raise RecipeError("--gpu and --mfu are for planning; add --dry-run.")
+    if gpu is not None:
+        raise RecipeError("--gpu is for planning; add --dry-run.")
     from mobillama_v.train.trainer import run
 
     run(loaded, resume=resume)

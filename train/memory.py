@@ -109,7 +109,7 @@ def estimate(spec: ModelSpec, train: TrainSection, load: Load, *, devices: int, 
     gradients = size * (share if stage >= 2 else learning)
     buffers = 0
     if stage == 3:
-        weights = -(-weights // devices)
+        weights = 0 if offload else -(-weights // devices)
         buffers = min(total, _LIVE) * size + (_BUCKET * size if devices > 1 or stage else 0)
     elif stage:
         buffers = 2 * _BUCKET * size
@@ -150,6 +150,8 @@ def activations(spec: ModelSpec, train: TrainSection, load: Load) -> tuple[int, 
     kept = layers * block
     if train.gradient_checkpointing:
         kept = layers * tokens * stream + block
+    if size == 2 and not train.deepspeed:
+        kept += _casts(decoder, train)
     ends = tokens * (3 * stream) + load.supervised * hidden * size  # final norm, and what the head reads
     kept += ends + load.rows * load.length**2
     shape = tower_shape(spec.tower, spec.image.size)
@@ -177,11 +179,20 @@ def _block(spec: DecoderSpec, train: TrainSection, size: int, stream: int) -> in
     if train.lora.dropout:  # each adapter has an input of its own, and which of it was dropped
         return frozen + sum(widths[target][0] * (size + 1) for target in targets)
     # The input of o_proj is kept by attention; q, k and v share theirs, and so do gate and up.
-    inputs = {
-        {"k": "q", "v": "q", "up": "gate"}.get(target.partition("_")[0], target.partition("_")[0]) for target in targets
-    }
-    own = {"q": hidden, "gate": hidden, "down": inner, "o": 0}
-    return frozen + size * sum(own[each] for each in inputs)
+    shares = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+    inputs = {shares.get(target, target) for target in targets} - {"o_proj"}
+    return frozen + size * sum(widths[each][0] for each in inputs)
+
+
+def _casts(spec: DecoderSpec, train: TrainSection) -> int:
+    """Bytes of the bf16 weights that autocast makes and keeps: once of what learns, for each use of what is frozen."""
+    parts = {part.name.split(" ")[0]: part.parameters for part in decoder_parts(spec)}
+    attention, network, layers = parts["attention"], parts["feed-forward"], spec.num_hidden_layers
+    if train.modules.decoder is None or train.lora is not None:
+        network *= layers if spec.ffn_sharing == "all" else 1
+        if train.gradient_checkpointing:  # those of one layer at a time
+            attention, network = attention // layers, network // layers
+    return 2 * (attention + network + parts["head"])
 
 
 def _tower(shape: TowerShape, train: TrainSection, images: int, size: int) -> int:

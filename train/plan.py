@@ -1,4 +1,4 @@
-"""What ``--dry-run`` says of memory, disk and time, for this many GPUs of that kind; nothing is built or read for it."""
+"""What ``--dry-run`` says of memory, disk and time, for this many GPUs of that kind; nothing is built for it."""
 
 from __future__ import annotations
 

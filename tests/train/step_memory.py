@@ -121,7 +121,9 @@ def _train(case: Case) -> None:
     model.train()
     for _ in range(STEPS):
         batch = {"input_ids": ids, "pixel_values": pixels, "image_mask": images, "attention_mask": exists}
-        model(**batch, labels=labels).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.train.precision == "bf16"):
+            loss = model(**batch, labels=labels).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         optimizer.zero_grad()

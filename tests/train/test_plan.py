@@ -44,6 +44,7 @@ def test_a_flagship_has_a_plan_before_anything_is_there(recipe: str) -> None:
         (("instruct-665k", "--gpu", "a1000"), "no GPU 'a1000'"),
         (("instruct-665k", "--gpu", "l4", "--gpus", "1,x"), "--gpus must be numbers"),
         (("instruct-665k", "--gpu", "l4", "--gpus", "3"), "no multiple"),
+        (("instruct-665k", "--gpus", "8"), "need a kind of GPU"),
         (("instruct-665k", "model.start=nowhere"), "nowhere"),
     ],
 )
