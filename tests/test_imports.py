@@ -60,7 +60,7 @@ LAYERS = {
 # What only an extra installs; no module may import it before a function needs it.
 OPTIONAL = (
     *("accelerate", "deepspeed", "datasets", "gradio", "fastapi", "uvicorn", "easy_vqa", "matplotlib", "pytest"),
-    *("tensorboard", "wandb"),
+    *("peft", "tensorboard", "wandb"),
 )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from mobillama_v.train.recipe import key_help, recipe_names
+from mobillama_v.errors import RecipeError
+from mobillama_v.train.recipe import Recipe, key_help, load_recipe, recipe_names
 
 app = typer.Typer(add_completion=False)
 
@@ -49,21 +51,33 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be trained, from what and for how long.")
     ] = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu", metavar="KIND", help="With --dry-run: plan for this kind, such as a100-80gb or rtx-4090."
+        ),
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="N,…", help="How many of them, each in turn; 1,8,32 by default.")
+    ] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option("--mfu", min=0.01, max=1.0, help="Share of the GPU's peak that your trainings reach."),
+    ] = None,
     keys: Annotated[
         bool,
         typer.Option("--keys", callback=_print_keys, is_eager=True, help="List every key of a recipe, and end."),
     ] = False,
 ) -> None:
     """Train a model by a recipe: stage 1 (projector), stage 2 (projector and decoder), or text only."""
-    from mobillama_v.train.recipe import load_recipe
-
     loaded = load_recipe(recipe, overrides)
-    loaded.require_paths()
+    if (gpus is not None or mfu is not None) and gpu is None:
+        raise RecipeError("--gpus and --mfu need a kind of GPU; add --gpu, such as --gpu a100-80gb.")
     if dry_run:
-        from mobillama_v.train.setup import Setup
-
-        print(Setup.of(loaded).describe())
+        print(_plan(loaded, gpu, gpus or "1,8,32", mfu))
         return
+    if gpu is not None:
+        raise RecipeError("--gpu is for planning; add --dry-run.")
     from mobillama_v.train.trainer import run
 
     run(loaded, resume=resume)
@@ -81,3 +95,28 @@ def plot(
     path = run / "curves.png" if out is None else out
     draw(run, path)
     print(f"curves: {path}")
+
+
+def _plan(recipe: Recipe, gpu: str | None, gpus: str, mfu: float | None) -> str:
+    """What a dry run prints: of the start folder and the data where both are named, else of what the recipe assumes."""
+    from mobillama_v.train import plan
+    from mobillama_v.train.gpus import gpu as find_gpu
+
+    kind = None if gpu is None else find_gpu(gpu)
+    counts = [int(count) for count in gpus.split(",")] if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", gpus) else []
+    if not counts:
+        raise RecipeError(f"--gpus must be numbers with commas between them, such as 1,8,32, not {gpus!r}.")
+    if (recipe.model.start and recipe.data.json) or recipe.assume is None:
+        recipe.require_paths()
+        from mobillama_v.train.setup import Setup
+
+        setup = Setup.of(recipe)
+        spec, figures, lines = setup.model.config.spec, setup.figures(), [setup.describe()]
+    else:
+        spec, figures = plan.assumed_spec(recipe), plan.assumed_figures(recipe)
+        lines = [plan.describe_assumed(recipe, spec, figures)]
+    lines.append(plan.describe_checkpoints(recipe, spec))
+    if kind is not None:
+        mfu = plan.default_mfu(recipe, spec, figures) if mfu is None else mfu
+        lines.append(plan.describe_gpus(recipe, spec, figures, kind, counts, mfu))
+    return "\n".join(lines)

@@ -80,11 +80,29 @@ class ModulesSection:
         return {name: lr for name, lr in rates.items() if lr is not None}
 
 
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The decoder's linear layers; the last three are those of the (shared) feed-forward network."""
+
+
+@dataclass(frozen=True)
+class LoraSection:
+    """Adapters beside the decoder's linear layers, which learn in the place of its weights."""
+
+    rank: int = _help("width of an adapter", default=128)
+    alpha: float = _help("an adapter's product is scaled by alpha / rank", default=256.0)
+    dropout: float = _help("of an adapter's input", default=0.05)
+    targets: tuple[str, ...] = _help("linear layers that get one; a shared network has one", default=LORA_TARGETS)
+
+
 @dataclass(frozen=True)
 class TrainSection:
     """How it is learnt."""
 
     modules: ModulesSection = field(default_factory=ModulesSection, metadata={"help": "what learns"})
+    lora: LoraSection | None = field(
+        default=None,
+        metadata={"help": "adapters learn instead of the decoder's weights, at train.modules.decoder; {}: as below"},
+    )
     batch_size: int = _help("samples of one forward pass on one device", default=32)
     gradient_accumulation: int = _help("forward passes of one optimizer step", default=1)
     global_batch_size: int | None = _help(
@@ -139,6 +157,21 @@ class ValidationSection:
 
 
 @dataclass(frozen=True)
+class AssumeSection:
+    """What ``--dry-run`` takes for granted while there is no start folder or no data; a training never reads it."""
+
+    preset: str = _help("a model of `mobillama-v models list`", default="mobillama-0.8b")
+    samples: int = _help("records", default=100_000)
+    tokens: int = _help("of a sample on average, images included", default=1024)
+    longest: int = _help("tokens of the longest", default=2048)
+    supervised: int = _help("tokens of a sample that are learnt, on average", default=256)
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "tokens", "longest", "supervised"):
+            _check(getattr(self, name) >= 1, f"assume.{name} must be at least 1, not {getattr(self, name)}.")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training."""
 
@@ -147,6 +180,9 @@ class Recipe:
     data: DataSection = field(default_factory=DataSection, metadata={"help": "what is learnt from"})
     train: TrainSection = field(default_factory=TrainSection, metadata={"help": "how it is learnt"})
     validation: ValidationSection = field(default_factory=ValidationSection, metadata={"help": "what it is tried on"})
+    assume: AssumeSection | None = field(
+        default=None, metadata={"help": "for --dry-run before start folder and data are there; {}: as below"}
+    )
     output: str = _help("folder for checkpoints, metrics and final/", default="")
 
     def __post_init__(self) -> None:
@@ -176,6 +212,8 @@ class Recipe:
             train.optimizer != "muon" or train.deepspeed is None,
             "train.optimizer muon needs whole matrices and train.deepspeed splits them; set train.optimizer=adamw.",
         )
+        if train.lora is not None:
+            _check_lora(train.lora, train)
         _check(bool(train.modules.learning()), "train.modules gives no part a learning rate; nothing would learn.")
         _check(
             self.data.features is None or train.modules.tower is None,
@@ -229,6 +267,21 @@ class Recipe:
             _check(bool(value), f"recipe {self.name} leaves {name} open; give it as {name}=… on the command line.")
 
 
+def _check_lora(lora: LoraSection, train: TrainSection) -> None:
+    _check(
+        train.modules.decoder is not None and train.modules.embeddings is None,
+        "train.lora needs train.modules.decoder, the rate of its adapters, and train.modules.embeddings=null.",
+    )
+    _check(train.optimizer == "adamw", "train.lora needs train.optimizer=adamw; muon is for whole matrices.")
+    _check(lora.rank >= 1 and lora.alpha > 0, "train.lora: rank must be at least 1 and alpha above 0.")
+    _check(0 <= lora.dropout < 1, f"train.lora.dropout must be from 0 to 1, not {lora.dropout}.")
+    unknown = [target for target in lora.targets if target not in LORA_TARGETS]
+    _check(
+        bool(lora.targets) and not unknown,
+        f"train.lora.targets must be some of {', '.join(LORA_TARGETS)}, not {', '.join(unknown) or 'none'}.",
+    )
+
+
 def _check(condition: bool, message: str) -> None:
     if not condition:
         raise RecipeError(message)
@@ -270,11 +323,13 @@ def key_help() -> str:
     def walk(kind: Any, prefix: str) -> None:
         hints = typing.get_type_hints(kind)
         for item in dataclasses.fields(kind):
-            if dataclasses.is_dataclass(hints[item.name]):
-                walk(hints[item.name], f"{prefix}{item.name}.")
-            else:
+            hint = hints[item.name]
+            if not dataclasses.is_dataclass(hint):
                 default = "" if item.default is dataclasses.MISSING else str(_plain(item.default))
                 rows.append((f"{prefix}{item.name}", default.replace("None", "null"), item.metadata["help"]))
+            for section in (hint, *typing.get_args(hint)):  # a section that may be null is both
+                if dataclasses.is_dataclass(section) and section is not DataFile:
+                    walk(section, f"{prefix}{item.name}.")
 
     walk(Recipe, "")
     key_width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))

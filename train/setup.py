@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,12 +20,13 @@ from mobillama_v.errors import CheckpointError
 from mobillama_v.modeling import MobiLlamaVForConditionalGeneration
 from mobillama_v.specs import ModelSpec, spec_from_config
 from mobillama_v.tokenization import TextTokenizer
-from mobillama_v.train import ranks
+from mobillama_v.train import lora, ranks
 from mobillama_v.train.bar import Bar
 from mobillama_v.train.dataset import Samples, TrainingSet, count_kinds, load_samples
 from mobillama_v.train.features import FeatureCache, compute, fingerprint
+from mobillama_v.train.plan import Figures
 from mobillama_v.train.recipe import DataSection, ModulesSection, Recipe
-from mobillama_v.train.scan import Encoding, Problem, check_images, cores
+from mobillama_v.train.scan import SUPERVISED, Encoding, Problem, check_images, cores
 from mobillama_v.vision import build_tower
 
 MODULES = {"projector": ("projector",), "decoder": ("language_model", "lm_head"), "tower": ("vision_tower",)}
@@ -97,7 +99,7 @@ def parameter_groups(model: nn.Module, modules: ModulesSection, weight_decay: fl
     hidden = {module.weight for module in named.values() if isinstance(module, nn.Linear)} - words
     groups: list[dict[str, Any]] = []
     for part, lr in modules.learning().items():
-        parameters = [p for module in parts(model)[part] for p in module.parameters()]
+        parameters = [p for module in parts(model)[part] for p in module.parameters() if p.requires_grad]
         for is_hidden, rate, decay, chosen in (
             (True, lr, weight_decay, [p for p in parameters if p in hidden]),
             (False, modules.embeddings or lr, weight_decay, [p for p in parameters if p in words]),
@@ -191,6 +193,8 @@ class Setup:
         if data.image_mode is not None:
             model.config.image = {**(model.config.image or {}), "mode": data.image_mode}
         freeze_all_but(model, recipe.train.modules.learning())
+        if recipe.train.lora is not None:
+            lora.add_adapters(model, recipe.train.lora)
         tokenizer = load_tokenizer(start, model)
         samples, skipped = load_samples(
             data.json,
@@ -236,6 +240,8 @@ class Setup:
             if part == "decoder" and train.modules.embeddings is not None:
                 rate += f", embeddings and head {train.modules.embeddings:g}"
             lines.append(f"{part:<9}{count:>13,} parameters  {rate}")
+        if train.lora is not None:
+            lines.append(lora.describe(train.lora, self.model))
         samples, lengths = self.samples, self.samples.lengths
         lines.append(
             f"data     {len(samples):,} samples, {len(samples.image_paths()):,} images, {lengths.sum():,} tokens "
@@ -253,6 +259,19 @@ class Setup:
         )
         return "\n".join(lines)
 
+    def figures(self) -> Figures:
+        """The data in numbers, for planning."""
+        samples, lengths = self.samples, self.samples.lengths
+        learnt = np.add.reduceat((samples.flags & SUPERVISED) > 0, samples.offsets[:-1], dtype=np.int64)
+        return Figures(
+            samples=len(samples),
+            mean=float(lengths.mean()),
+            longest=int(lengths.max()),
+            supervised=float(learnt.mean()),
+            most_supervised=int(learnt.max()),
+            images=sum(map(len, samples.images)) / len(samples),
+        )
+
     def fingerprint(self) -> dict[str, Any]:
         """What a resumed training must share with the one that it continues: recipe and data."""
         recipe = dataclasses.asdict(self.recipe)
@@ -262,10 +281,11 @@ class Setup:
         for name in ("skip_bad", "duplicates", "check_images"):
             del recipe["data"][name]  # they choose samples, and those are compared
         # What is as if it were not there: older checkpoints do not have it.
-        for section, name in (("data", "image_mode"), ("train", "global_batch_size"), ("train", "deepspeed")):
+        newer = (("data", "image_mode"), ("train", "global_batch_size"), ("train", "deepspeed"), ("train", "lora"))
+        for section, name in newer:
             if recipe[section][name] is None:
                 del recipe[section][name]
         if self.plan.devices > 1:
             recipe["devices"] = self.plan.devices
-        del recipe["output"]
+        del recipe["output"], recipe["assume"]
         return {"recipe": recipe, "data": self.samples.digest()}

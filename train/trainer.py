@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
 from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError, RecipeError
-from mobillama_v.train import checkpoints, ranks
+from mobillama_v.train import checkpoints, lora, ranks
 from mobillama_v.train.answers import forget_answers
 from mobillama_v.train.check import write_records
 from mobillama_v.train.collate import Collator
@@ -176,6 +176,12 @@ class StageTrainer(Trainer):
         checkpoints.publish(written, output / name)
         checkpoints.rotate(output, self.setup.recipe.train.save_total_limit)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.setup.recipe.train.lora is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            lora.load_adapters(self.setup.model, Path(resume_from_checkpoint))
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """A model folder: weights, config, tokenizer, recipe. transformers would add a pickle of its arguments."""
         assert output_dir is not None
@@ -192,6 +198,12 @@ def _is_finite(model: nn.Module) -> bool:
 def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
     """Write a folder that can be loaded, described with, and trained on, as it is."""
     folder.mkdir(parents=True, exist_ok=True)
+    adapters = setup.recipe.train.lora
+    if adapters is not None:
+        state = setup.model.state_dict() if state_dict is None else state_dict
+        learning = set(setup.recipe.train.modules.learning()) - {"decoder"}
+        lora.save_adapters(state, adapters, folder / lora.ADAPTER, learning=learning)
+        state_dict = lora.merged(state, adapters)
     logging.disable_progress_bar()  # transformers draws one for the shards
     setup.model.save_pretrained(folder, state_dict=state_dict)
     logging.enable_progress_bar()

@@ -30,7 +30,8 @@ from mobillama_v.train import checkpoints, ranks
 from mobillama_v.train.answers import Answer, keep_answers, write_page
 from mobillama_v.train.collate import Collator
 from mobillama_v.train.dataset import Samples, TrainingSet, load_samples
-from mobillama_v.train.recipe import DataFile
+from mobillama_v.train.lora import add_adapters
+from mobillama_v.train.recipe import DataFile, LoraSection
 from mobillama_v.train.scan import IMAGE, SUPERVISED
 from mobillama_v.train.setup import Setup, encoding_of, unusable_images
 
@@ -119,7 +120,7 @@ class Validation:
         """
         started = time.monotonic()
         zero3 = (self.setup.recipe.train.deepspeed or "").startswith("zero3")
-        model = _whole_copy(trainer) if zero3 else trainer.model
+        model = _whole_copy(trainer, self.setup.recipe.train.lora) if zero3 else trainer.model
         shares = 1 if zero3 else ranks.size()
         found = (0.0, 0, {}) if model is None else self._try(model, trainer, shares)
         total, count = 0.0, 0
@@ -236,12 +237,14 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def _whole_copy(trainer: Any) -> Any:
+def _whole_copy(trainer: Any, lora: LoraSection | None) -> Any:
     """A copy of the model whose weights the processes share out, on the first process; None on the others."""
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not ranks.is_first():
         return None
     with torch.random.fork_rng():  # the weights that are about to be overwritten are drawn at random
         copy = type(trainer.model)(trainer.model.config)
+        if lora is not None:
+            add_adapters(copy, lora)
     copy.load_state_dict(state)
     return copy.to(trainer.args.device, next(iter(state.values())).dtype)
