@@ -25,7 +25,7 @@ from mobillama_v.generation import Sampling
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 _QUESTIONS = (
     ("shapes.png", "What shape is green?"),
-    ("hearts.png", "How many hearts are there?"),
+    ("hearts.png", "How many shapes are there?"),
     ("word.png", "What does it say?"),
 )
 _REFRESH = 0.05  # seconds between updates of a growing answer
@@ -163,9 +163,11 @@ class Answering:
     def _final(self, model: str, reply: Reply, first: float) -> str:
         engine = self.service.assistant(model).engine.title
         timings = reply.timings
-        speed = f"{(reply.new_tokens - 1) / timings.decode:.0f} tokens/s · " if timings.decode > 0 else ""
+        count = f"{reply.new_tokens} token{'' if reply.new_tokens == 1 else 's'}"
+        rate = (reply.new_tokens - 1) / timings.decode if timings.decode > 0 else 0
+        speed = f"{rate:.0f} tokens/s · " if rate > 0 else ""
         ended = " · stopped at the longest answer" if reply.finish_reason == "length" else ""
-        return _line(model, f"{engine} · first token after {first:.2f} s · {speed}{reply.new_tokens} tokens{ended}")
+        return _line(model, f"{engine} · first token after {first:.2f} s · {speed}{count}{ended}")
 
 
 def _answered(text: str) -> dict[str, Any]:

@@ -34,10 +34,10 @@ def call(*arguments: object) -> tuple[int, str, str]:
 
 
 @pytest.fixture(scope="module")
-def done(data: Path, nano_like: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run of all, and what it printed."""
     output = tmp_path_factory.mktemp("runs") / "first"
-    code, out, err = call("eval", "run", "all", "--model", nano_like, "--data", data, "--output", output)
+    code, out, err = call("eval", "run", "all", "--model", "nano", "--data", data, "--output", output)
     assert code == 0, err
     return output, out
 
@@ -65,7 +65,7 @@ def test_our_predictions_score_the_same_without_a_model(data: Path, done: tuple[
         assert json.loads(out)["headline"]["value"] == pytest.approx(read_result(done[0] / name).score.headline)
 
 
-def test_a_finished_run_is_not_asked_again(data: Path, done: tuple[Path, str], nano_like: Path, monkeypatch) -> None:
+def test_a_finished_run_is_not_asked_again(data: Path, done: tuple[Path, str], monkeypatch) -> None:
     from mobillama_v import loading
 
     def fail(*_: object, **__: object) -> None:
@@ -74,15 +74,15 @@ def test_a_finished_run_is_not_asked_again(data: Path, done: tuple[Path, str], n
     monkeypatch.setattr(loading, "load", fail)
     before = {name: (done[0] / name / PREDICTIONS).read_bytes() for name in PUBLIC}
     (done[0] / "report.html").unlink()
-    code, out, err = call("eval", "run", "all", "-m", nano_like, "-d", data, "-o", done[0])
+    code, out, err = call("eval", "run", "all", "-m", "nano", "-d", data, "-o", done[0])
     assert code == 0, err
     assert out == done[1] and (done[0] / "report.html").is_file()
     assert before == {name: (done[0] / name / PREDICTIONS).read_bytes() for name in PUBLIC}
 
 
-def test_a_killed_run_of_all_ends_the_same(data: Path, done: tuple[Path, str], nano_like: Path, tmp_path: Path) -> None:
+def test_a_killed_run_of_all_ends_the_same(data: Path, done: tuple[Path, str], tmp_path: Path) -> None:
     output = tmp_path / "again"
-    command = [sys.executable, "-m", "mobillama_v", "eval", "run", "all", "-m", nano_like, "-d", data, "-o", output]
+    command = [sys.executable, "-m", "mobillama_v", "eval", "run", "all", "-m", "nano", "-d", data, "-o", output]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.Popen([*map(str, command), "--batch-size", "4"], env=env, stdout=subprocess.PIPE, text=True)
     while not (output / "mme" / "shards").is_dir() and first.poll() is None:
@@ -94,42 +94,42 @@ def test_a_killed_run_of_all_ends_the_same(data: Path, done: tuple[Path, str], n
         assert (output / name / PREDICTIONS).read_bytes() == (done[0] / name / PREDICTIONS).read_bytes()
 
 
-def test_all_says_which_folders_are_missing(data: Path, nano_like: Path, tmp_path: Path) -> None:
+def test_all_says_which_folders_are_missing(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "gqa", tmp_path / "data" / "gqa")
-    code, out, err = call("eval", "run", "all", "-m", nano_like, "-d", tmp_path / "data", "-o", tmp_path / "run")
+    code, out, err = call("eval", "run", "all", "-m", "nano", "-d", tmp_path / "data", "-o", tmp_path / "run")
     assert code == 1 and "GQA: " in out
     assert [line.split(" is left out")[0] for line in err.splitlines() if "left out" in line] == list(PUBLIC[1:])
-    code, _, err = call("eval", "run", "all", "-m", nano_like, "-d", tmp_path / "run" / "gqa", "-o", tmp_path / "other")
+    code, _, err = call("eval", "run", "all", "-m", "nano", "-d", tmp_path / "run" / "gqa", "-o", tmp_path / "other")
     assert code == 2 and "has no folder gqa, scienceqa, textvqa, mme" in err and not (tmp_path / "other").exists()
 
 
-def test_a_bad_picture_in_one_benchmark_leaves_the_others_whole(data: Path, nano_like: Path, tmp_path: Path) -> None:
+def test_a_bad_picture_in_one_benchmark_leaves_the_others_whole(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data, tmp_path / "data"))
     (copy / "gqa" / "images" / "n000.jpg").write_bytes(b"\x00" * 99)
-    code, out, err = call("eval", "run", "all", "-m", nano_like, "-d", copy, "-o", tmp_path / "run")
+    code, out, err = call("eval", "run", "all", "-m", "nano", "-d", copy, "-o", tmp_path / "run")
     assert code == 2 and "MME: " in out and (tmp_path / "run" / "mme" / "score.json").is_file()
     message = err.splitlines()[-1]
     assert message.startswith("error: 3 of 6 questions could not be asked") and "n000.jpg" in message
 
 
-def test_one_benchmark_with_options(data: Path, nano_like: Path, tmp_path: Path) -> None:
+def test_one_benchmark_with_options(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    options = ["-m", nano_like, "-d", data, "-o", output, "--ocr", "none", "--max-new-tokens", "2"]
+    options = ["-m", "nano", "-d", data, "-o", output, "--ocr", "none", "--max-new-tokens", "2"]
     code, out, err = call("eval", "run", "textvqa", *options)
     assert code == 0 and "ocr: none" in out, err
     assert "Reference OCR" not in (output / "textvqa" / PREDICTIONS).read_text()
-    code, _, err = call("eval", "run", "textvqa", "-m", nano_like, "-d", data, "-o", output)
+    code, _, err = call("eval", "run", "textvqa", "-m", "nano", "-d", data, "-o", output)
     assert code == 2 and "ocr 'none', not 'rosetta'" in err and "max_new_tokens 2, not 48" in err
 
 
-def test_one_s_own_questions(data: Path, nano_like: Path, tmp_path: Path) -> None:
-    code, out, err = call("eval", "run", "custom", "-m", nano_like, "-d", data / "custom", "-o", tmp_path / "run")
+def test_one_s_own_questions(data: Path, tmp_path: Path) -> None:
+    code, out, err = call("eval", "run", "custom", "-m", "nano", "-d", data / "custom", "-o", tmp_path / "run")
     assert code == 0, err
     assert "exact match" in out and read_result(tmp_path / "run" / "custom").interval
 
 
-def test_options_of_one_benchmark_are_refused_for_all(data: Path, nano_like: Path, tmp_path: Path) -> None:
-    code, _, err = call("eval", "run", "all", "-m", nano_like, "-d", data, "-o", tmp_path / "run", "--split", "test")
+def test_options_of_one_benchmark_are_refused_for_all(data: Path, tmp_path: Path) -> None:
+    code, _, err = call("eval", "run", "all", "-m", "nano", "-d", data, "-o", tmp_path / "run", "--split", "test")
     assert code == 2 and "--split means something else in each benchmark" in err
 
 
@@ -138,9 +138,9 @@ def test_an_unknown_model_is_told_before_anything_is_written(data: Path, tmp_pat
     assert code == 2 and "there is no model 'nobody'" in err and not (tmp_path / "run").exists()
 
 
-def test_compare_two_runs(data: Path, done: tuple[Path, str], nano_like: Path, tmp_path: Path) -> None:
+def test_compare_two_runs(data: Path, done: tuple[Path, str], tmp_path: Path) -> None:
     second = tmp_path / "second"
-    code, _, err = call("eval", "run", "mme", "-m", nano_like, "-d", data, "-o", second)
+    code, _, err = call("eval", "run", "mme", "-m", "nano", "-d", data, "-o", second)
     assert code == 0, err
     path = second / "mme" / "score.json"
     score = json.loads(path.read_text())

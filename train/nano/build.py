@@ -26,6 +26,9 @@ from mobillama_v.train.nano.captions import account
 SCENES, HELD_OUT, TEXT = "scenes", "held-out", "text"
 _PHOTO_TALKS = 4  # text-only conversations about each class
 _REPEATS = {SCENES: 1, "easyvqa-train": 1, "photos": 3}  # a name is heard rarely: more captions of photographs
+_AGAIN = ("train.max_steps=500", "train.modules.decoder=1.2e-3")
+"""Stage 2 goes on with more of the photographs: after its first pass over everything, drawings had all but displaced
+names in descriptions of photographs."""
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
 
@@ -197,7 +200,7 @@ def cache_features(start: Path, data: Path, cache: Any, folder: Path) -> None:
 
 
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
-    """Stage 1 (projector), then projector and decoder: captions, and stage 2; the folder of the result."""
+    """Stage 1 (projector), then projector and decoder: captions, and stage 2 twice; the folder of the result."""
     kinds = (SCENES, "easyvqa-train", "photos")
     captions = [(data / f"{kind}-captions.json", _REPEATS[kind]) for kind in kinds]
     features = f"data.features={out / 'features'}"
@@ -205,7 +208,10 @@ def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -
     _train("nano-caption", out / "align" / "final", out / "caption", captions, data, sizes, features, seed=seed)
     told = [(data / f"{kind}.json", 1) for kind in kinds]
     _train("nano-instruct", out / "caption" / "final", out / "instruct", told, data, sizes, features, seed=seed)
-    return out / "instruct" / "final"
+    told = [(data / f"{kind}.json", _REPEATS[kind]) for kind in kinds]
+    more = (features, *_AGAIN)
+    _train("nano-instruct", out / "instruct" / "final", out / "again", told, data, sizes, *more, seed=seed + 1)
+    return out / "again" / "final"
 
 
 def _train(
