@@ -133,17 +133,24 @@ def pictures(page: Any) -> list[str]:
 
 
 def choose(page: Any, tokens: int, model: str = "talkative") -> None:
-    """Set the model and the longest answer."""
+    """Set the model and the longest answer.
+
+    The settings are made when they are first unfolded, and what is typed before Gradio has bound a field is reset by it:
+    the length is typed until the slider, which shows what a question will be sent with, has taken it.
+    """
     number = page.locator("input[type=number][aria-label*='Longest']")
     if not number.is_visible():
         page.get_by_text("Settings", exact=True).click()
     if model != page.get_by_role("combobox", name="Model").input_value():
         page.get_by_role("combobox", name="Model").click()
         page.get_by_role("option", name=model).click()
-    number.fill(str(tokens))
-    number.blur()
-    slider = "input[type=range][aria-label*='Longest']"  # it shows what a question will be sent with
-    page.wait_for_function(f'document.querySelector("{slider}").value == {tokens}')
+    slider = page.locator("input[type=range][aria-label*='Longest']")
+    deadline = time.monotonic() + WAIT / 1000
+    while slider.input_value() != str(tokens):
+        assert time.monotonic() < deadline, f"the slider stays at {slider.input_value()}"
+        number.fill(str(tokens))
+        number.blur()
+        page.wait_for_timeout(300)
 
 
 def test_two_questions_about_a_picture(visit: Callable[..., Any], files: Path, talkative: Path) -> None:
