@@ -1,15 +1,14 @@
 """The image tower of the embedded model: a hybrid ViT whose stem is EfficientNet-Lite0.
 
 A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). This stem was
-trained on ImageNet and knows 1,000 kinds of photographed things; what it knows reaches a language model in two parts.
-The **patch part** is the stem's feature maps of three resolutions, gathered over a 7 x 7 grid and mixed by
-transformer blocks: where is what, in which colour. The **class part** (in the place of a CLS token) holds the names
-of the likeliest classes: each name is a few slots of learned vectors, weighted by the class's probability, as ConSE
-embeds an image by the embeddings of class names (Norouzi et al., arXiv 1312.5650).
+trained on ImageNet and knows 1,000 kinds of photographed things. Its feature maps of three resolutions are gathered
+over a 7 x 7 grid and mixed by transformer blocks: where is what, in which colour. That is the **patch part** of the
+output; in the place of a CLS token stands an **account** of what was recognised, in words
+(:mod:`mobillama_v.hybrid_words`).
 
 Plain torch: neither timm nor open_clip is imported. :func:`mobillama_v.vision.register_towers` makes them know it.
 
-Shapes: N images, S = 224 image side, G = 7 grid side, P = G*G patches, D width, E prefix tokens of the class part.
+Shapes: N images, S = 224 image side, G = 7 grid side, P = G*G patches, D width, E vectors of the account.
 """
 
 from __future__ import annotations
@@ -20,17 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-IMAGE_SIZE = 224
-GRID = 7
-WIDTH, DEPTH, HEADS = 256, 3, 8
-CLASSES = 1000
-RANKS, SLOTS = 3, 4
-"""How many of the likeliest classes the class part names, and how many vectors a name has."""
+from mobillama_v.hybrid_words import CLASSES, FINE, GRID, HEADS, MEDIUM, TOLD, WIDTH, Account, CellWords
 
-LABELS = 296
-"""What :class:`CellWords` tells of a cell: 74 labels of each of its 2 x 2 parts."""
-FEATURE_SHARE = 0.5
-"""Scale of the standardised features beside the words."""
+IMAGE_SIZE = 224
+DEPTH = 3
 
 # EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946, without squeeze-and-excitation): repeats, kernel, stride, expansion,
 # channels of each stage.
@@ -45,7 +37,7 @@ _STAGES = (
 )
 _READ = {2: 8, 4: 16, 6: 32}  # stage that ends a resolution -> its stride
 _HEAD_WIDTH = 1280
-GATHERED = 40 * 16 + 112 * 4 + 320
+GATHERED = FINE * 16 + MEDIUM * 4 + 320
 """Stem values over one cell of the grid: 4 x 4 of stride 8, 2 x 2 of stride 16, one of stride 32."""
 
 
@@ -139,10 +131,11 @@ class CellEmbed(nn.Module):
         """Map gathered cells [N,P,GATHERED] to patch tokens [N,P,D]."""
         return self.fc2(F.gelu(self.fc1(self.norm(cells))))
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N,3,S,S] to patch tokens [N,P,D] and class logits [N,1000]."""
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Map [N,3,S,S] to patch tokens [N,P,D], the cells that they embed [N,P,GATHERED] and class logits [N,1000]."""
         maps, logits = self.stem(pixel_values)
-        return self.embed(gather_cells(maps)), logits
+        cells = gather_cells(maps)
+        return self.embed(cells), cells, logits
 
 
 class ViTBlock(nn.Module):
@@ -163,56 +156,19 @@ class ViTBlock(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 
 
-class ClassNames(nn.Module):
-    """The names of the likeliest classes as vectors: ``table`` [1000,SLOTS,D], unused slots of a name are zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.zeros(CLASSES, SLOTS, WIDTH))
-
-    def forward(self, probabilities: Tensor) -> Tensor:
-        """Map class probabilities [N,1000] to [N,RANKS*SLOTS,D], likeliest first, each scaled by its amplitude.
-
-        The amplitude is the root of the probability, so that the squared weights of all classes add up to one.
-        """
-        top, classes = probabilities.topk(RANKS, dim=-1)
-        return (self.table[classes] * top.sqrt()[..., None, None]).flatten(1, 2)
-
-
-class CellWords(nn.Module):
-    """The patch part in words: what each cell shows, as label probabilities x learned vectors, and where the cell is.
-
-    A concept bottleneck (Koh et al., arXiv 2007.04612) beside the features themselves: the vectors start from a
-    language model's embeddings of the labels' words, so that it can attend to "red" by the word it knows.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.labels = nn.Linear(WIDTH, LABELS)
-        self.table = nn.Parameter(torch.zeros(LABELS, WIDTH))
-        self.place = nn.Parameter(torch.zeros(1, GRID * GRID, WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the last block's output [N,P,D] to the patch part [N,P,D]."""
-        features = self.norm(x)
-        return FEATURE_SHARE * features + self.labels(features).sigmoid() @ self.table + self.place
-
-
 class HybridTrunk(nn.Module):
     """The whole trunk, with the attributes and the ``forward_intermediates`` of a timm vision transformer."""
 
     embed_dim = num_features = WIDTH
-    num_prefix_tokens = RANKS * SLOTS
+    num_prefix_tokens = TOLD
 
     def __init__(self) -> None:
         super().__init__()
         self.default_cfg: dict[str, Any] = {"input_size": (3, IMAGE_SIZE, IMAGE_SIZE), "num_classes": 0}
         self.patch_embed = CellEmbed()
-        self.class_names = ClassNames()
         self.pos_embed = nn.Parameter(torch.randn(1, GRID * GRID, WIDTH) * 0.02)
         self.blocks = nn.ModuleList(ViTBlock() for _ in range(DEPTH))
-        self.cell_words = CellWords()
+        self.cell_words, self.account = CellWords(), Account()
 
     def mix(self, patches: Tensor) -> Tensor:
         """Run embedded patches [N,P,D] through all blocks."""
@@ -236,7 +192,7 @@ class HybridTrunk(nn.Module):
         Args:
             x: pixels [N,3,S,S].
             indices: blocks (negative ones count from the end), or how many last ones; None means all.
-            return_prefix_tokens: pair each map with the class part [N,E,D], which no block changes.
+            return_prefix_tokens: pair each map with the account [N,E,D], for which all blocks run.
             norm: has no effect: after the last block there is always :class:`CellWords`, before it never anything.
             stop_early: leave out blocks after the last one asked for.
             output_fmt: ``NCHW`` [N,D,G,G] or ``NLC`` [N,P,D].
@@ -245,19 +201,20 @@ class HybridTrunk(nn.Module):
         if isinstance(indices, int):
             indices = list(range(-indices, 0))
         wanted = {i % DEPTH for i in (range(DEPTH) if indices is None else indices)}
-        patches, logits = self.patch_embed(x)
-        y, maps = patches + self.pos_embed, []
+        patches, cells, logits = self.patch_embed(x)
+        told = return_prefix_tokens or not intermediates_only
+        y, maps, account = patches + self.pos_embed, [], None
         for i, block in enumerate(self.blocks):
-            if stop_early and i > max(wanted):
+            if stop_early and not told and i > max(wanted):
                 break
             y = block(y)
             if i == DEPTH - 1:
-                y = self.cell_words(y)
+                y, features, labels = self.cell_words(y)
+                account = self.account(logits.softmax(-1), cells, features, labels) if told else None
             if i in wanted:
                 maps.append(y if output_fmt == "NLC" else y.transpose(1, 2).unflatten(2, (GRID, GRID)))
-        names = self.class_names(logits.softmax(-1)) if return_prefix_tokens or not intermediates_only else None
-        found = [(each, names) for each in maps] if return_prefix_tokens else maps
-        return found if intermediates_only else (torch.cat((names, y), dim=1), found)  # type: ignore[list-item]
+        found = [(each, account) for each in maps] if return_prefix_tokens else maps
+        return found if intermediates_only else (torch.cat((account, y), dim=1), found)  # type: ignore[list-item]
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens [N,E+P,D] to [N,D], the mean of the patches."""

@@ -15,7 +15,7 @@ from typing import Any
 from mobillama_v.errors import ConfigError
 from mobillama_v.specs import HYBRID, DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
 
-_HYBRID_PARAMETERS = 9_057_280
+_HYBRID_PARAMETERS = 9_564_855
 
 BYTES = {"fp32": 4.0, "bf16": 2.0}
 """Bytes of a parameter."""
@@ -56,7 +56,7 @@ def tower_shape(spec: TowerSpec, image_size: int) -> TowerShape:
         ConfigError: open_clip has no such model, or it is no vision transformer.
     """
     if spec.model == HYBRID:  # one architecture without options
-        return TowerShape(width=256, prefix=12, patches=49, parameters=_HYBRID_PARAMETERS)
+        return TowerShape(width=256, prefix=35, patches=49, parameters=_HYBRID_PARAMETERS)
     config = _open_clip_config(spec.model)
     if config is not None and set(config["vision_cfg"]) <= _PLAIN and isinstance(config["vision_cfg"]["layers"], int):
         return _plain_vit(config, image_size)

@@ -108,15 +108,16 @@ def save_nano_like(folder: Path) -> Path:
     torch.manual_seed(1)
     network = Network(spec)
     with torch.no_grad():
-        # As they are initialised, a stem fades every picture to the same one, class names are zeros, and a decoder at
-        # 0.02 does not mind its input: no picture would change an answer.
+        # As they are initialised, a stem fades every picture to the same one, the tower's words are zeros, and a
+        # decoder at 0.02 does not mind its input: no picture would change an answer.
         trunk = network.vision_tower.visual.trunk
         for module in trunk.patch_embed.stem.modules():
             if isinstance(module, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 torch.nn.init.zeros_(module.bias)
         torch.nn.init.normal_(trunk.patch_embed.stem.classifier.weight)
-        torch.nn.init.normal_(trunk.class_names.table)
+        for words in (trunk.account.class_names.table, trunk.account.colors, trunk.account.things.names):
+            torch.nn.init.normal_(words)
         for part in (network.language_model, network.lm_head, network.projector):
             for parameter in part.parameters():
                 if parameter.dim() > 1:

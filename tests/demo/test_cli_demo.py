@@ -135,8 +135,8 @@ def pictures(page: Any) -> list[str]:
 def choose(page: Any, tokens: int, model: str = "talkative") -> None:
     """Set the model and the longest answer.
 
-    The settings are made when they are first unfolded, and what is typed before Gradio has bound a field is reset by it:
-    the length is typed until the slider, which shows what a question will be sent with, has taken it.
+    The settings are made when they are first unfolded, and what is typed before Gradio has bound a field is reset by
+    it: the length is typed until the slider, which shows what a question will be sent with, has taken it.
     """
     number = page.locator("input[type=number][aria-label*='Longest']")
     if not number.is_visible():

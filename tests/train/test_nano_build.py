@@ -14,9 +14,11 @@ from mobillama_v.train.nano import build, easyvqa, stem
 
 SIZES = build.Sizes(
     scenes=70,
+    signs=64,
     questions=11,
     text_scenes=70,
     tower_epochs=1,
+    account_epochs=1,
     overrides=("train.max_steps=2", "train.batch_size=4", "train.log_steps=1"),
 )
 
@@ -50,6 +52,7 @@ def test_from_nothing_to_a_model_that_answers(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(stem, "load_stem", lambda: pytest.fail("done steps are done again"))
     monkeypatch.setattr(build, "see_with_stem", lambda data, crops, sizes, folder: build_cache(folder))
+    monkeypatch.setattr(build, "see_signs", lambda data, sizes, folder: build_cache(folder))
     assert build.build(photos, out, sizes=SIZES, workers=1) == trained
 
     build.export(trained, tmp_path / "nano")

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from mobillama_v import hybrid
+from mobillama_v import hybrid, hybrid_words
 from mobillama_v.errors import CheckpointError
 from mobillama_v.images import ImageTransform
 from mobillama_v.tokenization import TextTokenizer
-from mobillama_v.train.nano import captions, classes, evaluate, photos, stem, stemcache, tower, vocabulary
+from mobillama_v.train.nano import captions, classes, evaluate, photos, recognise, stem, stemcache, tower, vocabulary
+from mobillama_v.train.nano.figures import SHAPES
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
-from mobillama_v.train.nano.scenes import Scene, Thing
+from mobillama_v.train.nano.scenes import COLOUR_NAMES, Scene, Thing, sample_scene
 
 
 def shares(**given: float) -> np.ndarray:
@@ -123,12 +124,12 @@ def test_pictures_are_told_in_the_words_of_their_features() -> None:
     heart = Thing("shape", "heart", "red", "large", (10, 10, 90, 90))
     sign = Thing("word", "text", "black", "large", (20, 150, 200, 210), "NO5")
     told = captions.account(Scene((sign, heart), "white", seed=1))
-    assert told == "white background. large red heart top left. N O 5 black text bottom."
+    assert told == "drawing white. large red heart top left. NO5 black text bottom."
     row = shares(tabby_cat=0.4, tench=0.3, ear_of_corn=0.2)
-    assert photos.account(row, "gray") == "photo. perhaps tabby cat. tench. ear of corn. gray."
+    assert photos.account(row, "gray") == "photo perhaps tabby cat. tench. gray."
     row = shares(tabby_cat=0.6, tench=0.3)
-    assert photos.account(row, "gray").startswith("photo. sure tabby cat. tench. ")
-    assert photos.account(shares(tabby_cat=0.1), "gray").startswith("photo. hardly tabby cat. ")
+    assert photos.account(row, "gray") == "photo sure tabby cat. tench. cat. gray."
+    assert photos.account(shares(tabby_cat=0.1), "gray").startswith("photo hardly tabby cat. ")
 
 
 def test_imagined_photographs_are_told_before_the_first_question() -> None:
@@ -136,7 +137,7 @@ def test_imagined_photographs_are_told_before_the_first_question() -> None:
         record = photos.imagined(index, random.Random(index))
         first = record["conversations"][0]["value"]
         account, question = first.split("\n")[:2]
-        assert classes.name(index) in account and account.startswith("photo. ") and question
+        assert classes.name(index) in account and account.startswith("photo ") and question
         assert "image" not in record and "<image>" not in first
 
 
@@ -206,6 +207,7 @@ def test_cell_targets_keep_their_places() -> None:
 def words(tmp_path_factory: pytest.TempPathFactory) -> tower.Words:
     path = tmp_path_factory.mktemp("words") / "tokenizer.json"
     names = ["thing", "photo", "background", "top", "bottom", "left", "right", "center", "text", "large"]
+    names += ["drawing", "sure", "perhaps", "hardly", "a", "small", "middle", *classes.kinds()]
     names += [label.partition(":")[2] for label in LABEL_NAMES]
     vocabulary.train_tokenizer(
         [f" {name} {name}" for name in (*classes.all_names(), *names)] * 3, path, vocab_size=3000
@@ -215,12 +217,61 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tower.Words:
     return tower.Words(torch.randn(3000, hybrid.WIDTH) * 0.02, tokenizer)
 
 
-def test_the_name_table_is_made_of_the_names_words(words: tower.Words) -> None:
-    table = tower.name_table(words)
+def test_the_account_starts_from_words(words: tower.Words) -> None:
+    account = hybrid_words.Account()
+    tower.start_account(account, words)
+    names = account.class_names
     expected = words.tokens(" golden retriever")
-    torch.testing.assert_close(table[207, : len(expected)], expected)
+    torch.testing.assert_close(names.table[207, : len(expected)], expected)
     torch.testing.assert_close(expected.pow(2).mean(-1), torch.ones(len(expected)))
-    assert (table[207, len(expected) :] == 0).all()
+    assert (names.table[207, len(expected) :] == 0).all()
+    dog = classes.kinds().index("dog")
+    torch.testing.assert_close(names.kinds[dog, 0], words.word("dog"))
+    assert names.kind_of[207, dog] == 1 and names.kind_of[207].sum() == 1 and names.kind_of[490].sum() == 0
+    s, small_s = (recognise.LETTERS.index(letter) for letter in "Ss")
+    torch.testing.assert_close(account.lines.first[s], words.tokens(" S")[0])
+    torch.testing.assert_close(account.lines.later[s], words.tokens("S")[0])
+    torch.testing.assert_close(account.lines.later[small_s], words.tokens(" s")[0])
+
+
+def test_what_is_to_be_found() -> None:
+    heart = Thing("shape", "heart", "red", "large", (10, 10, 90, 90))
+    sign = Thing("word", "text", "black", "large", (20, 150, 200, 210), "No5")
+    scenes = [Scene((), "blue", seed=2), Scene((sign, heart), "white", seed=1)]
+    kinds = [2, COLOUR_NAMES.index("red"), SHAPES.index("heart")]
+    assert recognise.shapes_of(scenes).rows.tolist() == [[1, 3 * 14 + 3, *kinds]]
+    letters = recognise.letters_of(scenes)
+    assert letters.rows[:, 0].tolist() == [1] * 3
+    assert [recognise.LETTERS[i] for i in letters.rows[:, 2]] == ["N", "o", "5"]
+    rows, columns = letters.rows[:, 1] // 28, letters.rows[:, 1] % 28
+    assert ((rows > 9) & (rows < 13)).all() and (columns.diff() > 0).all()
+    assert letters.of(torch.tensor([1]), 2)[:, 0].tolist() == [0] * 3 and not len(letters.of(torch.tensor([0]), 2))
+
+
+def test_finding_can_be_learnt() -> None:
+    torch.manual_seed(0)
+    scenes = [sample_scene(random.Random(i), ("few", "word")[i % 2]) for i in range(8)]
+    features = torch.randn(8, 49, hybrid.WIDTH)
+    account = hybrid_words.Account()
+    given = [account.colors.clone(), account.lines.first.clone(), account.places.rows.clone()]
+
+    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid.GATHERED)).astype(np.float16)
+
+    def losses() -> list[float]:
+        found = []
+        for logits, wanted in (
+            (account.things.logits(features), recognise.shapes_of(scenes)),
+            (account.lines.logits(torch.from_numpy(cells).float(), features), recognise.letters_of(scenes)),
+        ):
+            found.append(float(recognise.finding_loss(logits.detach(), wanted.rows, wanted.kinds)))
+        return found
+
+    before = losses()
+    recognise.learn_account(account, cells, features, scenes, epochs=80)
+    after = losses()
+    assert after[0] < 0.2 * before[0] and after[1] < 0.2 * before[1]
+    for old, new in zip(given, (account.colors, account.lines.first, account.places.rows), strict=True):
+        assert torch.equal(old, new)
 
 
 def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) -> None:
@@ -232,14 +283,14 @@ def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) ->
     tower.start_cell_words(trunk, probe, cells, words)
     with torch.no_grad():
         patches = trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float()))
-        seen = trunk.cell_words(patches)
-        features = trunk.cell_words.norm(patches)
+        seen, features, given = trunk.cell_words(patches)
         labels = probe(patches).sigmoid()  # [N,P,4,L+1]
         left, right = (
             torch.stack([words.label(name, column=column) for name in (*LABEL_NAMES, "photo")]) for column in (0, 1)
         )
         told = labels[:, :, 0::2].sum(2) @ left + labels[:, :, 1::2].sum(2) @ right
-        expected = hybrid.FEATURE_SHARE * features + told + trunk.cell_words.place
+        expected = hybrid_words.FEATURE_SHARE * features + told + trunk.cell_words.place
+    torch.testing.assert_close(given, labels.flatten(2), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(features.flatten(0, 1).mean(0), torch.zeros(hybrid.WIDTH), rtol=0, atol=1e-3)
     torch.testing.assert_close(features.flatten(0, 1).std(0), torch.ones(hybrid.WIDTH), rtol=0, atol=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from mobillama_v.hybrid import HybridTrunk
 from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.features import FeatureCache, fingerprint
-from mobillama_v.train.nano import tower
+from mobillama_v.train.nano import recognise, tower
+from mobillama_v.train.nano.scenes import Scene
 from mobillama_v.train.nano.stem import load_stem
 from mobillama_v.train.nano.stemcache import StemCache
 
@@ -33,36 +35,51 @@ def write_start(folder: Path, spec: ModelSpec, tokenizer: Path, *, seed: int) ->
     return folder
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Drawn pictures: their names in a stem's cache, and what they show."""
+
+    cache: StemCache
+    names: list[str]
+    scenes: list[Scene]
+
+
 def assemble(
     language: Path,
     cache: StemCache,
-    scenes: list[str],
+    drawn: list[Drawn],
     labels: np.ndarray,
     crops: list[str],
     folder: Path,
+    account_epochs: int,
     **options: Any,
 ) -> None:
     """Write the model that the two stages start from: a trained tower, a fresh projector, the trained decoder.
 
     Args:
         language: folder of a model whose decoder has learnt the language.
-        cache: the stem's view of all pictures.
-        scenes: names of drawn pictures, with their ``labels`` [N,14,14,L].
+        cache: the stem's view of photographs and of ``drawn[0]``.
+        drawn: pictures from which the tower learns to find shapes and to read.
+        labels: of the cells of ``drawn[0]``, [N,14,14,L].
         crops: names of photographs.
         folder: where to write.
+        account_epochs: passes over ``drawn``.
         options: of :func:`tower.pretrain`.
     """
     model = MobiLlamaVForConditionalGeneration.from_pretrained(language)
     trunk = _trunk(model)
     trunk.patch_embed.stem.load_state_dict(load_stem().state_dict())
-    probe = tower.pretrain(trunk, cache, scenes, labels, crops, **options)
+    probe = tower.pretrain(trunk, cache, drawn[0].names, labels, crops, **options)
     tokenizer = TextTokenizer.from_file(language / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
     embeddings = model.language_model.embed_tokens.weight
     words = tower.Words(embeddings, tokenizer)
     sample = np.linspace(0, len(cache.names) - 1, min(_SAMPLE, len(cache.names))).astype(int)
     tower.start_cell_words(trunk, probe, cache.cells[sample], words)
-    with torch.no_grad():
-        trunk.class_names.table.copy_(tower.name_table(words))
+    tower.start_account(trunk.account, words)
+    features = torch.cat([recognise.patch_features(trunk, each.cache, each.names) for each in drawn])
+    cells = np.concatenate([each.cache.cells[[each.cache.row[name] for name in each.names]] for each in drawn])
+    scenes = [scene for each in drawn for scene in each.scenes]
+    recognise.learn_account(trunk.account, cells, features, scenes, epochs=account_epochs, seed=options["seed"])
     tower.start_projector(model.projector, float(embeddings.detach().pow(2).mean().sqrt()))
     partial = folder.with_name(f"{folder.name}.partial")
     model.save_pretrained(partial)

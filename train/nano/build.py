@@ -23,7 +23,8 @@ from mobillama_v.train.nano import classes, easyvqa, photos, vocabulary
 from mobillama_v.train.nano.build_scenes import DEFAULT_STYLES, training_scene, write_questions, write_split
 from mobillama_v.train.nano.captions import account
 
-SCENES, HELD_OUT, TEXT = "scenes", "held-out", "text"
+SCENES, SIGNS, HELD_OUT, TEXT = "scenes", "signs", "held-out", "text"
+_SIGN_STYLES = {"word": 0.6, "two_words": 0.4}  # pictures with words, from which the tower learns to read
 _PHOTO_TALKS = 4  # text-only conversations about each class
 _REPEATS = {SCENES: 1, "easyvqa-train": 1, "photos": 3}  # a name is heard rarely: more captions of photographs
 _AGAIN = ("train.max_steps=500", "train.modules.decoder=1.2e-3")
@@ -37,9 +38,11 @@ class Sizes:
     """How much is made and learnt; the defaults are the published model's."""
 
     scenes: int = 24_000
+    signs: int = 8_000
     questions: int = 3_300
     text_scenes: int = 12_000
     tower_epochs: int = 6
+    account_epochs: int = 4
     photos: int | None = None
     overrides: tuple[str, ...] = ()
 
@@ -69,7 +72,8 @@ def build(photo_folder: Path, out: Path, *, sizes: Sizes | None = None, seed: in
     write_text(data, sizes, seed=seed)
     learn_vocabulary(data, out)
     learn_language(out, data, sizes, seed=seed)
-    start = make_tower(out, data, cache, crops, sizes, seed=seed)
+    signs = see_signs(data, sizes, out / "stem-signs")
+    start = make_tower(out, data, cache, signs, crops, sizes, seed=seed)
     cache_features(start, data, cache, out / "features")
     return two_stages(out, data, start, sizes, seed=seed)
 
@@ -85,6 +89,8 @@ def draw_pictures(data: Path, sizes: Sizes, *, seed: int, workers: int) -> None:
         write_questions(data, name=HELD_OUT, count=sizes.questions, seed=seed + 10, workers=workers)
     if not (data / f"{SCENES}-cells.npy").exists():
         write_split(data, name=SCENES, count=sizes.scenes, seed=seed, workers=workers)
+    if not (data / f"{SIGNS}-cells.npy").exists():
+        write_split(data, name=SIGNS, count=sizes.signs, seed=seed, styles=_SIGN_STYLES, workers=workers)
 
 
 def cut_photos(folder: Path, data: Path, sizes: Sizes, *, seed: int) -> list[str]:
@@ -109,13 +115,21 @@ def see_with_stem(data: Path, crops: list[str], sizes: Sizes, folder: Path) -> A
     from mobillama_v.train.nano.stem import load_stem
 
     easy = [str(path.relative_to(data)) for path in find_images(data / "images" / "easyvqa" / "train")]
-    names = [*crops, *easy, *scene_names(sizes)]
+    names = [*crops, *easy, *scene_names(SCENES, sizes.scenes)]
     return stemcache.compute(load_stem(), spec().image, data, names, folder)
 
 
-def scene_names(sizes: Sizes) -> list[str]:
-    """Paths of the drawn pictures, in the order of their labels."""
-    return [f"images/{SCENES}/{i:06d}.png" for i in range(sizes.scenes)]
+def see_signs(data: Path, sizes: Sizes, folder: Path) -> Any:
+    """The stem's view of the pictures that only the tower's reader learns from."""
+    from mobillama_v.train.nano import stemcache
+    from mobillama_v.train.nano.stem import load_stem
+
+    return stemcache.compute(load_stem(), spec().image, data, scene_names(SIGNS, sizes.signs), folder)
+
+
+def scene_names(split: str, count: int) -> list[str]:
+    """Paths of a split's drawn pictures, in their order."""
+    return [f"images/{split}/{i:06d}.png" for i in range(count)]
 
 
 def write_photo_records(data: Path, crops: list[str], cache: Any, *, seed: int) -> None:
@@ -179,15 +193,22 @@ def learn_language(out: Path, data: Path, sizes: Sizes, *, seed: int) -> None:
     _train("nano-text", start, out / "language", [(data / f"{TEXT}.json", 1)], data, sizes, seed=seed)
 
 
-def make_tower(out: Path, data: Path, cache: Any, crops: list[str], sizes: Sizes, *, seed: int) -> Path:
-    """Train the tower's blocks, start its class part from the decoder's words, and put it before the decoder."""
-    from mobillama_v.train.nano.assemble import assemble
+def make_tower(out: Path, data: Path, cache: Any, signs: Any, crops: list[str], sizes: Sizes, *, seed: int) -> Path:
+    """Train the tower's blocks and what it tells in words, and put it before the decoder."""
+    from mobillama_v.train.nano.assemble import Drawn, assemble
 
     folder = out / "start"
     if not folder.exists():
         labels = np.load(data / f"{SCENES}-cells.npy", mmap_mode="r")
+        drawn = []
+        for name, seen, count, styles in (
+            (SCENES, cache, sizes.scenes, DEFAULT_STYLES),
+            (SIGNS, signs, sizes.signs, _SIGN_STYLES),
+        ):
+            scenes = [training_scene(name, seed, styles, index)[0] for index in range(count)]
+            drawn.append(Drawn(seen, scene_names(name, count), scenes))
         options = {"epochs": sizes.tower_epochs, "seed": seed, "state": out / "tower.pt"}
-        assemble(out / "language" / "final", cache, scene_names(sizes), labels, crops, folder, **options)
+        assemble(out / "language" / "final", cache, drawn, labels, crops, folder, sizes.account_epochs, **options)
     return folder
 
 

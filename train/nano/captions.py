@@ -26,20 +26,19 @@ def caption(scene: Scene) -> str:
 
 
 def account(scene: Scene) -> str:
-    """What is where, in the bare words that the hybrid tower's features are made of, in reading order.
+    """What is where, in the bare words that the hybrid tower tells a picture in.
 
-    ``white background. large red heart left. N O 5 black text bottom.`` A decoder that has learnt to answer from
-    accounts finds the same words in pictures.
+    ``drawing white. large red heart left. NO5 black text bottom.``: shapes in reading order, then words from the top.
+    A decoder that has learnt to answer from accounts finds the same words in pictures.
     """
-    told = [f"{scene.background} background", *(_bare(thing) for thing in sorted(scene.things, key=reading_order))]
+    told = [f"drawing {scene.background}"]
+    for thing in sorted(scene.shapes, key=reading_order):
+        words = (clear_size(thing), thing.colour, thing.shape, nearest_region(thing))
+        told.append(" ".join(word for word in words if word))
+    for word in sorted(scene.words, key=reading_order):
+        letters = word.text if word.text == word.text.upper() else " ".join(word.text)
+        told.append(f"{letters} {word.colour} text {nearest_region(word)}")
     return " ".join(f"{each}." for each in told)
-
-
-def _bare(thing: Thing) -> str:
-    place = nearest_region(thing)
-    if thing.kind == "word":
-        return f"{' '.join(thing.text)} {thing.colour} text {place}"
-    return " ".join(word for word in (clear_size(thing), thing.colour, thing.shape, place) if word)
 
 
 def describe(scene: Scene, rng: random.Random) -> tuple[str, str]:

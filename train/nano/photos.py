@@ -25,7 +25,6 @@ SURE, UNSURE = 0.5, 0.15
 """Probabilities from which the likeliest class is named alone, and below which it is not named at all."""
 HELD_OUT_EVERY = 5
 CROPS = 5
-_NAMED = 3  # classes of an account
 
 WHAT = (
     "What is this?",
@@ -186,12 +185,18 @@ def imagined(index: int, rng: random.Random) -> dict[str, Any]:
 
 
 def account(probabilities: np.ndarray, colour: str) -> str:
-    """The likeliest classes of [1000], how sure the first is, and the main colour: ``photo. sure tench. ... red.``"""
-    first, *others = (int(i) for i in np.argsort(-probabilities, kind="stable")[:_NAMED])
+    """What the tower tells of a photograph with class probabilities [1000], and its main colour.
+
+    ``photo sure tench. goldfish. fish. red.``: how sure the likeliest class is, the two likeliest, and their kind where
+    one has half of the probability.
+    """
+    first, second = (int(i) for i in np.argsort(-probabilities, kind="stable")[:2])
     share = probabilities[first]
     how = "sure" if share >= SURE else "perhaps" if share >= UNSURE else "hardly"
-    names = ". ".join(classes.name(index) for index in others)
-    return f"photo. {how} {classes.name(first)}. {names}. {colour}."
+    kind, mass = _likeliest_kind(probabilities)
+    told = [f"photo {how} {classes.name(first)}", classes.name(second)]
+    told += [kind] if kind and mass >= SURE else []
+    return " ".join(f"{each}." for each in (*told, colour))
 
 
 def in_words(record: dict[str, Any], account: str) -> dict[str, Any]:

@@ -15,16 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobillama_v.hybrid import CLASSES, GRID, SLOTS, WIDTH, HybridTrunk
+from mobillama_v.hybrid import HybridTrunk
+from mobillama_v.hybrid_words import CLASSES, GRID, KIND_SLOTS, KINDS, SLOTS, WIDTH, Account
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.nano import classes
+from mobillama_v.train.nano.figures import SHAPES
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
+from mobillama_v.train.nano.recognise import LETTERS, SIZES
+from mobillama_v.train.nano.scenes import COLOUR_NAMES
 from mobillama_v.train.nano.stemcache import StemCache
 
 _PART = CELLS // GRID  # label cells along one side of a grid cell
 _PHOTO = len(LABEL_NAMES)  # one more label: the picture is a photograph
 _WEIGHTS = {"character": 5.0, "shape": 2.0, "center": 3.0}
 _NEAR_ZERO, _JITTER = 0.1, 0.01
+_AXIS = 0.5  # root mean square of the finer scale of places, beside 1 of a word
 _LEARNING_RATE, _WEIGHT_DECAY, _WARM_UP = 1e-3, 0.02, 0.03
 
 
@@ -142,9 +147,10 @@ def _keep(state: Path, epoch: int, trunk: HybridTrunk, probe: CellProbe, optimiz
 @torch.inference_mode()
 def features(trunk: HybridTrunk, cells: np.ndarray, probabilities: np.ndarray) -> Tensor:
     """The tower's output [N,E+P,D] from cached cells [N,P,GATHERED] and class probabilities [N,1000]."""
-    patches = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float())))
-    names = trunk.class_names(torch.from_numpy(probabilities).float())
-    return torch.cat((names, patches), dim=1)
+    seen = torch.from_numpy(cells).float()
+    patches, found, told = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(seen)))
+    account = trunk.account(torch.from_numpy(probabilities).float(), seen, found, told)
+    return torch.cat((account, patches), dim=1)
 
 
 @torch.no_grad()
@@ -215,16 +221,40 @@ class Words:
 
 
 @torch.no_grad()
-def name_table(words: Words) -> Tensor:
-    """The class part's table [1000,SLOTS,D]: each slot is one token of the class's name.
+def start_account(account: Account, words: Words) -> None:
+    """Start everything that the account says from the words that :func:`captions.account` and
+    :func:`photos.account` say it with.
 
-    A name of more than SLOTS tokens keeps its last ones, since English puts the noun there.
+    A name of more than SLOTS tokens keeps its last ones, since English puts the noun there. The vectors of the finer
+    scale of places are random.
     """
-    table = torch.zeros(CLASSES, SLOTS, WIDTH)
-    for index in range(CLASSES):
-        vectors = words.tokens(f" {classes.name(index)}")[-SLOTS:]
-        table[index, : len(vectors)] = vectors
-    return table
+
+    def fill(table: Tensor, vectors: list[Tensor]) -> None:
+        table.copy_(torch.stack(vectors))
+
+    def slots(text: str, count: int) -> Tensor:
+        vectors = words.tokens(f" {text}")[-count:]
+        return F.pad(vectors, (0, 0, 0, count - len(vectors)))
+
+    names, things, lines, places = account.class_names, account.things, account.lines, account.places
+    fill(names.table, [slots(classes.name(index), SLOTS) for index in range(CLASSES)])
+    fill(names.how, [words.word(each) for each in ("sure", "perhaps", "hardly")])
+    fill(names.kinds, [slots(kind, KIND_SLOTS) for kind in classes.kinds()])
+    assert len(classes.kinds()) == KINDS
+    for column, kind in enumerate(classes.kinds()):
+        names.kind_of[list(classes.of_kind(kind)), column] = 1
+    fill(account.medium, [words.word(each) for each in ("photo", "drawing")])
+    fill(account.colors, [words.word(each) for each in COLOUR_NAMES])
+    fill(things.sizes, [torch.zeros(WIDTH), *(words.word(each) for each in SIZES[1:])])
+    fill(things.names, [words.word(each) for each in SHAPES])
+    things.thing.copy_(words.word("thing"))
+    lines.text.copy_(words.word("text"))
+    fill(places.rows, [words.word("top"), words.word("bottom")])
+    fill(places.columns, [words.word("left"), words.word("right")])
+    places.center.copy_(words.word("center"))
+    places.axes.copy_(torch.randn(places.axes.shape) * _AXIS)
+    fill(lines.first, [words.word(each) for each in LETTERS])
+    fill(lines.later, [words.tokens(each if each == each.upper() else f" {each}").mean(0) for each in LETTERS])
 
 
 @torch.no_grad()
