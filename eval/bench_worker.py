@@ -59,7 +59,12 @@ def ours(spec: DecoderSpec, folder: Path, bits: int | None, threads: int) -> tup
     def start(ids: Tensor, room: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         decoding = engine.begin(1, len(ids) + room)
         logits = decoding.prefill(engine.embed(ids[None]), torch.ones(1, len(ids), dtype=torch.long))
-        return logits[0], lambda token: decoding.decode(token[None])[0]
+
+        def decode(token: torch.Tensor) -> torch.Tensor:
+            decoding.push(token[None])
+            return decoding.logits()[0]
+
+        return logits[0], decode
 
     return start, facts
 
