@@ -2,8 +2,8 @@
 
 The format (github.com/ggml-org/ggml, docs/gguf.md) knows no shared feed-forward network: it stands in the file once a
 layer. llama.cpp rotates neighbouring channels of a head where this project rotates its two halves, so the rows of
-queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of :mod:`mobillama_v.engine.pack`: both
-formats are blocks of 32 codes with one fp16 scale. Image tower and projector are not part of the file.
+queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of :mod:`mobillama_v.engine.pack`:
+both formats are blocks of 32 codes with one fp16 scale. Image tower and projector are not part of the file.
 
 Shapes: N rows, K columns, C head width.
 """
@@ -106,8 +106,8 @@ def refuse_type(kind: str, spec: DecoderSpec) -> None:
     for name in ("hidden_size", "intermediate_size") if TYPES[kind] else ():
         if getattr(spec, name) % BLOCK:
             raise ConfigError(
-                f"{kind} has blocks of {BLOCK} weights, and this model's {name} {getattr(spec, name)} is no multiple of "
-                "that; choose f16."
+                f"{kind} has blocks of {BLOCK} weights, and this model's {name} {getattr(spec, name)} is no multiple "
+                "of that; choose f16."
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -162,7 +163,7 @@ def test_a_sentencepiece_tokenizer_joins_in_the_order_of_its_merges(tmp_path: Pa
         while True:
             joined = [
                 (-words.scores[ids[a + b]], i)
-                for i, (a, b) in enumerate(zip(pieces, pieces[1:], strict=False))
+                for i, (a, b) in enumerate(itertools.pairwise(pieces))
                 if a + b in ids
             ]
             if not joined:
