@@ -162,9 +162,7 @@ def test_a_sentencepiece_tokenizer_joins_in_the_order_of_its_merges(tmp_path: Pa
         pieces = [*("▁" + text)]
         while True:
             joined = [
-                (-words.scores[ids[a + b]], i)
-                for i, (a, b) in enumerate(itertools.pairwise(pieces))
-                if a + b in ids
+                (-words.scores[ids[a + b]], i) for i, (a, b) in enumerate(itertools.pairwise(pieces)) if a + b in ids
             ]
             if not joined:
                 break
