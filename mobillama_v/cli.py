@@ -53,6 +53,7 @@ LAZY = {
     "init": Lazy("mobillama_v.cli_init", "init", "Make a model to start a training from, of published parts."),
     "data": Lazy("mobillama_v.train.cli_data", "app", "Check, preview and convert training data."),
     "quantize": Lazy("mobillama_v.cli_quantize", "quantize", "Pack a model to 4 or 8 bits for the CPU engine."),
+    "export": Lazy("mobillama_v.cli_export", "app", "Write a model in another program's format."),
     "train": Lazy("mobillama_v.train.cli", "app", "Train a model by a recipe, and draw its curves."),
     "demo": Lazy("mobillama_v.demo.cli_demo", "demo", "Talk about pictures in a browser."),
     "serve": Lazy("mobillama_v.demo.cli_serve", "serve", "Serve a model over HTTP, as OpenAI's clients speak it."),
