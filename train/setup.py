@@ -24,6 +24,7 @@ from mobillama_v.train import lora, ranks
 from mobillama_v.train.bar import Bar
 from mobillama_v.train.dataset import Samples, TrainingSet, count_kinds, load_samples
 from mobillama_v.train.features import FeatureCache, compute, fingerprint
+from mobillama_v.train.memory import Load
 from mobillama_v.train.order import Packs, pack
 from mobillama_v.train.plan import Figures
 from mobillama_v.train.recipe import DataSection, ModulesSection, Recipe
@@ -304,13 +305,19 @@ class Setup:
         """The data in numbers, for planning."""
         samples, lengths = self.samples, self.samples.lengths
         learnt = np.add.reduceat((samples.flags & SUPERVISED) > 0, samples.offsets[:-1], dtype=np.int64)
+        images = np.array([len(paths) for paths in samples.images])
+        load, tokens = None, self.recipe.train.pack_tokens
+        if self.packs is not None and tokens is not None:
+            cached = bool(self.recipe.data.features)
+            load = Load(1, tokens, self.packs.most(learnt), self.packs.most(images), cached, packed=True)
         return Figures(
             samples=len(samples),
             mean=float(lengths.mean()),
             longest=int(lengths.max()),
             supervised=float(learnt.mean()),
             most_supervised=int(learnt.max()),
-            images=sum(map(len, samples.images)) / len(samples),
+            images=float(images.mean()),
+            pack=load,
         )
 
     def fingerprint(self) -> dict[str, Any]:
