@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable
 
 
@@ -12,6 +13,7 @@ def peak_memory(work: Callable[[], object]) -> int:
     They are those of torch's CPU allocator, as its profiler records every allocation: what
     ``torch.cuda.max_memory_allocated`` is on a GPU.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it reports its starts, and on a CPU that it finds no GPU
     from torch.profiler import ProfilerActivity, profile
 
     gc.collect()
