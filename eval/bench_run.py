@@ -1,6 +1,7 @@
 """``mobillama-v bench run``: ways of running one decoder on a CPU, side by side on the same weights.
 
-Every way is a process of its own; they take turns, so that what else the machine does hurts all of them. The roof is
+Every way is a process of its own; they take turns, so that what else the machine does hurts all of them. llama.cpp is
+one of them where llama-cpp-python is installed. The roof is
 how fast decoding would be if it only read its weights: those that no cache keeps at the measured speed of memory, the
 shared network's at the measured speed of as many bytes that are read again and again.
 """
@@ -25,6 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillama_v.errors import ConfigError
+from mobillama_v.eval.bench_llamacpp import SETTINGS
+from mobillama_v.eval.bench_versus import versus, versus_lines
 from mobillama_v.plots import pyplot, save
 
 if TYPE_CHECKING:
@@ -61,24 +64,17 @@ def bench_run(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measurement as JSON.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw it, as PNG.")] = None,
 ) -> None:
-    """Time the CPU engine, torch and transformers side by side on the same decoder: speed, memory, and the roof."""
-    from mobillama_v.engine import library
-    from mobillama_v.eval.bench_worker import WAYS
+    """Time the CPU engine, torch, transformers and llama.cpp on the same decoder: speed, memory, and the roof."""
     from mobillama_v.eval.store import write_output
     from mobillama_v.hub import find_model, read_spec
     from mobillama_v.presets import PRESETS
 
     lengths = _lengths(prompts)
-    here = [way for way, bits in WAYS.items() if not (bits and library.missing())]
-    chosen = list(dict.fromkeys(way.strip() for way in ways.split(",") if way.strip())) or here
-    for way in chosen:
-        if way not in WAYS:
-            raise ConfigError(f"there is no way {way!r} to run a decoder; choose among {', '.join(WAYS)}.")
-        if way not in here:
-            raise ConfigError(f"the native engine is not here to be measured: {library.missing()}.")
+    spec = PRESETS[model].decoder if model in PRESETS else read_spec(find_model(model)).decoder
+    absent = _absent(spec)
+    chosen = _chosen(ways, absent)
     if plot:
         pyplot("--plot", "bench")
-    spec = PRESETS[model].decoder if model in PRESETS else read_spec(find_model(model)).decoder
     longest = max(lengths) + new
     if longest > spec.max_position_embeddings:
         raise ConfigError(f"{longest} tokens do not fit the model's context of {spec.max_position_embeddings}.")
@@ -86,8 +82,10 @@ def bench_run(
     with tempfile.TemporaryDirectory() as work:
         _write_weights(model, spec, Path(work), chosen)
         layers = spec.num_hidden_layers
-        measured = measure(chosen, Path(work), lengths, layers=layers, new=new, turns=turns, threads=count)
+        asked = _prompts(lengths, spec.vocab_size)
+        measured = measure(chosen, Path(work), asked, layers=layers, new=new, turns=turns, threads=count)
     facts = as_dict(measured, model, new=new, threads=count)
+    facts["not_measured"] = {} if ways else absent
     print(table(facts))
     if output:
         write_output(output, json.dumps(facts, indent=1) + "\n")
@@ -105,6 +103,48 @@ def _lengths(text: str) -> list[int]:
     return list(dict.fromkeys(lengths))
 
 
+def _prompts(lengths: Sequence[int], vocab: int) -> dict[int, list[int]]:
+    """Random ids by length."""
+    import torch
+
+    return {
+        each: torch.randint(3, vocab, (each,), generator=torch.Generator().manual_seed(each)).tolist()
+        for each in lengths
+    }
+
+
+def _absent(spec: DecoderSpec) -> dict[str, str]:
+    """The ways that cannot be measured here, and why."""
+    from mobillama_v.engine import library
+    from mobillama_v.eval import bench_llamacpp
+    from mobillama_v.eval.bench_worker import WAYS
+    from mobillama_v.interop.gguf import refuse_type
+
+    reasons = {way: library.missing() for way, bits in WAYS.items() if bits}
+    for way, setting in bench_llamacpp.SETTINGS.items():
+        reasons[way] = bench_llamacpp.missing()
+        try:
+            refuse_type(setting.kind, spec)
+        except ConfigError as error:
+            reasons[way] = reasons[way] or str(error).rstrip(".")
+    return {way: reason for way, reason in reasons.items() if reason}
+
+
+def _chosen(ways: str, absent: dict[str, str]) -> list[str]:
+    """The ways to measure: those that are named, or all that can be."""
+    from mobillama_v.eval.bench_worker import WAYS
+
+    every = [*WAYS, *SETTINGS]
+    chosen = list(dict.fromkeys(way.strip() for way in ways.split(",") if way.strip()))
+    for way in chosen:
+        if way not in every:
+            raise ConfigError(f"there is no way {way!r} to run a decoder; choose among {', '.join(every)}.")
+        if way in absent:
+            who = "llama.cpp" if way in SETTINGS else "the native engine"
+            raise ConfigError(f"{who} is not here to be measured: {absent[way]}.")
+    return chosen or [way for way in every if way not in absent]
+
+
 def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -117,6 +157,7 @@ def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[s
 
     from mobillama_v.engine.files import pack, write
     from mobillama_v.eval.bench_worker import FLOATS, WAYS
+    from mobillama_v.interop.gguf import write_gguf
     from mobillama_v.presets import PRESETS
 
     decoder: nn.Module
@@ -139,13 +180,17 @@ def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[s
         if bits:
             (folder / str(bits)).mkdir()
             write(pack(decoder, head, spec, bits, search=False), folder / str(bits))
+    for kind in dict.fromkeys(SETTINGS[way].kind for way in ways if way in SETTINGS):
+        write_gguf(folder / f"{kind}.gguf", decoder, head, spec, kind=kind, search=False)
 
 
 class _Worker:
     """A way's process."""
 
-    def __init__(self, way: str, folder: Path, threads: int) -> None:
-        command = [sys.executable, "-m", "mobillama_v.eval.bench_worker", way, str(folder), str(threads)]
+    def __init__(self, way: str, folder: Path, threads: int, capacity: int) -> None:
+        theirs = way in SETTINGS
+        module = "mobillama_v.eval.bench_llamacpp" if theirs else "mobillama_v.eval.bench_worker"
+        command = [sys.executable, "-m", module, way, str(folder), str(threads), *([str(capacity)] if theirs else [])]
         self.way = way
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts: dict[str, Any] = {}
@@ -161,7 +206,7 @@ class _Worker:
         """Until it has loaded the model."""
         self.facts = self._read()
 
-    def ask(self, prompt: int, new: int) -> dict[str, Any]:
+    def ask(self, prompt: Sequence[int], new: int) -> dict[str, Any]:
         """One measurement."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, which is told below
@@ -176,11 +221,11 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _workers(ways: Sequence[str], folder: Path, threads: int) -> Iterator[list[_Worker]]:
+def _workers(ways: Sequence[str], folder: Path, threads: int, capacity: int) -> Iterator[list[_Worker]]:
     started: list[_Worker] = []
     try:
         for way in ways:
-            started.append(_Worker(way, folder, threads))
+            started.append(_Worker(way, folder, threads, capacity))
             started[-1].wait()
         yield started
     finally:
@@ -189,21 +234,21 @@ def _workers(ways: Sequence[str], folder: Path, threads: int) -> Iterator[list[_
 
 
 def measure(
-    ways: Sequence[str], folder: Path, lengths: Sequence[int], *, layers: int, new: int, turns: int, threads: int
+    ways: Sequence[str], folder: Path, prompts: dict[int, list[int]], *, layers: int, new: int, turns: int, threads: int
 ) -> dict[str, Way]:
-    """Let the ways take turns, after a warm-up of each; the speed of memory is measured at every turn too."""
-    with _workers(ways, folder, threads) as workers:
+    """Let the ways take turns at prompts by length, after a warm-up; memory's speed is measured at every turn too."""
+    with _workers(ways, folder, threads, max(prompts) + new) as workers:
         measured = {worker.way: Way(worker.facts) for worker in workers}
         for worker in workers:
-            worker.ask(min(lengths), 2)
+            worker.ask(prompts[min(prompts)], 2)
         for _ in range(turns):
             for way in measured.values():
                 if "streamed_bytes" in way.facts:
                     for name, size in (("memory", 1 << 29), ("cache", way.facts["cached_bytes"] // layers)):
                         way.facts.setdefault(f"{name}_bytes_per_second", []).append(read_speed(size, threads))
-            for length in lengths:
+            for length, ids in prompts.items():
                 for worker in workers:
-                    answer, way = worker.ask(length, new), measured[worker.way]
+                    answer, way = worker.ask(ids, new), measured[worker.way]
                     way.prefill.setdefault(length, []).append(answer["prefill"])
                     way.decode.setdefault(length, []).append(answer["decode"])
                     way.tokens[length] = answer["tokens"]
@@ -268,6 +313,7 @@ def as_dict(measured: dict[str, Way], model: str, *, new: int, threads: int) -> 
         "torch": torch.__version__,
         "machine": platform.machine(),
         "ways": found,
+        "versus_llama_cpp": versus(found),
     }
 
 
@@ -296,6 +342,10 @@ def table(facts: dict[str, Any]) -> str:
         rows.append(row)
     lines = aligned(rows)
     lines.append(f"{facts['model']}, {facts['threads']} threads, medians of {facts['turns']} turns (range).")
+    lines += versus_lines(facts["versus_llama_cpp"])
+    for reason in dict.fromkeys(facts["not_measured"].values()):
+        absent = [way for way, why in facts["not_measured"].items() if why == reason]
+        lines.append(f"Not measured: {', '.join(absent)}: {reason}.")
     return "\n".join(lines)
 
 

@@ -1,8 +1,6 @@
 """One way of running a decoder: ``python -m mobillama_v.eval.bench_worker WAY FOLDER THREADS``.
 
-A process a way, so that its memory can be told from the others'. Each line of standard input is a JSON request
-(``prompt`` and ``new``: numbers of tokens), and each line of standard output its answer; the first says that the model
-is loaded.
+A process a way, so that its memory can be told from the others'.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillama_v.decoder import Decoder
+from mobillama_v.eval.bench_serve import serve
 from mobillama_v.specs import DecoderSpec
 
 WAYS = {"native 4 bit": 4, "native 8 bit": 8, "torch fp32": None, "transformers fp32": None}
@@ -59,7 +58,12 @@ def ours(spec: DecoderSpec, folder: Path, bits: int | None, threads: int) -> tup
     def start(ids: Tensor, room: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         decoding = engine.begin(1, len(ids) + room)
         logits = decoding.prefill(engine.embed(ids[None]), torch.ones(1, len(ids), dtype=torch.long))
-        return logits[0], lambda token: decoding.decode(token[None])[0]
+
+        def decode(token: torch.Tensor) -> torch.Tensor:
+            decoding.push(token[None])
+            return decoding.logits()[0]
+
+        return logits[0], decode
 
     return start, facts
 
@@ -102,12 +106,11 @@ def _floats(spec: DecoderSpec, folder: Path) -> Floats:
 
 
 @torch.inference_mode()
-def measure(start: Start, vocab: int, prompt: int, new: int) -> dict[str, Any]:
+def measure(start: Start, ids: list[int], new: int) -> dict[str, Any]:
     """Seconds of a prompt and of all new tokens after the first, chosen greedily, and the tokens."""
-    generator = torch.Generator().manual_seed(prompt)
-    ids = torch.randint(3, vocab, (prompt,), generator=generator)
+    prompt = torch.tensor(ids)
     begin = time.perf_counter()
-    logits, step = start(ids, new)
+    logits, step = start(prompt, new)
     token = logits.argmax()
     first = time.perf_counter()
     tokens = [int(token)]
@@ -115,16 +118,6 @@ def measure(start: Start, vocab: int, prompt: int, new: int) -> dict[str, Any]:
         token = step(token).argmax()
         tokens.append(int(token))
     return {"prefill": first - begin, "decode": time.perf_counter() - first, "tokens": tokens}
-
-
-def peak_rss() -> int:
-    """The most bytes of memory that this process had; on Linux the usual call counts its parent's too."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def main() -> None:
@@ -137,11 +130,7 @@ def main() -> None:
         start = theirs(spec, folder)
     else:
         start, facts = ours(spec, folder, WAYS[way], threads)
-    print(json.dumps(facts), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        answer = measure(start, spec.vocab_size, request["prompt"], request["new"])
-        print(json.dumps(answer | {"peak_rss": peak_rss()}), flush=True)
+    serve(lambda ids, new: measure(start, ids, new), facts)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,13 @@ SplitOption = Annotated[
     str | None,
     typer.Option(help="gqa: testdev_balanced, val_balanced; scienceqa: test, val, train, minitest, minival."),
 ]
-OcrOption = Annotated[str | None, typer.Option(help="textvqa: rosetta, or none to ask without OCR tokens.")]
+OcrOption = Annotated[
+    str | None,
+    typer.Option(
+        help="textvqa: rosetta; custom: none; or rapidocr to read the words in the pictures (extra ocr); none tells no "
+        "OCR tokens."
+    ),
+]
 ConsistencyOption = Annotated[
     bool, typer.Option("--consistency", help="gqa: ask and score all questions of the tier, for consistency.")
 ]
@@ -67,9 +73,11 @@ def score(
 ) -> None:
     """Score predictions, whoever made them; no model is loaded."""
     from mobillama_v.eval.files import benchmark_folder
+    from mobillama_v.eval.ocr import refuse_for_scoring
     from mobillama_v.eval.predictions import match, read_records
     from mobillama_v.eval.textvqa import TextVQA
 
+    refuse_for_scoring(ocr)
     chosen = make(
         benchmark, split=split, ocr=ocr, consistency=consistency, questions=questions, metric=metric, prompt=prompt
     )

@@ -74,6 +74,7 @@ def run(
     Exit code 1: of `all`, some benchmarks have no folder below --data; the others were run.
     """
     from mobillama_v.eval import report
+    from mobillama_v.eval.ocr import RAPIDOCR, library
     from mobillama_v.eval.runner import Model
     from mobillama_v.eval.world import World
 
@@ -85,6 +86,8 @@ def run(
         "metric": metric,
         "prompt": prompt,
     }
+    if ocr == RAPIDOCR:
+        library()  # before anything is read or asked
     chosen, absent = _everything(data, options) if benchmark == "all" else ([_one(benchmark, data, options)], [])
     target = output or Path("runs") / "eval" / (Path(model).name or "model")
     world = World.join()
@@ -160,7 +163,7 @@ def _answer(
             failures.append(error)
             continue
         if world.rank == 0:
-            result = judge(benchmark, examples, done.answers, done.about)
+            result = judge(benchmark, done.examples, done.answers, done.about)
             write_result(result, output / benchmark.name)
             _print(benchmark, result)
     for failure in failures[:-1]:

@@ -24,6 +24,7 @@ from mobillama_v.eval.benchmark import SHORT_ANSWER, Example, Record, Score, Sou
 from mobillama_v.eval.evalai import soft_accuracy
 from mobillama_v.eval.files import check_unique, json_lines, kind, read_json, read_text
 from mobillama_v.eval.metrics import anls, exact, plain, yes_no_metrics, yes_or_no
+from mobillama_v.eval.ocr import tokens_line, told
 
 Metric = Literal["exact", "vqa", "anls", "yesno"]
 _NAMES: Mapping[Metric, str] = {
@@ -42,12 +43,14 @@ class Custom:
 
     ``questions`` is the file; without it ``data`` is the file itself, or a folder with a ``questions.jsonl``, ``.json``
     or ``.csv``. Pictures are looked for from ``data``, or from the folder of the file. ``prompt`` puts the question as
-    it is, or (``short``) with the request for a short answer that LLaVA's data have.
+    it is, or (``short``) with the request for a short answer that LLaVA's data have. ``ocr`` tells no words of
+    pictures, or those that RapidOCR reads.
     """
 
     questions: Path | None = None
     metric: Metric = "exact"
     prompt: Literal["as-is", "short"] = "as-is"
+    ocr: Literal["none", "rapidocr"] = "none"
     name = "custom"
     title = "your questions"
     official_count = 0
@@ -57,6 +60,8 @@ class Custom:
             raise ConfigError(f"answers are judged by {', '.join(get_args(Metric))}, not by {self.metric!r}.")
         if self.prompt not in ("as-is", "short"):
             raise ConfigError(f"a question is put 'as-is' or 'short', not {self.prompt!r}.")
+        if self.ocr not in ("none", "rapidocr"):
+            raise ConfigError(f"OCR tokens of one's own pictures are none or read by rapidocr, not {self.ocr!r}.")
 
     def sources(self) -> list[Source]:
         """Nothing is downloaded."""
@@ -64,9 +69,11 @@ class Custom:
 
     def settings(self) -> dict[str, str]:
         """What makes a score comparable."""
+        line = "" if self.ocr == "none" else tokens_line(["{tokens}"])
         return {
             "questions": self.questions.name if self.questions else "the file in the data folder",
-            "prompt": "{question}" + (SHORT_ANSWER if self.prompt == "short" else ""),
+            "prompt": "{question}" + line + (SHORT_ANSWER if self.prompt == "short" else ""),
+            "ocr": told(self.ocr),
             "judged by": _NAMES[self.metric],
         }
 

@@ -1,4 +1,4 @@
-"""How far an evaluation is: questions a second and the time left, on stderr."""
+"""How far an evaluation is: questions (or pictures) a second and the time left, on stderr."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _EVERY = 15.0  # seconds between lines in a file; a terminal's line is written o
 class Progress:
     """Counts this process's questions; only the first of several processes says so."""
 
-    def __init__(self, name: str, *, total: int, world: World) -> None:
+    def __init__(self, name: str, *, total: int, world: World, unit: str = "questions") -> None:
+        self._unit = unit
         self._name, self._total, self._world, self._done = name, total, world, 0
         self._start = self._said = time.monotonic()
         self._live = sys.stderr.isatty()
 
-    def advance(self, questions: int) -> None:
-        """Some more questions are answered."""
-        self._done += questions
+    def advance(self, count: int) -> None:
+        """Some more are done."""
+        self._done += count
         now = time.monotonic()
         if self._live or now - self._said >= _EVERY:
             self._said = now
@@ -39,7 +40,7 @@ class Progress:
         speed = self._done / max(now - self._start, 1e-9)
         share = f" (process 1 of {self._world.size})" if self._world.size > 1 else ""
         text = (
-            f"{self._name}: {self._done:,} of {self._total:,} questions{share}, {speed:.1f} questions/s, "
+            f"{self._name}: {self._done:,} of {self._total:,} {self._unit}{share}, {speed:.1f} {self._unit}/s, "
             f"{clock((self._total - self._done) / max(speed, 1e-9))} left"
         )
         print(f"\r{text}  " if self._live else text, end="" if self._live else "\n", file=sys.stderr, flush=True)

@@ -20,6 +20,7 @@ from mobillama_v import __version__
 from mobillama_v.errors import DataError, ImageError
 from mobillama_v.eval.batches import batches, windows
 from mobillama_v.eval.benchmark import Benchmark, Example
+from mobillama_v.eval.ocr import asks_for_tokens, read_pictures
 from mobillama_v.eval.progress import Progress
 from mobillama_v.eval.store import Shard, Store
 from mobillama_v.eval.world import World
@@ -146,6 +147,8 @@ def run(
         world.gather(None)  # the first process has made the folder ready
         known = store.answered()
         world.gather(None)  # and nobody writes before all have read
+        if asks_for_tokens(benchmark):
+            examples = read_pictures(examples, store, world)
         failed: list[str] = []
         if any(example.id not in known for example in examples):
             asker = Asker(model.assistant, batch_size=batch_size, max_new_tokens=tokens)
@@ -298,7 +301,7 @@ def describe(benchmark: Benchmark, examples: Sequence[Example], *, model: Model,
 
 
 def _digest_questions(examples: Sequence[Example]) -> str:
-    """Of what is asked, in its order; not of where the data lie."""
+    """Of what is asked, in its order; not of where the data lie, nor of words that are read in the pictures."""
     digest = hashlib.sha256()
     for example in examples:
         images = ["/".join(path.parts[-2:]) for path in example.images]

@@ -2,7 +2,8 @@
 
 ``RUN/gqa/`` holds ``run.json`` (what makes answers comparable), while it runs ``shards/<rank>.jsonl`` (answers as they
 come, one process a file), at its end ``predictions.jsonl`` (all answers, in the benchmark's order) and ``score.json``.
-A line is one answer, so a kill costs at most the line that it cut in two.
+Where the words in pictures are read, ``ocr/<rank>.jsonl`` holds them, one picture a line. A line is one answer, so a
+kill costs at most the line that it cut in two.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, BinaryIO
 from mobillama_v.errors import DataError
 
 RUN, PREDICTIONS, SCORE, SHARDS, LOCK = "run.json", "predictions.jsonl", "score.json", "shards", ".lock"
+TOKENS = "ocr"
 # What a run that was killed as it began may leave.
 _BEGUN = (LOCK, SHARDS, f".{RUN}.partial")
 # What must be equal for answers to belong to one run, in the words of a message.
@@ -63,7 +65,7 @@ class Store:
             _lock(file, self.folder)
             if not (self.folder / RUN).is_file():
                 write_json(self.folder / RUN, dict(run))
-            for shard in self._shards():
+            for shard in [*self._shards(), *self._token_shards()]:
                 _repair(shard)
             yield
 
@@ -89,7 +91,7 @@ class Store:
         found: dict[str, dict[str, Any]] = {}
         for path in [self.predictions, *self._shards()]:
             if path.is_file():
-                for line in _answers(path):
+                for line in _lines(path, "an answer", question_id=str, text=str):
                     found.setdefault(line["question_id"], line)
         return found
 
@@ -97,6 +99,22 @@ class Store:
     def shard(self, rank: int) -> Iterator[Shard]:
         """The file that a process adds its answers to."""
         with open(self.folder / SHARDS / f"{rank}.jsonl", "ab") as file:
+            yield Shard(file)
+
+    def tokens(self) -> dict[str, list[str]]:
+        """The words read so far, by SHA-256 of the picture.
+
+        Raises:
+            DataError: a line is not what was read.
+        """
+        lines = (line for path in self._token_shards() for line in _lines(path, "a picture", sha256=str, tokens=list))
+        return {line["sha256"]: line["tokens"] for line in lines}
+
+    @contextlib.contextmanager
+    def token_shard(self, rank: int) -> Iterator[Shard]:
+        """The file that a process adds the words of pictures to."""
+        (self.folder / TOKENS).mkdir(exist_ok=True)
+        with open(self.folder / TOKENS / f"{rank}.jsonl", "ab") as file:
             yield Shard(file)
 
     def merge(self, order: Iterable[str]) -> None:
@@ -119,16 +137,19 @@ class Store:
     def _shards(self) -> list[Path]:
         return sorted((self.folder / SHARDS).glob("*.jsonl"))
 
+    def _token_shards(self) -> list[Path]:
+        return sorted((self.folder / TOKENS).glob("*.jsonl"))
+
 
 class Shard:
-    """A file of answers that only grows; what was added is with the system before :meth:`add` returns."""
+    """A file of lines that only grows; what was added is with the system before :meth:`add` returns."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def add(self, answers: Iterable[Mapping[str, Any]]) -> None:
-        """Append answers, one a line."""
-        self._file.write("".join(_line(answer) for answer in answers).encode())
+    def add(self, values: Iterable[Mapping[str, Any]]) -> None:
+        """Append mappings, one a line."""
+        self._file.write("".join(map(_line, values)).encode())
         self._file.flush()
 
 
@@ -177,23 +198,24 @@ def write_output(path: Path, text: str) -> None:
         raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); choose another file.") from None
 
 
-def _line(answer: Mapping[str, Any]) -> str:
-    return json.dumps(answer) + "\n"
+def _line(value: Mapping[str, Any]) -> str:
+    return json.dumps(value) + "\n"
 
 
-def _answers(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, what: str, **kinds: type) -> Iterator[dict[str, Any]]:
+    """The lines of a file, each of which has fields of these types."""
     # Split at newlines only: JSON text may hold what str.splitlines takes for the end of a line.
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line:
             continue
         try:
-            answer = json.loads(line)
-            if isinstance(answer["question_id"], str) and isinstance(answer["text"], str):
-                yield answer
+            value = json.loads(line)
+            if all(isinstance(value[name], kind) for name, kind in kinds.items()):
+                yield value
                 continue
         except (ValueError, KeyError, TypeError):
             pass
-        raise DataError(f"{str(path)!r}, line {number}, is not an answer; remove this line and run again.")
+        raise DataError(f"{str(path)!r}, line {number}, is not {what}; remove this line and run again.")
 
 
 def _repair(path: Path) -> None:

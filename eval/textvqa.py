@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmark import SHORT_ANSWER, Example, Record, Score, Source, missing_from, percent
 from mobillama_v.eval.evalai import soft_accuracy
 from mobillama_v.eval.files import check_unique, field, find, need, read_mapping, texts
+from mobillama_v.eval.ocr import tokens_line, told
 from mobillama_v.eval.predictions import with_prompts
 
 FILE = "TextVQA_0.5.1_val.json"
@@ -23,41 +24,44 @@ OCR_FILE = "TextVQA_Rosetta_OCR_v0.2_val.json"
 _OLD_PROMPT = re.compile(r"Question: (.*?) Short answer:", re.DOTALL)
 _PAGE = "https://textvqa.org/dataset"
 _PEOPLE = 10
+Ocr = Literal["rosetta", "rapidocr", "none"]
 
 
 @dataclass(frozen=True)
 class TextVQA:
-    """TextVQA 0.5.1, validation; ``ocr`` puts the Rosetta tokens into the prompt, or none.
+    """TextVQA 0.5.1, validation; ``ocr`` puts the Rosetta tokens into the prompt, those that RapidOCR reads, or none.
 
     ``questions`` takes the prompts from LLaVA's ``llava_textvqa_val_v051_ocr.jsonl``.
     """
 
-    ocr: Literal["rosetta", "none"] = "rosetta"
+    ocr: Ocr = "rosetta"
     questions: Path | None = None
     name = "textvqa"
     title = "TextVQA"
     official_count = 5_000
 
     def __post_init__(self) -> None:
-        if self.ocr not in ("rosetta", "none"):
-            raise ConfigError(f"TextVQA is asked with OCR tokens 'rosetta' or 'none', not {self.ocr!r}.")
+        if self.ocr not in get_args(Ocr):
+            raise ConfigError(f"TextVQA is asked with OCR tokens {', '.join(get_args(Ocr))}, not {self.ocr!r}.")
+        if self.questions and self.ocr == "rapidocr":
+            raise ConfigError("--questions takes whole prompts from its file; leave out --ocr rapidocr, or that file.")
 
     def sources(self) -> list[Source]:
         """Questions, tokens and pictures."""
         base = "https://dl.fbaipublicfiles.com/textvqa"
         return [
             Source(FILE, f"{_PAGE} ({base}/data/{FILE})"),
-            Source(OCR_FILE, f"{_PAGE} ({base}/data/{OCR_FILE})", optional=self.ocr == "none"),
+            Source(OCR_FILE, f"{_PAGE} ({base}/data/{OCR_FILE})", optional=self.ocr != "rosetta"),
             Source("train_images/", f"{_PAGE} ({base}/images/train_val_images.zip)"),
         ]
 
     def settings(self) -> dict[str, str]:
         """What makes a score comparable."""
-        line = "" if self.ocr == "none" else "\nReference OCR token: {tokens}"
+        line = "" if self.ocr == "none" else tokens_line(["{tokens}"])
         return {
             "split": "0.5.1 val",
             "prompt": self.questions.name if self.questions else "{question}" + line + SHORT_ANSWER,
-            "ocr": "as in the file of questions" if self.questions else self.ocr,
+            "ocr": "as in the file of questions" if self.questions else told(self.ocr),
             "judged by": "EvalAI soft accuracy over ten answers",
         }
 
@@ -83,7 +87,7 @@ class TextVQA:
     def _from_files(self, data: Path) -> list[tuple[Any, list[str], Path, str]]:
         path = need(data, FILE, title=self.title, command=self.name)
         questions = field(read_mapping(path), "data", list, str(path))
-        tokens = {} if self.ocr == "none" or self.questions else self._tokens(data)
+        tokens = {} if self.ocr != "rosetta" or self.questions else self._tokens(data)
         folder = find(data, "train_images") or path.parent / "train_images"
         rows = []
         for number, question in enumerate(questions, 1):
@@ -118,7 +122,7 @@ class TextVQA:
             image = hub_datasets.image_file(data, row.get("image"), str(row.get("image_id")))
             if image is None:
                 raise DataError(f"{data}, row {i} has no picture; download the dataset again.")
-            tokens = [] if self.ocr == "none" else texts(row, "ocr_tokens", f"{data}, row {i}")
+            tokens = [] if self.ocr != "rosetta" else texts(row, "ocr_tokens", f"{data}, row {i}")
             found.append((row, tokens, image, f"{data}, row {i}"))
         return found
 
@@ -127,7 +131,7 @@ class TextVQA:
         answers = texts(row, "answers", where)
         if len(answers) != _PEOPLE:
             raise DataError(f"{where} has {len(answers)} answers and must have ten; is it the validation split?")
-        line = "" if self.ocr == "none" else f"\nReference OCR token: {', '.join(tokens)}"
+        line = tokens_line(tokens) if self.ocr == "rosetta" else ""
         return Example(
             id=str(field(row, "question_id", (int, str), where)),
             images=(image,),

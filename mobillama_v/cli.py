@@ -32,15 +32,21 @@ USER_ERROR, BUG, BROKEN_PIPE = 2, 70, 141
 
 
 class Lazy(NamedTuple):
-    """A command that is imported when it is called: where it is (a ``Typer``, or a function), and its line of help."""
+    """A command that is imported when it is called: where it is (a ``Typer``, or a function), and its line of help.
+
+    A ``Typer`` may have commands of another part of the project ``besides`` its own: names, modules and functions.
+    """
 
     module: str
     attribute: str
     help: str
+    besides: tuple[tuple[str, str, str], ...] = ()
 
     def load(self, name: str) -> Any:
         """The command itself."""
         found = getattr(importlib.import_module(self.module), self.attribute)
+        for other, module, attribute in self.besides:
+            found.command(other)(getattr(importlib.import_module(module), attribute))
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False)
             found.command(name)(function)
@@ -53,11 +59,17 @@ LAZY = {
     "init": Lazy("mobillama_v.cli_init", "init", "Make a model to start a training from, of published parts."),
     "data": Lazy("mobillama_v.train.cli_data", "app", "Check, preview and convert training data."),
     "quantize": Lazy("mobillama_v.cli_quantize", "quantize", "Pack a model to 4 or 8 bits for the CPU engine."),
+    "export": Lazy("mobillama_v.cli_export", "app", "Write a model in another program's format."),
     "train": Lazy("mobillama_v.train.cli", "app", "Train a model by a recipe, and draw its curves."),
     "demo": Lazy("mobillama_v.demo.cli_demo", "demo", "Talk about pictures in a browser."),
     "serve": Lazy("mobillama_v.demo.cli_serve", "serve", "Serve a model over HTTP, as OpenAI's clients speak it."),
     "eval": Lazy("mobillama_v.eval.cli_run", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
-    "bench": Lazy("mobillama_v.eval.bench", "app", "Measure how fast this machine runs what the project does."),
+    "bench": Lazy(
+        "mobillama_v.eval.bench",
+        "app",
+        "Measure how fast this machine runs what the project does.",
+        besides=(("train", "mobillama_v.train.bench", "bench_train"),),
+    ),
 }
 
 

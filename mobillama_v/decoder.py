@@ -11,13 +11,17 @@ C head width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobillama_v.specs import DecoderSpec
+
+Mask: TypeAlias = Tensor | tuple[int, ...]
+"""What a position may attend to: a tensor [B,1,T,S], True (or 0) where it may; or the lengths of the samples that are
+packed one after the other into the only row, each attending to itself alone, causally."""
 
 
 class KVCache(Protocol):
@@ -69,8 +73,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(spec.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """Attend from ``x`` [B,T,D]; ``mask`` [B,1,T,S] is True (or 0) where allowed, None means causal."""
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask | None, cache: KVCache | None) -> Tensor:
+        """Attend from ``x`` [B,T,D]; a ``mask`` of None means causal."""
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B,H|K,T,C]
@@ -79,10 +83,18 @@ class Attention(nn.Module):
         q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None and length > 1, enable_gqa=self.grouped
-        )
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        if isinstance(mask, tuple):  # a call for each sample: a mask over the row would cost its length squared
+            samples = zip(q.split(mask, dim=2), k.split(mask, dim=2), v.split(mask, dim=2), strict=True)
+            out = torch.cat([self._attend(*sample, None) for sample in samples], dim=1)
+        else:
+            out = self._attend(q, k, v, mask)
+        return self.o_proj(out.reshape(batch, length, -1))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """What is attended to [B,T,H,C], by queries [B,H,T,C]."""
+        causal = mask is None and q.shape[2] > 1
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+        return out.transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -114,7 +126,7 @@ class Block(nn.Module):
         x: Tensor,
         feed_forward: FeedForward | None,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
+        mask: Mask | None,
         cache: KVCache | None,
     ) -> Tensor:
         """Map [B,T,D] to [B,T,D] with the decoder's shared FFN, or with the block's own where that is None."""
@@ -141,7 +153,7 @@ class Decoder(nn.Module):
         inputs_embeds: Tensor,
         *,
         position_ids: Tensor,
-        mask: Tensor | None = None,
+        mask: Mask | None = None,
         cache: KVCache | None = None,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
@@ -150,7 +162,8 @@ class Decoder(nn.Module):
         Args:
             inputs_embeds: [B,T,D].
             position_ids: [B,T] rotary positions.
-            mask: [B,1,T,S], boolean (True attends) or additive; None is plain causal attention.
+            mask: [B,1,T,S], boolean (True attends) or additive, or lengths of packed samples; None is plain causal
+                attention.
             cache: keys and values of earlier positions; updated in place.
             hidden_states: when given, the input of every layer and the final output are appended to it.
 

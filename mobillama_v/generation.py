@@ -151,8 +151,16 @@ class Decoding(Protocol):
         """Run prompts [B,T,D], padded on the left as ``attention_mask`` [B,T] says; logits [B,V] for the next token."""
         ...
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Run one token a row [B]; logits [B,V] for the next."""
+    def push(self, tokens: Tensor) -> None:
+        """Say with which token each row [B] goes on. Batches that said so when one asks for logits may run together."""
+        ...
+
+    def logits(self) -> Tensor:
+        """Run the tokens that were pushed, unless they have run; logits [B,V] for the next."""
+        ...
+
+    def close(self) -> None:
+        """Go on no further: tokens that were pushed and have not run are dropped."""
         ...
 
 
@@ -198,13 +206,20 @@ class _TorchDecoding:
             model.language_model.spec, rows=rows, capacity=capacity, dtype=weight.dtype, device=weight.device
         )
         self._exists = torch.ones(rows, capacity, dtype=torch.long, device=weight.device)
+        self._tokens = self._exists[:, 0]
 
     def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
         self._exists[:, : attention_mask.shape[1]] = attention_mask
         return prefill(self._model, inputs_embeds, attention_mask, self._cache)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        return decode_one_token(self._model, tokens, self._exists[:, : self._cache.length + 1], self._cache)
+    def push(self, tokens: Tensor) -> None:
+        self._tokens = tokens
+
+    def logits(self) -> Tensor:
+        return decode_one_token(self._model, self._tokens, self._exists[:, : self._cache.length + 1], self._cache)
+
+    def close(self) -> None:
+        pass
 
 
 @torch.inference_mode()
@@ -212,6 +227,9 @@ def stream(
     engine: Engine, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
 ) -> Iterator[tuple[list[str], list[Completion]]]:
     """Answer B prompts, a step at a time.
+
+    Between two steps it is known which tokens come next, and nothing is computed: the engine may run them together with
+    those of other streams that have come as far.
 
     Args:
         engine: runs the decoder.
@@ -239,14 +257,21 @@ def stream(
     decoding = engine.begin(rows, length + budget)
     streams = [TextStream(tokenizer, sampling.stop) for _ in range(rows)]
     completions = [Completion() for _ in range(rows)]
-    logits = decoding.prefill(inputs_embeds, attention_mask)
-    for step in range(budget):
-        tokens = sample(logits, sampling, generator)
-        last = step == budget - 1 or time.monotonic() >= deadline
-        yield _advance(tokens.tolist(), tokenizer.eos_id, streams, completions, last=last), completions
-        if last or all(c.finish_reason for c in completions):
-            return
-        logits = decoding.decode(tokens)
+    try:
+        logits = decoding.prefill(inputs_embeds, attention_mask)
+        for step in range(budget):
+            tokens = sample(logits, sampling, generator)
+            last = step == budget - 1 or time.monotonic() >= deadline
+            pieces = _advance(tokens.tolist(), tokenizer.eos_id, streams, completions, last=last)
+            ended = last or all(c.finish_reason for c in completions)
+            if not ended:
+                decoding.push(tokens)
+            yield pieces, completions
+            if ended:
+                return
+            logits = decoding.logits()
+    finally:
+        decoding.close()
 
 
 def _advance(

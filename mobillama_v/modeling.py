@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mobillama_v.checkpoint import refuse_misfits
 from mobillama_v.configuration import MobiLlamaConfig, MobiLlamaVConfig
-from mobillama_v.decoder import Decoder, RMSNorm, position_ids_from_mask
+from mobillama_v.decoder import Decoder, Mask, RMSNorm, position_ids_from_mask
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.network import VisionLanguage, place_image_features
 from mobillama_v.prompts import IGNORE_INDEX
@@ -52,6 +52,31 @@ def supervised_loss(hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_i
     total = F.cross_entropy(logits.float(), targets[chosen], reduction="sum")
     count = chosen.sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
     return total / count
+
+
+def _places(
+    config: MobiLlamaConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    cache: Cache | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Positions [B,T] of rows that may be padded and go on after a cache, and the mask for them."""
+    length = inputs_embeds.shape[1]
+    if position_ids is None:
+        past = cache.get_seq_length() if cache is not None else 0
+        if attention_mask is not None and attention_mask.dim() == 2:
+            position_ids = position_ids_from_mask(attention_mask)[:, past : past + length]
+        else:
+            position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
+    mask = create_causal_mask(
+        config=config,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        **{_CACHE: cache},
+    )
+    return position_ids, mask
 
 
 class _DecoderRunner(PreTrainedModel, GenerationMixin):
@@ -139,24 +164,19 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor,
         output_hidden_states: bool | None,
         num_items_in_batch: Tensor | int | None,
+        sample_lengths: tuple[int, ...] | None,
     ) -> CausalLMOutputWithPast:
-        length = inputs_embeds.shape[1]
         use_cache = (config.use_cache if use_cache is None else use_cache) and not self.training
-        if use_cache and cache is None:
+        if use_cache and cache is None and sample_lengths is None:
             cache = DynamicCache(config=config)
-        if position_ids is None:
-            past = cache.get_seq_length() if cache is not None else 0
-            if attention_mask is not None and attention_mask.dim() == 2:
-                position_ids = position_ids_from_mask(attention_mask)[:, past : past + length]
-            else:
-                position_ids = torch.arange(past, past + length, device=inputs_embeds.device)[None]
-        mask = create_causal_mask(
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            **{_CACHE: cache},
-        )
+        mask: Mask | None
+        if sample_lengths is None:
+            position_ids, mask = _places(config, inputs_embeds, attention_mask, position_ids, cache)
+        else:
+            if inputs_embeds.shape[:2] != (1, sum(sample_lengths)) or attention_mask is not None or cache is not None:
+                raise ValueError("packed samples fill the only row, and go without attention_mask and cache")
+            positions = [torch.arange(each, device=inputs_embeds.device) for each in sample_lengths]
+            position_ids, mask = torch.cat(positions)[None], tuple(sample_lengths)
         states: list[Tensor] | None = [] if output_hidden_states else None
         hidden = self._decoder(inputs_embeds, position_ids=position_ids, mask=mask, cache=cache, hidden_states=states)
         loss = logits = None
@@ -202,9 +222,12 @@ class MobiLlamaForCausalLM(_DecoderRunner):
         output_hidden_states: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: Cache | None = None,
+        sample_lengths: tuple[int, ...] | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run the decoder on ``input_ids`` [B,T] or ``inputs_embeds`` [B,T,D].
+
+        ``sample_lengths`` is that of :meth:`MobiLlamaVForConditionalGeneration.forward`.
 
         Returns:
             ``logits`` [B,T,V] (the last ``logits_to_keep`` positions; 0 keeps all) without labels, ``loss`` with them.
@@ -222,6 +245,7 @@ class MobiLlamaForCausalLM(_DecoderRunner):
             logits_to_keep=logits_to_keep,
             output_hidden_states=output_hidden_states,
             num_items_in_batch=num_items_in_batch,
+            sample_lengths=sample_lengths,
         )
 
 
@@ -265,6 +289,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
         num_items_in_batch: Tensor | int | None = None,
         image_features: Tensor | None = None,
         past_key_values: Cache | None = None,
+        sample_lengths: tuple[int, ...] | None = None,
         **_: Any,
     ) -> CausalLMOutputWithPast:
         """Run the model.
@@ -284,6 +309,8 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
             num_items_in_batch: supervised tokens over accumulation and ranks, for the loss.
             image_features: [N,E+P,Dv], the tower's output (of a cache, say) instead of ``pixel_values``.
             past_key_values: ``cache`` as transformers before 5.24 names it.
+            sample_lengths: tokens of each sample, where several are packed one after the other into the only row: none
+                attends to another, and positions start anew in each.
             **_: ignored; transformers passes more than this model needs.
 
         Returns:
@@ -317,6 +344,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
             logits_to_keep=logits_to_keep,
             output_hidden_states=output_hidden_states,
             num_items_in_batch=num_items_in_batch,
+            sample_lengths=sample_lengths,
         )
 
     def prepare_inputs_for_generation(

@@ -45,6 +45,7 @@ LAYERS = {
     "assistant": 7,
     "loading": 8,
     "interop": 8,
+    "cli_export": 10,
     "cli_init": 10,
     "cli_models": 10,
     "cli_quantize": 10,
@@ -60,7 +61,7 @@ LAYERS = {
 # What only an extra installs; no module may import it before a function needs it.
 OPTIONAL = (
     *("accelerate", "deepspeed", "datasets", "gradio", "fastapi", "uvicorn", "easy_vqa", "matplotlib", "pytest"),
-    *("peft", "tensorboard", "wandb"),
+    *("peft", "tensorboard", "wandb", "gguf", "llama_cpp"),
 )
 
 

@@ -21,6 +21,7 @@ from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.prompts import IGNORE_INDEX
 from mobillama_v.train.features import FeatureCache
+from mobillama_v.train.order import Packs
 from mobillama_v.train.recipe import DataFile
 from mobillama_v.train.scan import IMAGE, SUPERVISED, Encoding, Outcome, Problem, image_problem, scan
 
@@ -221,3 +222,21 @@ class TrainingSet(Dataset[dict[str, Any]]):
 
     def _pixels(self, path: str) -> np.ndarray:
         return self.transform(load_image(self.image_root / path, target=self.transform.size))
+
+
+class PackedSet(Dataset[list[dict[str, Any]]]):
+    """A training's packs in their order: an item is the list of those of a pack's samples."""
+
+    def __init__(self, samples: TrainingSet, packs: Packs) -> None:
+        self.samples, self.packs = samples, packs
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        """The samples of one pack.
+
+        Raises:
+            ImageError: an image that cannot be decoded.
+        """
+        return [self.samples[sample] for sample in self.packs[index]]

@@ -30,6 +30,13 @@ class Load:
     images: int
     cached: bool = False
     """Whether the tower's outputs are read and it does not run."""
+    packed: bool = False
+    """Whether a row holds several samples, none of which attends to another."""
+
+    @property
+    def mask(self) -> int:
+        """Elements of attention's mask; packs have none."""
+        return 0 if self.packed else self.rows * self.length**2
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ def activations(spec: ModelSpec, train: TrainSection, load: Load) -> tuple[int, 
     size = 4 if train.precision == "fp32" else 2
     hidden, inner, layers = decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers
     stream = hidden * (2 if size == 2 and train.deepspeed else 4)  # under autocast the residual stream is fp32
-    block = tokens * _block(decoder, train, size, stream) + load.rows * load.length**2 * size
+    block = tokens * _block(decoder, train, size, stream, packed=load.packed) + load.mask * size
     passing = tokens * size * (3 * inner + 2 * hidden)
     kept = layers * block
     if train.gradient_checkpointing:
@@ -153,7 +160,7 @@ def activations(spec: ModelSpec, train: TrainSection, load: Load) -> tuple[int, 
     if size == 2 and not train.deepspeed:
         kept += _casts(decoder, train)
     ends = tokens * (3 * stream) + load.supervised * hidden * size  # final norm, and what the head reads
-    kept += ends + load.rows * load.length**2
+    kept += ends + load.mask
     shape = tower_shape(spec.tower, spec.image.size)
     kept += load.images * shape.patches * size * (shape.width + 2 * hidden)  # projector
     if load.cached:
@@ -161,7 +168,7 @@ def activations(spec: ModelSpec, train: TrainSection, load: Load) -> tuple[int, 
     return kept + _tower(shape, train, load.images, size), passing
 
 
-def _block(spec: DecoderSpec, train: TrainSection, size: int, stream: int) -> int:
+def _block(spec: DecoderSpec, train: TrainSection, size: int, stream: int, *, packed: bool) -> int:
     """Bytes that one decoder layer keeps for a position, attention's mask aside."""
     hidden, inner = spec.hidden_size, spec.intermediate_size
     kv = spec.num_key_value_heads * spec.head_dim
@@ -170,7 +177,8 @@ def _block(spec: DecoderSpec, train: TrainSection, size: int, stream: int) -> in
     if whole:
         normalised = stream if size == 4 or not train.deepspeed else hidden * size
         norms = 2 * (4 * hidden + normalised + hidden * size)
-        return norms + attention + size * 4 * inner
+        joined = size * hidden * packed  # what each sample's attention gives, and all of it in a row for o_proj
+        return norms + attention + joined + size * 4 * inner
     frozen = 8 * hidden + attention + size * 3 * inner  # a frozen layer keeps no input
     if train.lora is None:
         return frozen
@@ -178,9 +186,9 @@ def _block(spec: DecoderSpec, train: TrainSection, size: int, stream: int) -> in
     frozen += size * train.lora.rank * len(targets)
     if train.lora.dropout:  # each adapter has an input of its own, and which of it was dropped
         return frozen + sum(widths[target][0] * (size + 1) for target in targets)
-    # The input of o_proj is kept by attention; q, k and v share theirs, and so do gate and up.
+    # The input of o_proj is kept by attention (but for packs); q, k and v share theirs, and so do gate and up.
     shares = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-    inputs = {shares.get(target, target) for target in targets} - {"o_proj"}
+    inputs = {shares.get(target, target) for target in targets} - (set() if packed else {"o_proj"})
     return frozen + size * sum(widths[each][0] for each in inputs)
 
 

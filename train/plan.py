@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mobillama_v.sizes import decoder_parts, tokens_per_image, tower_shape
 from mobillama_v.specs import ModelSpec
 from mobillama_v.train.gpus import Gpu
 from mobillama_v.train.memory import Counts, Load, Memory, estimate
-from mobillama_v.train.recipe import Recipe
+from mobillama_v.train.recipe import Recipe, TrainSection
 
 MFU = 0.4
 """Share of a GPU's peak that is assumed to be reached; what is spent on recomputing is then taken off."""
@@ -31,6 +32,8 @@ class Figures:
     most_supervised: int
     images: float
     assumed: bool = False
+    pack: Load | None = None
+    """The most that a pack holds, where samples are packed and known."""
 
 
 def assumed_spec(recipe: Recipe) -> ModelSpec:
@@ -132,7 +135,8 @@ def describe_gpus(
     peak = kind.bf16 if train.precision == "bf16" else kind.fp32
     lines = [
         f"on {kind.name}, {kind.memory:g} GB each: memory in GB on each",
-        "GPUs  batch      steps  weights  gradients  optimizer  activations  logits  buffers   peak  fits  hours",
+        f"GPUs  {'batch' if train.pack_tokens is None else 'tokens':<10}    steps  weights  gradients  optimizer  "
+        "activations  logits  buffers   peak  fits  hours",
     ]
     small = []
     for devices in counts:
@@ -140,11 +144,12 @@ def describe_gpus(
         if size != train.batch_size:
             small.append(f"{devices} GPUs: train.batch_size={size}")
         fitting = dataclasses.replace(recipe, train=dataclasses.replace(train, batch_size=size))
-        plan = Plan.of(fitting, figures.samples, devices)
+        plan = Plan.of(fitting, figures.samples, devices, batch_size=packed_samples(train, figures))
         memory = estimate(spec, train, largest(recipe, figures, size), devices=devices, accumulation=accumulation)
         useful, _ = floating_point_operations(recipe, spec, figures, plan.samples)
         hours = useful / (devices * peak * 1e12 * mfu) / 3600
-        lines.append(_row(devices, f"{size} x {accumulation}", plan.steps, memory, kind, hours))
+        batch = f"{size if train.pack_tokens is None else train.pack_tokens} x {accumulation}"
+        lines.append(_row(devices, batch, plan.steps, memory, kind, hours))
     lines.append(
         f"hours at {mfu:.0%} of {peak:g} TFLOP/s ({train.precision}, {kind.name}'s data sheet, without sparsity): an "
         "assumption; give --mfu what you measure"
@@ -159,16 +164,30 @@ def _row(devices: int, batch: str, steps: int, memory: Memory, kind: Gpu, hours:
     gb = {name: value / 1e9 for name, value in dataclasses.asdict(memory).items()}
     fits = "yes" if gb["peak"] < 0.9 * kind.memory else "no"
     return (
-        f"{devices:>4}  {batch:<7}{steps:>9,}{gb['weights']:>9.1f}{gb['gradients']:>11.1f}{gb['states']:>11.1f}"
+        f"{devices:>4}  {batch:<10}{steps:>9,}{gb['weights']:>9.1f}{gb['gradients']:>11.1f}{gb['states']:>11.1f}"
         f"{gb['activations']:>13.1f}{gb['logits']:>8.1f}{gb['buffers']:>9.1f}{gb['peak']:>7.1f}{fits:>6}{hours:>7.1f}"
     )
 
 
+def packed_samples(train: TrainSection, figures: Figures) -> int | None:
+    """Samples of a pack on average, if samples are packed: the last of those that would fill it is half outside."""
+    return None if train.pack_tokens is None else max(1, round(train.pack_tokens / figures.mean - 0.5))
+
+
 def largest(recipe: Recipe, figures: Figures, rows: int) -> Load:
-    """The largest batch that there can be: every row as long, and as much learnt from, as the one that is most so."""
-    return Load(
-        rows, figures.longest, rows * figures.most_supervised, round(rows * figures.images), bool(recipe.data.features)
-    )
+    """The largest batch that there can be: every row as long, and as much learnt from, as the one that is most so.
+
+    Of packs it is a full one, with as much learnt from and as many images as in the pack that has most of them; while
+    they are not known, with samples of mean length, each as much learnt from as the one that is most so.
+    """
+    if figures.pack is not None:
+        return figures.pack
+    cached, tokens = bool(recipe.data.features), recipe.train.pack_tokens
+    if tokens is None:
+        return Load(rows, figures.longest, rows * figures.most_supervised, round(rows * figures.images), cached)
+    samples = math.ceil(tokens / figures.mean)
+    supervised = min(tokens, samples * figures.most_supervised)
+    return Load(1, tokens, supervised, math.ceil(samples * figures.images), cached, packed=True)
 
 
 def default_mfu(recipe: Recipe, spec: ModelSpec, figures: Figures) -> float:

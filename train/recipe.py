@@ -104,6 +104,11 @@ class TrainSection:
         metadata={"help": "adapters learn instead of the decoder's weights, at train.modules.decoder; {}: as below"},
     )
     batch_size: int = _help("samples of one forward pass on one device", default=32)
+    pack_tokens: int | None = _help(
+        "instead of batch_size, as many samples in a forward pass as these tokens hold, without padding; none attends "
+        "to another",
+        default=None,
+    )
     gradient_accumulation: int = _help("forward passes of one optimizer step", default=1)
     global_batch_size: int | None = _help(
         "samples of one optimizer step over all devices, whatever their number; gradient_accumulation follows from it",
@@ -125,7 +130,7 @@ class TrainSection:
         default=None,
     )
     gradient_checkpointing: bool = _help("recompute activations to save memory", default=False)
-    group_by_length: bool = _help("batches of samples of like length: less padding", default=True)
+    group_by_length: bool = _help("batches of samples of like length: less padding; packs have none", default=True)
     seed: int = _help("of initialisation and order", default=0)
     log_steps: int = _help("steps between two lines of progress and metrics", default=10)
     save_steps: int = _help("steps between two checkpoints", default=500)
@@ -197,6 +202,11 @@ class Recipe:
         _check(
             train.global_batch_size is None or train.gradient_accumulation == 1,
             "train.global_batch_size and train.gradient_accumulation exclude each other; set one of them.",
+        )
+        _check(
+            train.pack_tokens is None or (train.pack_tokens >= 2 and train.global_batch_size is None),
+            "train.pack_tokens must be at least 2 and leaves open how many samples a step has; set "
+            "train.global_batch_size=null and train.gradient_accumulation.",
         )
         _check(0 <= train.warmup_ratio < 1, f"train.warmup_ratio must be from 0 to 1, not {train.warmup_ratio}.")
         for name in ("weight_decay", "max_grad_norm", "dataloader_workers"):

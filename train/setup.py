@@ -24,6 +24,8 @@ from mobillama_v.train import lora, ranks
 from mobillama_v.train.bar import Bar
 from mobillama_v.train.dataset import Samples, TrainingSet, count_kinds, load_samples
 from mobillama_v.train.features import FeatureCache, compute, fingerprint
+from mobillama_v.train.memory import Load
+from mobillama_v.train.order import Packs, pack
 from mobillama_v.train.plan import Figures
 from mobillama_v.train.recipe import DataSection, ModulesSection, Recipe
 from mobillama_v.train.scan import SUPERVISED, Encoding, Problem, check_images, cores
@@ -124,22 +126,52 @@ class Plan:
     """Forward passes of a step."""
     devices: int
     per_step: int
-    """Samples of a step, over all devices."""
+    """Samples of a step, over all devices; of packs, on average."""
 
     @classmethod
-    def of(cls, recipe: Recipe, samples: int, devices: int = 1) -> Plan:
+    def of(cls, recipe: Recipe, samples: int, devices: int = 1, *, batch_size: int | None = None) -> Plan:
         """The plan of ``recipe`` for a data set of ``samples``; all devices see as many whole batches.
+
+        ``batch_size`` stands for that of the recipe: what a pack holds on average, while packs are not known.
 
         Raises:
             RecipeError: a global batch that the devices cannot share.
         """
         train, accumulation = recipe.train, recipe.accumulation(devices)
-        per_step = train.batch_size * accumulation * devices
+        size = batch_size or train.batch_size
+        per_step = size * accumulation * devices
         total = max(1, round(train.epochs * samples)) if train.max_steps is None else train.max_steps * per_step
         if devices > 1:
-            total = math.ceil(total / (train.batch_size * devices)) * train.batch_size * devices
+            total = math.ceil(total / (size * devices)) * size * devices
         steps = math.ceil(total / per_step)
         return cls(total, steps, math.ceil(steps * train.warmup_ratio), accumulation, devices, per_step)
+
+    @classmethod
+    def of_packs(cls, recipe: Recipe, packs: Packs, devices: int) -> Plan:
+        """The plan of ``recipe`` for those packs."""
+        samples, accumulation = len(packs.order), recipe.accumulation(devices)
+        steps = math.ceil(len(packs) / (accumulation * devices))
+        warmup = math.ceil(steps * recipe.train.warmup_ratio)
+        return cls(samples, steps, warmup, accumulation, devices, round(samples / steps))
+
+
+def packs_of(recipe: Recipe, lengths: np.ndarray, devices: int) -> Packs | None:
+    """The packs of samples of these lengths, if the recipe packs them; all devices see as many.
+
+    Raises:
+        RecipeError: a sample that is longer than a pack.
+    """
+    train = recipe.train
+    if train.pack_tokens is None:
+        return None
+    return pack(
+        lengths,
+        tokens=train.pack_tokens,
+        seed=train.seed,
+        total=max(1, round(train.epochs * len(lengths))),
+        count=None if train.max_steps is None else train.max_steps * recipe.accumulation(devices) * devices,
+        multiple=devices,
+    )
 
 
 def encoding_of(recipe: Recipe, spec: ModelSpec) -> Encoding:
@@ -178,6 +210,8 @@ class Setup:
     plan: Plan
     skipped: list[Problem]
     """Records that are left out, as the recipe allows."""
+    packs: Packs | None = None
+    """The forward passes, where the recipe packs samples."""
 
     @classmethod
     def of(cls, recipe: Recipe) -> Setup:
@@ -203,7 +237,10 @@ class Setup:
             skip_bad=data.skip_bad,
             keep_duplicates=data.duplicates == "keep",
         )
-        return cls(recipe, model, tokenizer, samples, Plan.of(recipe, len(samples), ranks.size()), skipped)
+        devices = ranks.size()
+        packs = packs_of(recipe, samples.lengths, devices)
+        plan = Plan.of(recipe, len(samples), devices) if packs is None else Plan.of_packs(recipe, packs, devices)
+        return cls(recipe, model, tokenizer, samples, plan, skipped, packs)
 
     def dataset(self) -> TrainingSet:
         """The samples with their pictures; computes the cache of features that the recipe names where it is missing.
@@ -251,11 +288,16 @@ class Setup:
             lines.append(f"         without {len(self.skipped):,} bad records ({count_kinds(self.skipped)})")
         if samples.shortened:
             lines.append(f"         {samples.shortened:,} samples lost their last turns to fit data.max_length")
+        passes = f"{plan.accumulation}{f' x {plan.devices} devices' if plan.devices > 1 else ''}"
+        if self.packs is None:
+            step = f"{train.batch_size} x {passes} samples"
+        else:
+            mean = plan.samples / len(self.packs)
+            step = f"{passes} packs of up to {train.pack_tokens:,} tokens ({mean:.1f} samples)"
         lines.append(
-            f"steps    {plan.steps:,} of {train.batch_size} x {plan.accumulation}"
-            f"{f' x {plan.devices} devices' if plan.devices > 1 else ''} samples, "
-            f"{plan.samples / len(samples):.2f} epochs, warm-up {plan.warmup_steps}, "
-            f"{train.schedule}, {train.precision}{f', DeepSpeed {train.deepspeed}' if train.deepspeed else ''}"
+            f"steps    {plan.steps:,} of {step}, {plan.samples / len(samples):.2f} epochs, "
+            f"warm-up {plan.warmup_steps}, {train.schedule}, {train.precision}"
+            f"{f', DeepSpeed {train.deepspeed}' if train.deepspeed else ''}"
         )
         return "\n".join(lines)
 
@@ -263,13 +305,19 @@ class Setup:
         """The data in numbers, for planning."""
         samples, lengths = self.samples, self.samples.lengths
         learnt = np.add.reduceat((samples.flags & SUPERVISED) > 0, samples.offsets[:-1], dtype=np.int64)
+        images = np.array([len(paths) for paths in samples.images])
+        load, tokens = None, self.recipe.train.pack_tokens
+        if self.packs is not None and tokens is not None:
+            cached = bool(self.recipe.data.features)
+            load = Load(1, tokens, self.packs.most(learnt), self.packs.most(images), cached, packed=True)
         return Figures(
             samples=len(samples),
             mean=float(lengths.mean()),
             longest=int(lengths.max()),
             supervised=float(learnt.mean()),
             most_supervised=int(learnt.max()),
-            images=sum(map(len, samples.images)) / len(samples),
+            images=float(images.mean()),
+            pack=load,
         )
 
     def fingerprint(self) -> dict[str, Any]:
@@ -281,8 +329,8 @@ class Setup:
         for name in ("skip_bad", "duplicates", "check_images"):
             del recipe["data"][name]  # they choose samples, and those are compared
         # What is as if it were not there: older checkpoints do not have it.
-        newer = (("data", "image_mode"), ("train", "global_batch_size"), ("train", "deepspeed"), ("train", "lora"))
-        for section, name in newer:
+        newer = ("global_batch_size", "deepspeed", "lora", "pack_tokens")
+        for section, name in (("data", "image_mode"), *(("train", name) for name in newer)):
             if recipe[section][name] is None:
                 del recipe[section][name]
         if self.plan.devices > 1:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
@@ -26,8 +27,8 @@ from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVErr
 from mobillama_v.train import checkpoints, lora, ranks
 from mobillama_v.train.answers import forget_answers
 from mobillama_v.train.check import write_records
-from mobillama_v.train.collate import Collator
-from mobillama_v.train.dataset import BadRecordsError, TrainingSet, list_problems
+from mobillama_v.train.collate import Collator, PackCollator
+from mobillama_v.train.dataset import BadRecordsError, PackedSet, TrainingSet, list_problems
 from mobillama_v.train.muon import Muon
 from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.progress import Progress
@@ -68,11 +69,12 @@ class StageTrainer(Trainer):
         # Every process must run the same parts of the model, or those that wait for a part's weights or gradients wait
         # for ever: a batch of text alone gets a blank image from which nothing is learnt.
         blank = dataset.blank(setup.model.tokens_per_image) if args.world_size > 1 else None
+        packs = setup.packs
         super().__init__(
             model=setup.model,
             args=args,
-            data_collator=Collator(setup.tokenizer.pad_id, blank=blank),
-            train_dataset=dataset,
+            data_collator=Collator(setup.tokenizer.pad_id, blank) if packs is None else PackCollator(blank),
+            train_dataset=dataset if packs is None else PackedSet(dataset, packs),
             eval_dataset=None if validation is None else validation.dataset,
             callbacks=[progress, *reporters(setup.recipe, resumed_step=progress.resumed_step)],
         )
@@ -91,8 +93,10 @@ class StageTrainer(Trainer):
                 self.optimizer = torch.optim.AdamW(groups, betas=train.betas, fused=True)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> TrainingOrder:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         train, samples = self.setup.recipe.train, self.setup.samples
+        if self.setup.packs is not None:  # they are in the order in which they are learnt from
+            return SequentialSampler(self.setup.packs)
         return TrainingOrder(
             len(samples),
             total=self.setup.plan.samples,
@@ -105,7 +109,8 @@ class StageTrainer(Trainer):
         """Keep a frozen tower in evaluation mode (transformers puts the whole model in training mode), count tokens."""
         if self.setup.recipe.train.modules.tower is None:
             self.setup.model.vision_tower.eval()
-        self.progress.tokens += int(inputs["attention_mask"].sum())
+        exists = inputs.get("attention_mask")
+        self.progress.tokens += inputs["input_ids"].numel() if exists is None else int(exists.sum())
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         # Text alone teaches a projector nothing: such a batch has no gradient, and leaves every weight as it is.
         return loss if loss.requires_grad else loss.requires_grad_()
@@ -133,10 +138,12 @@ class StageTrainer(Trainer):
             return
         batches = self.callback_handler.train_dataloader.batch_sampler  # of this process
         accumulation, rank, passes = self.setup.plan.accumulation, self.args.process_index, []
+        packs = self.setup.packs
         for step, losses in self._passes:
             samples = islice(batches, (step - 1) * accumulation, (step - 1) * accumulation + len(losses))
             for number, (loss, batch) in enumerate(zip(losses, samples, strict=True), 1):
-                passes.append(Pass(step, rank, number, float(loss), batch))
+                learnt = batch if packs is None else [sample for each in batch for sample in packs[each]]
+                passes.append(Pass(step, rank, number, float(loss), learnt))
         raise stop(wrong, passes, self.setup.samples.name, Path(self.args.output_dir))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -234,7 +241,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     return TrainingArguments(
         output_dir=recipe.output,
         use_cpu=not accelerator and train.deepspeed is None,
-        per_device_train_batch_size=train.batch_size,
+        per_device_train_batch_size=train.batch_size if train.pack_tokens is None else 1,  # one pack
         gradient_accumulation_steps=recipe.accumulation(ranks.size()),
         num_train_epochs=1,
         lr_scheduler_type=_SCHEDULES[train.schedule],

@@ -6,6 +6,7 @@ Shapes: B rows, T positions, D hidden, V vocabulary.
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Sequence as Several
 
@@ -112,10 +113,17 @@ class NativeSequence:
 
 
 class NativeEngine(Engine):
-    """Generation by the native library."""
+    """Generation by the native library.
+
+    Streams that are iterated in turns share their passes through the weights: the first that needs logits runs the next
+    tokens of all that have said theirs, and the others find their logits there. A stream joins after its prompt and
+    leaves at its end, without the others waiting; every row's logits are bit for bit those that it would get alone.
+    """
 
     def __init__(self, model: NativeModel) -> None:
         self.model, self.spec = model, model.spec
+        self._ready: list[_Answering] = []
+        self._lock = threading.Lock()
         self.title = f"native {model.bits} bit on cpu ({model.path})"
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -124,19 +132,55 @@ class NativeEngine(Engine):
 
     def begin(self, rows: int, capacity: int) -> _Answering:
         """Room for ``rows`` sequences of ``capacity`` positions."""
-        return _Answering(self.model, rows, capacity)
+        return _Answering(self, rows, capacity)
+
+    def add(self, batch: _Answering) -> None:
+        """Its tokens run when the next logits are needed."""
+        with self._lock:
+            self._ready.append(batch)
+
+    def drop(self, batch: _Answering) -> None:
+        """Its tokens need not run."""
+        with self._lock:
+            if batch in self._ready:
+                self._ready.remove(batch)
+
+    def run(self, batch: _Answering) -> None:
+        """Run the tokens of all that are ready, unless another thread has run this one's meanwhile.
+
+        Raises:
+            RuntimeError: as :meth:`NativeModel.forward`; then none has run.
+        """
+        with self._lock:
+            if batch not in self._ready:
+                return
+            sequences = [each for one in self._ready for each in one.sequences]
+            tokens = torch.cat([one.tokens for one in self._ready])
+            found = self.model.forward(sequences, list(tokens[:, None]))
+            for one, logits in zip(self._ready, found.split([len(one.tokens) for one in self._ready]), strict=True):
+                one.found = logits
+            self._ready.clear()
 
 
 class _Answering:
     """A batch being answered. Padding is left out: every row has a sequence of its own length."""
 
-    def __init__(self, model: NativeModel, rows: int, capacity: int) -> None:
-        self._model = model
-        self._sequences = [NativeSequence(model, capacity) for _ in range(rows)]
+    def __init__(self, engine: NativeEngine, rows: int, capacity: int) -> None:
+        self._engine = engine
+        self.sequences = [NativeSequence(engine.model, capacity) for _ in range(rows)]
+        self.tokens = self.found = torch.empty(0)
 
     def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
         rows = [row[exists.bool()] for row, exists in zip(inputs_embeds, attention_mask, strict=True)]
-        return self._model.forward(self._sequences, rows)
+        return self._engine.model.forward(self.sequences, rows)
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        return self._model.forward(self._sequences, list(tokens[:, None]))
+    def push(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+        self._engine.add(self)
+
+    def logits(self) -> Tensor:
+        self._engine.run(self)
+        return self.found
+
+    def close(self) -> None:
+        self._engine.drop(self)

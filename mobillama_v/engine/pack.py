@@ -68,8 +68,7 @@ def _pack_tiles(tiles: Tensor, bits: int, search: bool) -> Tensor:
     bands, blocks = tiles.shape[:2]
     if bits == 16:
         return tiles.transpose(2, 3).half().contiguous().view(torch.uint8).view(bands, blocks, -1)
-    scales = _scales(tiles, bits, search)
-    codes = _codes(tiles, scales, bits)
+    codes, scales = quantise(tiles, bits, search=search)
     halves = codes.view(bands, blocks, 2, 8, BLOCK)
     if bits == 4:
         nibbles = (halves + 8).to(torch.uint8).view(bands, blocks, 2, 8, 4, 2, 4)
@@ -80,8 +79,17 @@ def _pack_tiles(tiles: Tensor, bits: int, search: bool) -> Tensor:
     return torch.cat((scales.half().view(torch.uint8).view(bands, blocks, -1), data), dim=-1)
 
 
+def quantise(blocks: Tensor, bits: int, *, search: bool = True) -> tuple[Tensor, Tensor]:
+    """Codes [...,32] and scales [...] of blocks [...,32], fp32: whole numbers, and numbers that fp16 holds.
+
+    4 bits are -8 to 7, and 8 bits -127 to 127; ``search`` is as in :func:`pack_matrix`.
+    """
+    scales = _scales(blocks, bits, search)
+    return _codes(blocks, scales, bits), scales
+
+
 def _scales(tiles: Tensor, bits: int, search: bool) -> Tensor:
-    """Scales [A,B,16], numbers of fp16."""
+    """Scales [...], numbers of fp16."""
     if bits == 8:
         return (tiles.abs().amax(-1) / 127).half().float()
     at = tiles.abs().argmax(-1, keepdim=True)

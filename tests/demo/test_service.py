@@ -14,6 +14,8 @@ from serving import RAMP, RED, encoded
 from mobillama_v.assistant import Assistant, Reply
 from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.service import Picture, Service, Stopped
+from mobillama_v.engine import library
+from mobillama_v.engine.native import NativeEngine
 from mobillama_v.errors import ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generation import Sampling
 from mobillama_v.loading import load
@@ -73,6 +75,48 @@ def test_answers_at_once_do_not_disturb_each_other(service: Service, model: Assi
 
     for reply, (turn, image) in zip(asyncio.run(all_at_once()), asked, strict=True):
         assert reply.text == model.ask([image], [turn], SHORT).text
+
+
+@pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
+def test_answers_at_once_are_decoded_together(
+    service: Service, model: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with settings of its own and piece by piece; who gives up in the midst disturbs nobody."""
+    assert isinstance(model.engine, NativeEngine)
+    settings = [Sampling(30), Sampling(40, temperature=1.2, seed=7), Sampling(35, temperature=0.8, top_p=0.9, seed=8)]
+    turn = [user("What is this?", images=1)]
+    expected = [model.ask([RED], turn, each).text for each in settings]
+    widths, started, all_started = [], [], threading.Event()
+    forward, start = model.engine.model.forward, service.desk.start
+
+    def counted(sequences: Any, inputs: Any) -> Any:
+        all_started.wait(30)  # else the first might have ended before the last begins
+        widths.append(len(sequences))
+        return forward(sequences, inputs)
+
+    def starting(*args: Any) -> None:
+        start(*args)
+        started.append(args)
+        if len(started) == 4:
+            all_started.set()
+
+    monkeypatch.setattr(model.engine.model, "forward", counted)
+    monkeypatch.setattr(service.desk, "start", starting)
+
+    async def gives_up() -> None:
+        place = service.desk.enter("d")
+        with pytest.raises(Stopped):
+            async for _ in service.answer(place, "tiny", turn, [picture(RED)], Sampling(200)):
+                if len(widths) > 20:
+                    place.leave()
+
+    async def all_at_once() -> list[Reply]:
+        asked = (answered(service, turn, [picture(RED)], each, owner=str(i)) for i, each in enumerate(settings))
+        *replies, _ = await asyncio.gather(*asked, gives_up())
+        return replies
+
+    assert [reply.text for reply in asyncio.run(all_at_once())] == expected
+    assert max(widths) == 4 and len(widths) < 60, widths  # four prompts, and as many steps as the longest answer has
 
 
 def test_a_picture_is_encoded_once_for_its_owner(

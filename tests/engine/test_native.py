@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from mobillama_v.decoder import Decoder
 from mobillama_v.engine import library
 from mobillama_v.engine.files import pack, unpack
 from mobillama_v.engine.native import NativeEngine, NativeModel, NativeSequence
-from mobillama_v.generation import Sampling, TorchEngine, generate
+from mobillama_v.generation import Completion, Sampling, TorchEngine, generate, stream
 from mobillama_v.specs import DecoderSpec
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
@@ -209,6 +210,52 @@ def test_generation_is_that_of_torch() -> None:
     assert len({tuple(each.ids) for each in got}) == 3
     long = generate(native, Letters(), native.embed(ids), exists, Sampling(max_new_tokens=1000))
     assert max(len(each.ids) for each in long) <= 260
+
+
+def test_streams_in_turns_run_together_and_answer_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of unlike lengths and settings; one comes later, one ends first, one is broken off and costs no more."""
+    spec = SHAPES["shared"]
+    native = NativeEngine(natives(meant(Plain(spec, seed=5), 16), 16))
+    settings = [
+        Sampling(12),
+        Sampling(30, temperature=1.5, seed=4),
+        Sampling(30, temperature=0.7, top_p=0.8, seed=5),
+        Sampling(30),
+    ]
+    prompts = [native.embed(torch.randint(3, spec.vocab_size, (1, length))) for length in (5, 60, 21, 140)]
+
+    def begin(i: int) -> Iterator[tuple[list[str], list[Completion]]]:
+        return stream(native, Letters(), prompts[i], torch.ones(prompts[i].shape[:2]), settings[i])
+
+    alone = [list(begin(i))[-1][1][0] for i in range(4)]
+    assert len({tuple(each.ids) for each in alone}) == 4 and alone[0].finish_reason == "length"
+    rows: list[int] = []
+    forward = native.model.forward
+
+    def counted(sequences: Sequence[NativeSequence], inputs: Sequence[Tensor]) -> Tensor:
+        rows.append(len(sequences) if len(inputs[0]) == 1 else 0)
+        return forward(sequences, inputs)
+
+    monkeypatch.setattr(native.model, "forward", counted)
+    running, found, broken = {i: begin(i) for i in (0, 1, 2)}, {}, None
+    for turn in range(60):
+        if turn == 4:
+            running[3] = begin(3)
+        if turn == 8:
+            broken = found.pop(2)
+            running.pop(2).close()
+        for i, answer in list(running.items()):
+            step = next(answer, None)
+            if step is None:
+                del running[i]
+            else:
+                found[i] = step[1][0]
+    assert not running
+    assert [found[i] for i in (0, 1, 3)] == [alone[i] for i in (0, 1, 3)]
+    assert broken is not None and broken.ids == alone[2].ids[: len(broken.ids)] and len(broken.ids) == 8
+    # Prompts run alone (0); then three rows, four with the newcomer, three without the one that was broken off.
+    assert rows[:12] == [0, 0, 0, 3, 3, 3, 3, 0, 4, 4, 4, 3], rows
+    assert sum(rows) == sum(len(each.ids) + (each.finish_reason == "stop") - 1 for each in found.values()) + 7, rows
 
 
 def test_threads_that_call_at_once_take_turns() -> None:

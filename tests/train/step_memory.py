@@ -1,13 +1,11 @@
 """A process that trains models of several sizes for three steps and prints torch's peak of each as a line of JSON.
 
-The peak is that of torch's CPU allocator from before the model is made, as its profiler records every allocation: what
-``torch.cuda.max_memory_allocated`` is on a GPU.
+The peak counts from before the model is made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import sys
 import tempfile
@@ -21,6 +19,7 @@ import tiny
 from mobillama_v.images import ImageTransform
 from mobillama_v.specs import DecoderSpec, ModelSpec, TowerSpec
 from mobillama_v.train.memory import Load, estimate
+from mobillama_v.train.peak import peak_memory
 from mobillama_v.train.recipe import LoraSection, ModulesSection, TrainSection
 
 STEPS = 3  # the optimizer's moments are there from the second on
@@ -40,7 +39,10 @@ class Case:
     @property
     def load(self) -> Load:
         """What the estimate is told."""
-        return Load(self.rows, self.length, self.rows * self.supervised, self.rows)
+        supervised = self.rows * self.supervised
+        if self.train.pack_tokens is not None:
+            return Load(1, self.rows * self.length, supervised, self.rows, packed=True)
+        return Load(self.rows, self.length, supervised, self.rows)
 
 
 def _spec(width: int, inner: int, layers: int, vocabulary: int) -> ModelSpec:
@@ -65,6 +67,7 @@ BOTH = ModulesSection(projector=1e-4, decoder=1e-4)
 TRAININGS = {
     "instruct": TrainSection(modules=BOTH),
     "recomputed": TrainSection(modules=BOTH, gradient_checkpointing=True),
+    "packed": TrainSection(modules=BOTH, pack_tokens=1024),
     "align": TrainSection(modules=ModulesSection(projector=1e-4)),
     "lora": TrainSection(modules=BOTH, lora=LoraSection(rank=16, dropout=0.0)),
 }
@@ -82,17 +85,7 @@ def predicted(case: Case) -> int:
 
 def measured(case: Case) -> int:
     """Bytes at the fullest moment of real steps."""
-    from torch.profiler import ProfilerActivity, profile
-
-    gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        _train(case)
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    now = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        now += event.nbytes()
-        peak = max(peak, now)
-    return peak
+    return peak_memory(lambda: _train(case))
 
 
 def _train(case: Case) -> None:
@@ -118,9 +111,12 @@ def _train(case: Case) -> None:
     exists[0, -3:] = 0
     labels = torch.where(torch.arange(case.length) < case.length - case.supervised, -100, ids)
     pixels = torch.randn(case.rows, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
+    batch: dict[str, Any] = {"input_ids": ids, "pixel_values": pixels, "image_mask": images, "attention_mask": exists}
+    if case.train.pack_tokens is not None:
+        batch = {"input_ids": ids.view(1, -1), "pixel_values": pixels, "image_mask": images.view(1, -1)}
+        batch["sample_lengths"], labels = (case.length,) * case.rows, labels.view(1, -1)
     model.train()
     for _ in range(STEPS):
-        batch = {"input_ids": ids, "pixel_values": pixels, "image_mask": images, "attention_mask": exists}
         with torch.autocast("cpu", torch.bfloat16, enabled=case.train.precision == "bf16"):
             loss = model(**batch, labels=labels).loss
         loss.backward()

@@ -68,6 +68,7 @@ def test_overrides_are_typed() -> None:
         ("train.modules.decoder=-1", "learning rate above 0"),
         ("train.modules.embeddings=0", "needs a rate above 0 and a decoder that learns"),
         ("train.deepspeed=zero2", "muon needs whole matrices"),
+        ("train.pack_tokens=1", "must be at least 2"),
         ("train.modules=null", "nothing would learn"),
         ("train=3", "must be a section"),
         ("train.betas=0.9", "must be 2 values"),

@@ -1,0 +1,274 @@
+"""The decoder as a GGUF file, which llama.cpp reads as a Llama.
+
+The format (github.com/ggml-org/ggml, docs/gguf.md) knows no shared feed-forward network: it stands in the file once a
+layer. llama.cpp rotates neighbouring channels of a head where this project rotates its two halves, so the rows of
+queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of :mod:`mobillama_v.engine.pack`:
+both formats are blocks of 32 codes with one fp16 scale. Image tower and projector are not part of the file.
+
+Shapes: N rows, K columns, C head width.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobillama_v.engine.pack import BLOCK, quantise, refuse_odd
+from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
+from mobillama_v.specs import DecoderSpec
+
+TYPES = {"f32": None, "f16": None, "q8_0": 8, "q4_0": 4}
+"""Types of a file's matrices, and the bits of those that are quantised."""
+_BLOCK_BYTES = {8: 2 + BLOCK, 4: 2 + BLOCK // 2}
+_AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+def library() -> ModuleType:
+    """The package ``gguf``.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise MissingExtraError("GGUF files need the package gguf: pip install 'mobillama-v[gguf]'.") from None
+    return gguf
+
+
+def write_gguf(
+    path: Path,
+    decoder: nn.Module,
+    lm_head: nn.Module,
+    spec: DecoderSpec,
+    *,
+    kind: str,
+    name: str = "MobiLlama",
+    tokenizer: Path | None = None,
+    search: bool = True,
+) -> tuple[str, ...]:
+    """Write a :class:`~mobillama_v.decoder.Decoder` and its head.
+
+    Args:
+        path: of the file.
+        decoder: with weights of any float type.
+        lm_head: with its ``weight``.
+        spec: the decoder's.
+        kind: one of :data:`TYPES`, of all matrices; norms are fp32.
+        name: what the file says that it is.
+        tokenizer: a ``tokenizer.json``; without one the file takes and gives token ids.
+        search: as in :func:`mobillama_v.engine.pack.pack_matrix`.
+
+    Returns:
+        What is not in the file as it was, a sentence each.
+
+    Raises:
+        ConfigError: an unknown type, or sizes that its blocks cannot hold.
+        CheckpointError: weights that are not finite, or a tokenizer that cannot be read.
+        MissingExtraError: the package gguf is not installed.
+    """
+    refuse_type(kind, spec)
+    gguf = library()
+    words = read_vocabulary(tokenizer, spec) if tokenizer else Vocabulary("none")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(name)
+    _add_shape(writer, spec)
+    _add_vocabulary(writer, words, spec)
+    writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
+    if TYPES[kind]:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    _add_tensors(writer, gguf, decoder, lm_head, spec, kind, search)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    finally:
+        writer.close()
+    return words.notes
+
+
+def refuse_type(kind: str, spec: DecoderSpec) -> None:
+    """See that a decoder can be written as ``kind``.
+
+    Raises:
+        ConfigError: an unknown type, or sizes that its blocks cannot hold.
+    """
+    if kind not in TYPES:
+        raise ConfigError(f"the GGUF type {kind!r} is unknown; choose {', '.join(list(TYPES)[:-1])} or q4_0.")
+    for name in ("hidden_size", "intermediate_size") if TYPES[kind] else ():
+        if getattr(spec, name) % BLOCK:
+            raise ConfigError(
+                f"{kind} has blocks of {BLOCK} weights, and this model's {name} {getattr(spec, name)} is no multiple "
+                "of that; choose f16."
+            )
+
+
+def interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """Rows [N,K] of queries or keys in llama.cpp's order: channel 2c of a head was c, and 2c+1 was C/2+c."""
+    return weight.view(-1, 2, head_dim // 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+
+
+def blocks(weight: Tensor, bits: int, *, search: bool = True) -> Tensor:
+    """Quantise [N,K] to GGUF's blocks: uint8 [N, bytes of a row].
+
+    A block is an fp16 scale d, then 32 codes: of 8 bits a byte each; of 4 bits plus 8 and two in a byte, the first 16
+    in the low halves.
+    """
+    rows, columns = weight.shape
+    out = torch.empty(rows, columns // BLOCK, _BLOCK_BYTES[bits], dtype=torch.uint8)
+    step = max(1, _AT_ONCE // columns)
+    for first in range(0, rows, step):
+        some = out[first : first + step]
+        each = weight[first : first + step].float().reshape(len(some), -1, BLOCK)
+        codes, scales = quantise(each, bits, search=search)
+        some[..., :2] = scales.half()[..., None].view(torch.uint8)
+        if bits == 8:
+            some[..., 2:] = codes.to(torch.int8).view(torch.uint8)
+        else:
+            low, high = (codes + 8).to(torch.uint8).chunk(2, dim=-1)
+            some[..., 2:] = low | high << 4
+    return out.flatten(1)
+
+
+def _add_shape(writer: Any, spec: DecoderSpec) -> None:
+    writer.add_vocab_size(spec.vocab_size)
+    writer.add_context_length(spec.max_position_embeddings)
+    writer.add_embedding_length(spec.hidden_size)
+    writer.add_feed_forward_length(spec.intermediate_size)
+    writer.add_block_count(spec.num_hidden_layers)
+    writer.add_head_count(spec.num_attention_heads)
+    writer.add_head_count_kv(spec.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
+    writer.add_rope_dimension_count(spec.head_dim)
+    writer.add_rope_freq_base(spec.rope_theta)
+
+
+def _add_tensors(
+    writer: Any, gguf: ModuleType, decoder: nn.Module, lm_head: nn.Module, spec: DecoderSpec, kind: str, search: bool
+) -> None:
+    bits = TYPES[kind]
+    raw = gguf.GGMLQuantizationType[kind.upper()]
+
+    def converted(name: str, weight: Tensor) -> Any:
+        refuse_odd(weight, name)
+        if bits:
+            return blocks(weight, bits, search=search).numpy()
+        return weight.to(torch.float32 if kind == "f32" else torch.float16).contiguous().numpy()
+
+    def add(name: str, array: Any) -> None:
+        writer.add_tensor(f"{name}.weight", array, raw_dtype=raw)
+
+    def add_norm(name: str, weight: Tensor) -> None:
+        writer.add_tensor(f"{name}.weight", weight.float().contiguous().numpy())
+
+    state = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
+    add("token_embd", converted("embed_tokens", state["embed_tokens.weight"]))
+    add_norm("output_norm", state["norm.weight"])
+    add("output", converted("lm_head", lm_head.state_dict()["weight"].detach().cpu()))
+    shared: dict[str, Any] = {}  # one array, in the file once a layer
+    for i in range(spec.num_hidden_layers):
+        here, there = f"layers.{i}", f"blk.{i}"
+        add_norm(f"{there}.attn_norm", state[f"{here}.input_layernorm.weight"])
+        add_norm(f"{there}.ffn_norm", state[f"{here}.post_attention_layernorm.weight"])
+        for part, target in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_output")):
+            own = f"{here}.self_attn.{part}_proj"
+            weight = state[f"{own}.weight"]
+            add(f"{there}.{target}", converted(own, interleaved(weight, spec.head_dim) if part in "qk" else weight))
+        for part in ("gate", "up", "down"):
+            own = f"feed_forward.{part}_proj" if spec.ffn_sharing == "all" else f"{here}.mlp.{part}_proj"
+            if own not in shared:
+                shared[own] = converted(own, state[f"{own}.weight"])
+            add(f"{there}.ffn_{part}", shared[own])
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer as GGUF says it: ``model`` is ``gpt2`` (byte-level BPE), ``llama`` (sentencepiece's) or ``none``."""
+
+    model: str
+    tokens: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    """Names of gguf's ``TokenType``."""
+    scores: tuple[float, ...] = ()
+    merges: tuple[str, ...] = ()
+    boundary: bool = False
+    """Whether a text is given a space before it."""
+    notes: tuple[str, ...] = ()
+
+
+def read_vocabulary(path: Path, spec: DecoderSpec) -> Vocabulary:
+    """Read a ``tokenizer.json``; ids that it leaves out are filled up to the decoder's.
+
+    Raises:
+        CheckpointError: it cannot be read, or has ids that the decoder has not.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        model, added = found["model"], found.get("added_tokens") or []
+        kind = model["type"]
+        merges = [each if isinstance(each, str) else " ".join(each) for each in model.get("merges", ())]
+        ids = dict(model["vocab"]) if kind == "BPE" else {}
+        special = {each["id"]: (each["content"], bool(each["special"])) for each in added}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{str(path)!r} is not a tokenizer that can be read ({error}); copy it again.") from error
+    parts = json.dumps([found.get("pre_tokenizer"), found.get("decoder")])
+    byte_level = '"ByteLevel"' in parts
+    if kind != "BPE" or not (byte_level or model.get("byte_fallback")):
+        note = f"Its tokenizer ({kind}) has no counterpart in GGUF that is written here: the file takes and gives ids."
+        return Vocabulary("none", notes=(note,))
+    by_id = {index: token for token, index in ids.items()} | {index: each[0] for index, each in special.items()}
+    if max(by_id, default=0) >= spec.vocab_size:
+        raise CheckpointError(f"{str(path)!r} has the id {max(by_id)} and the decoder {spec.vocab_size} embeddings.")
+    types = [_type(index, by_id.get(index), special, model.get("unk_token")) for index in range(spec.vocab_size)]
+    tokens = tuple(by_id.get(index, f"[UNUSED{index}]") for index in range(spec.vocab_size))
+    if byte_level:
+        own = '"Regex"' in json.dumps(found.get("pre_tokenizer"))
+        note = "Its tokenizer cuts texts into words by a rule of its own; llama.cpp will cut them as GPT-2 does."
+        return Vocabulary("gpt2", tokens, tuple(types), merges=tuple(merges), notes=(note,) if own else ())
+    # sentencepiece joins the pair whose whole has the highest score: the merges' order, said by the wholes.
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(merges):
+        ranks.setdefault(merge.replace(" ", ""), rank)
+    scores = tuple(-float(ranks.get(token, len(merges))) for token in tokens)
+    before = json.dumps([found.get("normalizer"), found.get("pre_tokenizer")])
+    boundary = '"Prepend"' in before or ('"Metaspace"' in before and '"never"' not in before)
+    return Vocabulary("llama", tokens, tuple(types), scores=scores, boundary=boundary)
+
+
+def _type(index: int, token: str | None, special: dict[int, tuple[str, bool]], unknown: str | None) -> str:
+    if token is None:
+        return "UNUSED"
+    if token == unknown:
+        return "UNKNOWN"
+    if index in special:
+        return "CONTROL" if special[index][1] else "USER_DEFINED"
+    return "BYTE" if _BYTE.fullmatch(token) else "NORMAL"
+
+
+def _add_vocabulary(writer: Any, words: Vocabulary, spec: DecoderSpec) -> None:
+    writer.add_tokenizer_model(words.model)
+    if words.model == "none":
+        return
+    writer.add_token_list(list(words.tokens))
+    kinds = library().TokenType
+    writer.add_token_types([kinds[each] for each in words.types])
+    if words.model == "gpt2":
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_merges(list(words.merges))
+    else:
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores(list(words.scores))
+        writer.add_add_space_prefix(words.boundary)
+    writer.add_bos_token_id(spec.bos_token_id)
+    writer.add_eos_token_id(spec.eos_token_id)
+    writer.add_pad_token_id(spec.pad_token_id)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
