@@ -36,7 +36,7 @@ def random_model() -> tuple[Decoder, nn.Linear, Tensor]:
             nn.init.uniform_(parameter, 0.5, 1.5)
         else:
             nn.init.normal_(parameter, std=1.0 if "embed" in name else 1 / 16)
-    return decoder, head, torch.randn(48, 256)
+    return decoder.requires_grad_(False), head.requires_grad_(False), torch.randn(48, 256)
 
 
 def nano() -> tuple[Decoder, nn.Linear, Tensor]:
@@ -79,15 +79,16 @@ def distance(got: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("bits", "layer", "last"), [(4, 0.17, 0.4), (8, 0.02, 0.05), (16, 0.0015, 0.004)])
+@pytest.mark.parametrize(("bits", "layer", "last"), [(4, 0.17, 0.4), (8, 0.02, 0.05), (16, 0.0006, 0.002)])
 def test_hidden_states_after_each_layer(bits: int, layer: float, last: float, name: str) -> None:
     """At every position of a prompt, decoded step by step.
 
     The roundings of different layers are independent, so that their squares add up: behind layer k the distance is at
     most sqrt(k) times that of one layer, where a fault (a position, a scale, a norm) would stay or grow. One layer
     rounds, of each block of 32, weights by up to 1/16 (4 bits) or 1/254 (8 bits) of the block's largest and inputs by
-    1/254; or weights, keys and values by 2^-12 of themselves (16 bits). Measured with 4 bits: 0.118 behind the first
-    layer and 0.285 behind the sixth of random weights, 0.139 and 0.175 of nano's; 0.30 and 0.27 in the logits.
+    1/254; or weights, keys and values by 2^-12 of themselves (16 bits). Measured behind the first layer, the sixth, and
+    in the logits: 0.118, 0.285 and 0.30 with 4 bits, 0.014, 0.028 and 0.029 with 8, 0.0003, 0.0008 and 0.0008 with 16,
+    on random weights; on nano's 0.139, 0.175 and 0.27; 0.016, 0.019 and 0.023; 0.0002, 0.0003 and 0.0002.
     """
     decoder, head, embeds = MODELS[name]()
     layers = decoder.spec.num_hidden_layers
