@@ -8,7 +8,7 @@ import torch
 
 from mobillama_v.assistant import Assistant
 from mobillama_v.engine.choice import bits_at_load, is_small, use_native
-from mobillama_v.engine.files import Packed, is_packed, pack, read, unpack, weight_files_of
+from mobillama_v.engine.files import BITS, Packed, is_packed, pack, read, unpack, weight_files_of
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.generation import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
@@ -20,7 +20,12 @@ _MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
 
 
 def load(
-    name: str = DEFAULT, *, device: str = "auto", dtype: torch.dtype | None = None, engine: str = "auto"
+    name: str = DEFAULT,
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    engine: str = "auto",
+    bits: int | None = None,
 ) -> Assistant:
     """Load a model.
 
@@ -31,10 +36,12 @@ def load(
         engine: what runs the decoder: ``torch``; ``native``, which packs float weights as it loads them (to 16 bits,
             those of large models to 8); or ``auto``, which is native on a CPU for packed models (``mobillama-v
             quantize``) and for small ones, and torch otherwise.
+        bits: 4, 8 or 16, to which float weights are packed for ``native`` in place of what it says above.
 
     Raises:
         ModelNotFoundError: there is no such model, or it cannot be downloaded.
-        ConfigError: a configuration with unknown keys or impossible values; a device or an engine that is not there.
+        ConfigError: a configuration with unknown keys or impossible values; a device or an engine that is not there;
+            bits where nothing is packed.
         CheckpointError: files that are missing, damaged or do not fit the configuration.
     """
     folder = find_model(name)
@@ -52,6 +59,11 @@ def load(
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     native = use_native(engine, decoder, device=where.type, packed=is_packed(folder))
+    if bits is not None and bits not in BITS:
+        raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
+    if bits is not None and (is_packed(folder) or not native):
+        why = "it is packed already" if is_packed(folder) else "torch answers; choose the native engine"
+        raise ConfigError(f"the model {name!r} is not packed to {bits} bits: {why}.")
     if is_packed(folder):
         packed = read(folder, decoder)
         network = load_network(folder, spec, device=where, dtype=dtype, decoder=False)
@@ -60,7 +72,7 @@ def load(
     else:
         network = load_network(folder, spec, device=where, dtype=dtype)
         if native:
-            packed = pack(network.language_model, network.lm_head, decoder, bits_at_load(decoder))
+            packed = pack(network.language_model, network.lm_head, decoder, bits or bits_at_load(decoder))
             if not is_small(decoder):  # it would take more memory than what it was packed to
                 drop_decoder(network)
     return Assistant(name, network, tokenizer, _native(packed) if native else None)

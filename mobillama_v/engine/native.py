@@ -123,7 +123,7 @@ class NativeEngine(Engine):
     def __init__(self, model: NativeModel) -> None:
         self.model, self.spec = model, model.spec
         self._ready: list[_Answering] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a stream may be collected, and dropped, in the midst of a pass of this thread
         self.title = f"native {model.bits} bit on cpu ({model.path})"
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -154,12 +154,12 @@ class NativeEngine(Engine):
         with self._lock:
             if batch not in self._ready:
                 return
-            sequences = [each for one in self._ready for each in one.sequences]
-            tokens = torch.cat([one.tokens for one in self._ready])
-            found = self.model.forward(sequences, list(tokens[:, None]))
-            for one, logits in zip(self._ready, found.split([len(one.tokens) for one in self._ready]), strict=True):
+            together = list(self._ready)
+            tokens = torch.cat([one.tokens for one in together])
+            found = self.model.forward([each for one in together for each in one.sequences], list(tokens[:, None]))
+            for one, logits in zip(together, found.split([len(one.tokens) for one in together]), strict=True):
                 one.found = logits
-            self._ready.clear()
+                self.drop(one)
 
 
 class _Answering:

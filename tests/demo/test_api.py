@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from mobillama_v import fetch
 from mobillama_v.demo.api import build
 from mobillama_v.demo.service import Service
 from mobillama_v.errors import CheckpointError
@@ -50,4 +53,35 @@ def test_a_bug_has_the_shape_of_an_error_and_tells_nothing(service: Service, mon
     answer = ask(service, "tiny")
     assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
     assert "zero" not in json.dumps(answer.json()) and counted(service, "500") == 1
+    assert service.desk.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("http://127.0.0.2/x", "127.0.0.2, which is not a public address"),
+        ("http://169.254.169.254/latest/meta-data", "169.254.169.254, which is not a public address"),
+        ("file:///etc/passwd", "not an http or https address"),
+    ],
+)
+def test_a_public_address_that_leads_to_a_private_one_is_refused(
+    service: Service, target: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    is_public = fetch.is_public
+    monkeypatch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    with http.server.HTTPServer(("127.0.0.1", 0), Redirect) as public:
+        threading.Thread(target=public.handle_request, daemon=True).start()
+        picture = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{public.server_port}/cat.png"}}
+        asked = {"model": "tiny", "messages": [{"role": "user", "content": [picture]}]}
+        answer = TestClient(build(service, allow_urls=True)).post("/v1/chat/completions", json=asked)
+    assert answer.status_code == 400 and message in answer.json()["error"]["message"]
     assert service.desk.waiting == 0

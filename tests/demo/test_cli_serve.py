@@ -19,6 +19,7 @@ import serving
 from PIL import Image
 from serving import RAMP, RED, Running, data_url, encoded, question
 
+from mobillama_v.demo.ui import EXAMPLES
 from mobillama_v.generation import Sampling
 from mobillama_v.loading import load
 from mobillama_v.prompts import assistant, user
@@ -72,6 +73,23 @@ def test_the_answer_is_that_of_describe(client: openai.OpenAI, nano_like: Path, 
             assert usages == [whole.usage] and chunks[-1].choices == []
         else:
             assert usages == [] and chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_nano_answers_as_it_describes() -> None:
+    path = EXAMPLES / "shapes.png"
+    run = [sys.executable, "-m", "mobillama_v", "describe", str(path), "--device", "cpu", "--json"]
+    with serving.running("serve", Path("nano")) as nano:
+        client = openai.OpenAI(base_url=f"{nano.url}/v1", api_key="none", max_retries=0, timeout=120)
+        for text in ("What shape is green?", "Describe the image."):
+            done = subprocess.run([*run, "--prompt", text], capture_output=True, text=True, check=True)
+            described = json.loads(done.stdout)["text"]
+            messages = [question(text, data_url(path.read_bytes()))]
+            whole = client.chat.completions.create(model="nano", messages=messages)
+            chunks = client.chat.completions.create(model="nano", messages=messages, stream=True)
+            streamed = [chunk.choices[0].delta.content or "" for chunk in chunks]
+            assert whole.choices[0].message.content == "".join(streamed) == described
+            assert "ring" in described.lower()
+            assert len([piece for piece in streamed if piece]) > (5 if text.startswith("Describe") else 0)
 
 
 def test_conversations_and_sampling(client: openai.OpenAI, nano_like: Path) -> None:

@@ -96,6 +96,19 @@ def test_engines_give_the_same_answers(nano_like: Path) -> None:
 
 
 @native_only
+def test_float_weights_are_packed_to_the_bits_that_are_asked_for(nano_like: Path, packed: Path) -> None:
+    titles = [load(str(nano_like), device="cpu", engine="native", bits=bits).engine.title for bits in (4, 8, None)]
+    assert [title.split(" bit")[0] for title in titles] == ["native 4", "native 8", "native 16"]
+    for name, engine, bits, message in (
+        (nano_like, "native", 5, "packed to 4, 8 or 16 bits, not 5"),
+        (nano_like, "torch", 8, "is not packed to 8 bits: torch answers; choose the native engine"),
+        (packed, "native", 4, "is not packed to 4 bits: it is packed already"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(str(name), device="cpu", engine=engine, bits=bits)
+
+
+@native_only
 def test_a_packed_folder_is_a_model_folder(packed: Path, nano_like: Path) -> None:
     """The native engine, and torch with the packed numbers, give nearly the logits of the model that was packed."""
     native, plain = load(str(packed), device="cpu"), load(str(packed), device="cpu", engine="torch")

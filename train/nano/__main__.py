@@ -41,6 +41,8 @@ def evaluate(
         Path | None, typer.Option(help="Photographs as given to build: the kept-out ones are named.")
     ] = None,
     easy_vqa: Annotated[bool, typer.Option(help="Ask easy-VQA's test questions too.")] = True,
+    engine: Annotated[str, typer.Option(help="What answers: auto, native or torch, as in describe.")] = "auto",
+    bits: Annotated[int | None, typer.Option(help="Pack float weights to 4, 8 or 16 bits for native.")] = None,
 ) -> None:
     """Held-out figures: the generator's questions by family, easy-VQA's test split, photographs."""
     from mobillama_v.loading import load
@@ -51,7 +53,8 @@ def evaluate(
     def say(text: str) -> None:
         typer.echo(text, err=True)
 
-    assistant = load(model)
+    assistant = load(model, engine=engine, bits=bits)
+    say(f"{model}: {assistant.engine.title}")
     tally = judge.held_out(assistant, count=count, say=say)
     for family in tally.asked:
         print(f"{family:16} {100 * tally.accuracy([family]):5.1f} % of {tally.asked[family]}")
