@@ -43,10 +43,10 @@ def encoded(model: Assistant, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_reply(model: Assistant) -> None:
     reply = model.ask([RED], "What is this?", SHORT)
     assert reply.text and reply.text == reply.text.strip()
-    assert (reply.image_tokens, reply.new_tokens, reply.finish_reason) == (61, 12, "length")
+    assert (reply.image_tokens, reply.new_tokens, reply.finish_reason) == (84, 12, "length")
     words = model.ask([], "What is this?", SHORT)
     assert words.image_tokens == 0
-    encoded = encode([user("What is this?", images=1)], model.tokenizer, template="v1", tokens_per_image=61)
+    encoded = encode([user("What is this?", images=1)], model.tokenizer, template="v1", tokens_per_image=84)
     assert reply.prompt_tokens == len(encoded.input_ids)
     assert reply.timings.images > 0 and reply.timings.prefill > 0 and reply.timings.decode > 0
     assert words.timings.images == 0

@@ -144,7 +144,7 @@ def test_describe_json(nano_like: Path, pictures: Path, model: Assistant) -> Non
     expected = model.ask([pictures / "red.png"], "Describe the image.", Sampling(max_new_tokens=8))
     assert records[0]["text"] == expected.text
     assert records[0]["finish_reason"] == "length"
-    assert records[0]["tokens"] == {"prompt": expected.prompt_tokens, "image": 61, "new": 8}
+    assert records[0]["tokens"] == {"prompt": expected.prompt_tokens, "image": 84, "new": 8}
     assert records[0]["model"] == str(nano_like)
     assert set(records[0]["timings"]) == {"read", "images", "prefill", "decode"}
     assert all(0 <= seconds < 60 for seconds in records[0]["timings"].values())

@@ -28,10 +28,10 @@ def test_is_the_transformers_model(nano_like: Path, loaded: Network) -> None:
     reference = MobiLlamaVForConditionalGeneration.from_pretrained(nano_like, dtype=torch.float32).eval()
     assert list(loaded.state_dict()) == list(reference.state_dict())
     per_image = loaded.tokens_per_image
-    assert per_image == reference.tokens_per_image == 61
+    assert per_image == reference.tokens_per_image == 84
 
     torch.manual_seed(0)
-    ids = torch.randint(3, 300, (2, 80))
+    ids = torch.randint(3, 300, (2, 110))
     exists = torch.ones_like(ids)
     exists[1, :7] = 0
     slots = torch.zeros_like(ids, dtype=torch.bool)
@@ -120,10 +120,10 @@ def test_buffers_outside_the_checkpoint_are_real(
 
 
 def test_images_and_slots_go_together(loaded: Network) -> None:
-    ids = torch.zeros(1, 70, dtype=torch.long)
+    ids = torch.zeros(1, 100, dtype=torch.long)
     with pytest.raises(PromptError, match="go together"):
         loaded(ids, torch.zeros(1, 3, 224, 224))
-    slots = torch.zeros(1, 70, dtype=torch.bool)
-    slots[0, :61] = True
+    slots = torch.zeros(1, 100, dtype=torch.bool)
+    slots[0, :84] = True
     with pytest.raises(PromptError, match="slots for 1 images and 2 images"):
         loaded(ids, torch.zeros(2, 3, 224, 224), slots)
