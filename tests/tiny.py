@@ -117,7 +117,7 @@ def save_nano_like(folder: Path) -> Path:
                 torch.nn.init.zeros_(module.bias)
         torch.nn.init.normal_(trunk.patch_embed.stem.classifier.weight)
         for words in (trunk.account.class_names.table, trunk.account.colors, trunk.account.things.names):
-            torch.nn.init.normal_(words, std=0.1)
+            torch.nn.init.normal_(words, std=0.05)
         for part in (network.language_model, network.lm_head, network.projector):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
