@@ -16,6 +16,7 @@ from mobillama_v.network import drop_decoder, fill_decoder, load_network
 from mobillama_v.tokenization import TextTokenizer
 
 _SMALL = 200_000_000  # bytes of weights
+_KEPT_PROMPTS = 2  # with their keys and values, of chats that go on
 _MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
 
 
@@ -81,7 +82,7 @@ def load(
 def _native(packed: Packed) -> Engine:
     from mobillama_v.engine.native import NativeEngine, NativeModel
 
-    return NativeEngine(NativeModel(packed, threads=min(torch.get_num_threads(), _MAX_THREADS)))
+    return NativeEngine(NativeModel(packed, threads=min(torch.get_num_threads(), _MAX_THREADS)), keep=_KEPT_PROMPTS)
 
 
 def limit_threads(folder: Path) -> None:

@@ -6,7 +6,7 @@ import ctypes
 from functools import lru_cache
 from pathlib import Path
 
-_ABI = 1
+_ABI = 2
 PATHS = {"auto": 0, "portable": 1, "avx2": 2}
 """Kernel paths; ``auto`` is the fastest that this processor has."""
 
@@ -42,6 +42,7 @@ def _open(path: Path) -> ctypes.CDLL:
         "mv_model_traffic": (None, (pointer, ctypes.POINTER(uint64), ctypes.POINTER(uint64))),
         "mv_sequence_new": (pointer, (pointer, int32)),
         "mv_sequence_free": (None, (pointer,)),
+        "mv_sequence_copy": (int32, (pointer, pointer, int32)),
         "mv_forward": (
             int32,
             (pointer, ctypes.POINTER(pointer), ctypes.POINTER(int32), int32, pointer, pointer, pointer),

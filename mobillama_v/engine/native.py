@@ -16,6 +16,7 @@ from torch import Tensor
 from mobillama_v.engine import library
 from mobillama_v.engine.files import Packed, ffn_count, layout
 from mobillama_v.engine.pack import ROWS
+from mobillama_v.engine.prefix import Kept, Prompt, longest, rounds
 from mobillama_v.generation import Engine
 
 
@@ -111,19 +112,34 @@ class NativeSequence:
             raise RuntimeError(f"the native engine: {library.error()}")
         self._free = weakref.finalize(self, lib.mv_sequence_free, self.handle)
 
+    def copy(self, source: NativeSequence, length: int) -> None:
+        """Take over the first ``length`` positions of another sequence of the model; this one must be empty.
+
+        Raises:
+            RuntimeError: it is not, or they are not there, or there is no room for them.
+        """
+        if library.library().mv_sequence_copy(self.handle, source.handle, length):
+            raise RuntimeError(f"the native engine: {library.error()}")
+
 
 class NativeEngine(Engine):
     """Generation by the native library.
 
     Streams that are iterated in turns share their passes through the weights: the first that needs logits runs the next
     tokens of all that have said theirs, and the others find their logits there. A stream joins after its prompt and
-    leaves at its end, without the others waiting; every row's logits are bit for bit those that it would get alone.
+    leaves at its end, without the others waiting.
+
+    What prompts begin with in common is run once: those of a batch share it, and the last ``keep`` prompts stay with
+    their keys and values for those to come, as the system's sentence and the picture of a chat do.
+
+    Every output is summed in one order: a row's logits are bit for bit those that it would get alone.
     """
 
-    def __init__(self, model: NativeModel) -> None:
+    def __init__(self, model: NativeModel, *, keep: int = 0) -> None:
         self.model, self.spec = model, model.spec
         self._ready: list[_Answering] = []
         self._lock = threading.RLock()  # a stream may be collected, and dropped, in the midst of a pass of this thread
+        self.kept = Kept(keep)
         self.title = f"native {model.bits} bit on cpu ({model.path})"
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -171,8 +187,17 @@ class _Answering:
         self.tokens = self.found = torch.empty(0)
 
     def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        rows = [row[exists.bool()] for row, exists in zip(inputs_embeds, attention_mask, strict=True)]
-        return self._engine.model.forward(self.sequences, rows)
+        engine = self._engine
+        rows = zip(inputs_embeds, attention_mask, self.sequences, strict=True)
+        prompts = [Prompt(embeds[exists.bool()], sequence) for embeds, exists, sequence in rows]
+        logits = torch.empty(len(prompts), engine.spec.vocab_size)
+        known = engine.kept.all()
+        for some in rounds(prompts):
+            new = [prompts[i] for i in some]
+            logits[some] = engine.model.forward([each.sequence for each in new], [_begin(each, known) for each in new])
+            known += new
+        engine.kept.add(prompts)
+        return logits
 
     def push(self, tokens: Tensor) -> None:
         self.tokens = tokens
@@ -184,3 +209,11 @@ class _Answering:
 
     def close(self) -> None:
         self._engine.drop(self)
+
+
+def _begin(prompt: Prompt, known: list[Prompt]) -> Tensor:
+    """Let a prompt go on from the known one that begins most as it does; the embeddings that are left to run."""
+    length, source = longest(prompt.embeds, known)
+    if source is not None:
+        prompt.sequence.copy(source.sequence, length)
+    return prompt.embeds[length:]

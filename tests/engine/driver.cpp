@@ -62,7 +62,7 @@ struct Tensors {
 }
 
 std::vector<float> answer(mv_model* model, const Shape& shape, int length, bool steps) {
-    mv_sequence* sequence = mv_sequence_new(model, length + 3);
+    mv_sequence* sequence = mv_sequence_new(model, length + (steps ? 20 : 3));
     if (sequence == nullptr) die("sequence");
     std::vector<float> embeddings(static_cast<size_t>(length) * shape.hidden), logits(mv::round_up(shape.vocab, 16));
     for (size_t i = 0; i < embeddings.size(); i++) embeddings[i] = std::sin(static_cast<float>(i));
@@ -72,6 +72,13 @@ std::vector<float> answer(mv_model* model, const Shape& shape, int length, bool 
                        logits.data()))
             die("prefill");
         at += count;
+        if (steps && at == 61) {  // goes on in a copy, of another capacity
+            mv_sequence* copy = mv_sequence_new(model, length + 3);
+            if (copy == nullptr || mv_sequence_copy(copy, sequence, at + 1) == 0 || mv_sequence_copy(copy, sequence, at))
+                die("copy");
+            mv_sequence_free(sequence);
+            sequence = copy;
+        }
     }
     for (int32_t token = 0; token < 3; token++) {
         const int32_t one = 1;

@@ -274,6 +274,65 @@ def test_a_stream_that_is_collected_during_a_pass_holds_up_nobody(monkeypatch: p
     assert ended == [4]
 
 
+@pytest.mark.parametrize("bits", [4, 16])
+@pytest.mark.parametrize("path", PATHS)
+def test_what_prompts_have_in_common_is_run_once(bits: int, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two pictures with questions after one sentence, in a batch and after it: each the same bits as alone."""
+    model = natives(Plain(SHAPES["grouped"]), bits, threads=2, path=path)
+    sentence, red, blue = (torch.randn(length, 96) for length in (19, 21, 21))
+    prompts = [torch.cat((sentence, picture, torch.randn(n, 96))) for picture in (red, blue) for n in (3, 1, 9)]
+    prompts.append(torch.randn(30, 96))
+    tokens = torch.randint(0, 64, (len(prompts), 4))
+    run_positions: list[int] = []
+    forward = NativeModel.forward
+
+    def counted(self: NativeModel, sequences: list[NativeSequence], inputs: list[Tensor]) -> Tensor:
+        run_positions.append(sum(map(len, inputs)))
+        return forward(self, sequences, inputs)
+
+    def answers(engine: NativeEngine, rows: list[int]) -> Tensor:
+        longest = max(len(prompts[i]) for i in rows)
+        padded = torch.stack([nn.functional.pad(prompts[i], (0, 0, longest - len(prompts[i]), 0)) for i in rows])
+        exists = torch.stack([torch.arange(longest) >= longest - len(prompts[i]) for i in rows]).long()
+        decoding = engine.begin(len(rows), longest + 4)
+        logits = [decoding.prefill(padded, exists)]
+        for step in range(4):
+            decoding.push(tokens[rows, step])
+            logits.append(decoding.logits())
+        return torch.stack(logits, dim=1)
+
+    plain, keeping = NativeEngine(model), NativeEngine(model, keep=2)  # a batch shares in either
+    every = list(range(len(prompts)))
+    expected = torch.cat([answers(plain, [i]) for i in every])
+    monkeypatch.setattr(NativeModel, "forward", counted)
+    assert torch.equal(answers(keeping, every), expected)
+    assert sum(run_positions[:-4]) == (19 + 21 + 3) + 30 + (1 + 9) + (21 + 3) + (1 + 9)  # what is new to each
+    run_positions.clear()
+    again = [5, 3]  # the batch's last prompts were kept, and one of them ends with this question
+    assert torch.equal(answers(keeping, again), expected[again])
+    assert run_positions[0] + run_positions[1] <= 1 + 3
+    run_positions.clear()
+    assert torch.equal(answers(plain, again), expected[again]) and run_positions[:2] == [49, 43 - 19]
+
+
+def test_a_copy_that_cannot_be_is_refused() -> None:
+    spec = SHAPES["shared"]
+    model, other = natives(Plain(spec), 8), natives(Plain(spec), 8)
+    source, empty = NativeSequence(model, 40), NativeSequence(model, 10)
+    model.forward([source], [torch.randn(20, 64)])
+    for target, length, message in (
+        (empty, 21, "there are not 21 positions"),
+        (empty, 11, "there are not 11 positions, or no room"),
+        (NativeSequence(other, 40), 5, "a sequence of another model"),
+        (source, 5, "only an empty sequence"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            target.copy(source, length)
+    empty.copy(source, 10)
+    with pytest.raises(RuntimeError, match="room for 0 more"):
+        model.forward([empty], [torch.randn(1, 64)])
+
+
 def test_threads_that_call_at_once_take_turns() -> None:
     model = natives(Plain(SHAPES["shared"]), 4, threads=2)
     prompts = [torch.randn(30 + i, 64) for i in range(4)]

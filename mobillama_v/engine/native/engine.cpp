@@ -1,6 +1,7 @@
 // The C interface: what is exported, and exceptions turned into messages.
 #include "engine.h"
 
+#include <algorithm>
 #include <exception>
 #include <mutex>
 #include <new>
@@ -68,6 +69,27 @@ mv_sequence* mv_sequence_new(mv_model* model, int32_t capacity) {
 }
 
 void mv_sequence_free(mv_sequence* sequence) { delete sequence; }
+
+int32_t mv_sequence_copy(mv_sequence* sequence, const mv_sequence* source, int32_t length) {
+    return guarded<int32_t>(-1, [&] {
+        std::lock_guard<std::mutex> lock(sequence->model->mutex);  // no call appends to the source meanwhile
+        if (sequence->model != source->model) mv::fail("a sequence of another model");
+        if (sequence->length != 0) mv::fail("only an empty sequence takes what another one has");
+        if (length < 0 || length > source->length || length > sequence->capacity)
+            mv::fail("there are not " + std::to_string(length) + " positions, or no room for them");
+        // Keys lie in groups of eight positions: the last group is taken whole, and what is beyond `length` is not read.
+        const mv_config& config = sequence->model->config;
+        const size_t size = static_cast<size_t>(mv::round_up(length, 8)) * sequence->model->width;
+        for (int layer = 0; layer < config.layers; ++layer)
+            for (int head = 0; head < config.kv_heads; ++head) {
+                const mv::HeadCache from = source->head(layer, head), to = sequence->head(layer, head);
+                std::copy_n(from.keys, size, to.keys);
+                std::copy_n(from.values, size, to.values);
+            }
+        sequence->length = length;
+        return 0;
+    });
+}
 
 int32_t mv_forward(mv_model* model, mv_sequence* const* sequences, const int32_t* counts, int32_t count,
                    const float* embeddings, const int32_t* tokens, float* logits) {

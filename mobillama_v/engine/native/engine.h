@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define MV_ABI 1 /* raised whenever anything below changes */
+#define MV_ABI 2 /* raised whenever anything below changes */
 
 typedef struct {
     double theta;        /* rotary base */
@@ -60,6 +60,9 @@ MV_API void mv_model_traffic(const mv_model* model, uint64_t* streamed, uint64_t
 /* Room for the keys and values of `capacity` positions, at most the context. */
 MV_API mv_sequence* mv_sequence_new(mv_model* model, int32_t capacity);
 MV_API void mv_sequence_free(mv_sequence* sequence);
+
+/* Give an empty sequence the first `length` positions of another one of its model. */
+MV_API int32_t mv_sequence_copy(mv_sequence* sequence, const mv_sequence* source, int32_t length);
 
 /* Append to `count` different sequences of this model: counts[i] positions to sequences[i]. `embeddings` [sum of
  * counts, hidden] fp32, or, where it is NULL, `tokens` [sum of counts]. `logits` [count, vocab rounded up to 16] fp32
