@@ -91,12 +91,14 @@ def _trunk(model: MobiLlamaVForConditionalGeneration) -> HybridTrunk:
     return model.vision_tower.visual.trunk  # type: ignore[no-any-return]
 
 
-def write_features(start: Path, cache: StemCache, names: list[str], probabilities: np.ndarray, folder: Path) -> None:
-    """Fill a feature cache for every picture of the stem's cache, without running the stem again.
+def write_features(
+    start: Path, caches: list[StemCache], names: list[str], probabilities: np.ndarray, folder: Path
+) -> None:
+    """Fill a feature cache for every picture of the stem's caches, without running the stem again.
 
     Args:
         start: folder of the model with the trained tower.
-        cache: the stem's view.
+        caches: the stem's views; the photographs are in the first.
         names: ``<image>#permuted`` names, whose class part is made of ``probabilities`` [M,1000] instead.
         probabilities: see ``names``.
         folder: of the feature cache.
@@ -106,14 +108,14 @@ def write_features(start: Path, cache: StemCache, names: list[str], probabilitie
     model = MobiLlamaVForConditionalGeneration.from_pretrained(start)
     trunk, print_of = _trunk(model), fingerprint(model.vision_tower, model.config.spec.image)
     shape = (model.vision_tower.extra + model.vision_tower.patches, model.vision_tower.width)
-    target = FeatureCache.create(folder, [*cache.names, *names], shape, print_of)
-    rows = [*range(len(cache.names)), *(cache.row[name.split("#")[0]] for name in names)]
-    classed = [(cache.probabilities, i) for i in range(len(cache.names))]
-    classed += [(probabilities, i) for i in range(len(names))]
-    for first in range(0, len(rows), _BATCH):
-        batch = slice(first, first + _BATCH)
-        shares = np.stack([source[i] for source, i in classed[batch]])
-        found = tower.features(trunk, cache.cells[rows[batch]], shares).numpy()
+    target = FeatureCache.create(folder, [name for cache in caches for name in cache.names] + names, shape, print_of)
+    seen = [(cache.cells, i, cache.probabilities, i) for cache in caches for i in range(len(cache.names))]
+    seen += [(caches[0].cells, caches[0].row[name.split("#")[0]], probabilities, i) for i, name in enumerate(names)]
+    for first in range(0, len(seen), _BATCH):
+        batch = seen[first : first + _BATCH]
+        cells = np.stack([source[i] for source, i, _, _ in batch])
+        shares = np.stack([source[i] for _, _, source, i in batch])
+        found = tower.features(trunk, cells, shares).numpy()
         for row, array in enumerate(found, start=first):
             target.write(row, array)
     target.flush()

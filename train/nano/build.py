@@ -74,7 +74,7 @@ def build(photo_folder: Path, out: Path, *, sizes: Sizes | None = None, seed: in
     learn_language(out, data, sizes, seed=seed)
     signs = see_signs(data, sizes, out / "stem-signs")
     start = make_tower(out, data, cache, signs, crops, sizes, seed=seed)
-    cache_features(start, data, cache, out / "features")
+    cache_features(start, data, [cache, signs], out / "features")
     return two_stages(out, data, start, sizes, seed=seed)
 
 
@@ -212,12 +212,12 @@ def make_tower(out: Path, data: Path, cache: Any, signs: Any, crops: list[str], 
     return folder
 
 
-def cache_features(start: Path, data: Path, cache: Any, folder: Path) -> None:
-    """The frozen tower's outputs for every training picture, from the stem's cache."""
+def cache_features(start: Path, data: Path, caches: list[Any], folder: Path) -> None:
+    """The frozen tower's outputs for every training picture, from the stem's caches."""
     from mobillama_v.train.nano.assemble import write_features
 
     permuted = np.load(data / "photos-permuted.npz")
-    write_features(start, cache, permuted["names"].tolist(), permuted["probabilities"], folder)
+    write_features(start, caches, permuted["names"].tolist(), permuted["probabilities"], folder)
 
 
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
