@@ -1,4 +1,4 @@
-"""Which questions are asked together: whole images in a window, questions of like length in a batch.
+"""Which questions are asked together: whole images in a window, and in a batch questions of like length or one image.
 
 Batches depend on the questions alone, neither on what is answered already nor on how many processes share the work.
 """
@@ -33,15 +33,14 @@ def windows(examples: Sequence[Example], *, questions: int, images: int) -> Iter
         yield window
 
 
-def batches(lengths: Sequence[int], *, size: int, roomy: int) -> Iterator[list[int]]:
-    """Indices of prompts, grouped by length [tokens], the longest first.
+def batches(lengths: Sequence[int], *, size: int, roomy: int, by_length: bool = True) -> Iterator[list[int]]:
+    """Indices of prompts, grouped by length [tokens], the longest first, or as they come.
 
     A prompt longer than ``roomy`` is alone: it leaves less room for answers in the context than others may need, and a
     batch has the room of its longest prompt.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    tight = [i for i in order if lengths[i] > roomy]
-    yield from ([i] for i in tight)
-    rest = order[len(tight) :]
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i] if by_length else 0, i))
+    yield from ([i] for i in order if lengths[i] > roomy)
+    rest = [i for i in order if lengths[i] <= roomy]
     for start in range(0, len(rest), size):
         yield rest[start : start + size]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobillama_v.cli_options import DeviceOption, EngineOption, ModelOption
 from mobillama_v.eval.bench_run import aligned, bench_run
 
 if TYPE_CHECKING:
@@ -58,12 +59,9 @@ class Measured:
 
 @app.command("eval")
 def bench_eval(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="An embedded model, a model folder, or a Hugging Face id (owner/name).")
-    ] = "nano",
-    device: Annotated[
-        str, typer.Option(help="auto (CUDA, else MPS, else CPU), or a torch device such as cpu or cuda:1.")
-    ] = "auto",
+    model: ModelOption = "nano",
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     images: Annotated[int, typer.Option(min=1, help=f"Drawn pictures, with {QUESTIONS} questions each.")] = 36,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that the runner asks at once.")] = 32,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measurement as JSON.")] = None,
@@ -79,7 +77,7 @@ def bench_eval(
     from mobillama_v.eval.store import write_output
 
     limit_threads(model)
-    chosen = Model(model, device)
+    chosen = Model(model, device, engine)
     benchmark = get("gqa")
     with tempfile.TemporaryDirectory() as folder:
         draw_gqa(Path(folder) / "data", images=images, questions=QUESTIONS)

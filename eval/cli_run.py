@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobillama_v.cli_options import DeviceOption, EngineOption, ModelOption
 from mobillama_v.errors import ConfigError, DataError, MobiLlamaVError
 from mobillama_v.eval.cli import (
     ConsistencyOption,
@@ -43,18 +44,15 @@ def run(
         str, typer.Argument(metavar="BENCH|all", help=f"One of {', '.join(NAMES)}; or all: {', '.join(PUBLIC)}.")
     ],
     data: DataOption,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="An embedded model, a model folder, or a Hugging Face id (owner/name).")
-    ] = "nano",
+    model: ModelOption = "nano",
     output: Annotated[
         Path | None,
         typer.Option(
             "--output", "-o", help="Where answers, scores and the report go; a run that was killed there goes on."
         ),
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="auto (CUDA, else MPS, else CPU), or a torch device such as cpu or cuda:1.")
-    ] = "auto",
+    device: DeviceOption = "auto",
+    engine: EngineOption = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions that are asked at once.")] = 32,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens; by default as the benchmark needs.")
@@ -92,7 +90,7 @@ def run(
     target = output or Path("runs") / "eval" / (Path(model).name or "model")
     world = World.join()
     try:
-        asked = Model(model, world.device(device))
+        asked = Model(model, world.device(device), engine)
         limit_threads(model)
         _answer(chosen, target, asked, world, batch_size=batch_size, max_new_tokens=max_new_tokens)
         if world.rank == 0:

@@ -1,7 +1,7 @@
 """Ask a model every question of a benchmark: in batches, each image encoded once, and after a kill from where it was.
 
-Answers are greedy, and those that a question would get alone: rows of a batch are padded on the left. Where an image
-has many questions, what comes before them is run once (:mod:`mobillama_v.eval.prefix`). What was answered is with the
+Answers are greedy, and those that a question would get alone. Where an image has many questions, what comes before them
+is run once: by the native engine of itself, for torch by :mod:`mobillama_v.eval.prefix`. What was answered is with the
 system before the next batch begins, and is not asked again.
 """
 
@@ -65,10 +65,11 @@ def longest_answer(benchmark: str) -> int:
 
 @dataclass
 class Model:
-    """A model by name (see :func:`mobillama_v.load`) and its device; it is loaded when it is first asked."""
+    """A model by name, its device and its engine, as for :func:`mobillama_v.load`; it is loaded when first asked."""
 
     name: str
     device: str = "auto"
+    engine: str = "auto"
 
     @cached_property
     def assistant(self) -> Assistant:
@@ -79,18 +80,14 @@ class Model:
         """
         from mobillama_v.loading import load
 
-        return load(self.name, device=self.device, engine="torch")  # its batches and prefixes are torch's
+        return load(self.name, device=self.device, engine=self.engine)
 
     @cached_property
     def precision(self) -> str:
-        """The type of weights and activations.
+        """What the decoder computes with; errors as :func:`mobillama_v.loading.precision`."""
+        from mobillama_v.loading import precision
 
-        Raises:
-            ConfigError: there is no such device.
-        """
-        from mobillama_v.loading import choose_device
-
-        return "bfloat16" if choose_device(self.device).type == "cuda" else "float32"
+        return precision(self.name, device=self.device, engine=self.engine)
 
     @cached_property
     def digest(self) -> str:
@@ -168,11 +165,12 @@ class Asker:
     """Asks a loaded model questions."""
 
     def __init__(self, assistant: Assistant, *, batch_size: int, max_new_tokens: int) -> None:
-        from mobillama_v.generation import Sampling
+        from mobillama_v.generation import Sampling, TorchEngine
 
         self.assistant, self.batch_size = assistant, batch_size
         self._sampling = Sampling(max_new_tokens=max_new_tokens)
         self._seen: dict[Path, SeenImage] = {}
+        self._torch = isinstance(assistant.engine, TorchEngine)
         self._prefixes: PrefixReader | None = None
 
     def share(self, examples: Sequence[Example], world: World) -> list[list[Example]]:
@@ -183,7 +181,7 @@ class Asker:
         from mobillama_v.eval.prefix import PrefixReader
 
         pictured = [each for each in examples if each.images]
-        many = len(pictured) >= _MANY * len({each.images for each in pictured}) > 0
+        many = self._torch and len(pictured) >= _MANY * len({each.images for each in pictured}) > 0
         self._prefixes = PrefixReader(self.assistant, self._sampling.max_new_tokens) if many else None
         every = windows(examples, questions=_WINDOW * self.batch_size, images=self._images_at_once(pictured))
         return [window for i, window in enumerate(every) if i % world.size == world.rank]
@@ -217,10 +215,13 @@ class Asker:
         return failed
 
     def batches(self, window: list[Example]) -> Iterator[list[Example]]:
-        """The batches of a window; those that do not depend on what was answered before."""
+        """The batches of a window; those that do not depend on what was answered before.
+
+        The native engine pads nothing, and shares what prompts of a batch begin with: there an image's come together.
+        """
         lengths = [self._length(example) for example in window]
         roomy = self.assistant.context - self._sampling.max_new_tokens
-        for batch in batches(lengths, size=self.batch_size, roomy=roomy):
+        for batch in batches(lengths, size=self.batch_size, roomy=roomy, by_length=self._torch):
             yield [window[i] for i in batch]
 
     def ask(self, examples: Sequence[Example], failed: list[str]) -> list[dict[str, Any]]:

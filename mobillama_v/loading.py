@@ -58,7 +58,7 @@ def load(
             f"{decoder.vocab_size}; copy the tokenizer.json that belongs to this model."
         )
     if dtype is None:
-        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+        dtype = _default_dtype(where.type)
     native = use_native(engine, decoder, device=where.type, packed=is_packed(folder))
     if bits is not None and bits not in BITS:
         raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
@@ -77,6 +77,20 @@ def load(
             if not is_small(decoder):  # it would take more memory than what it was packed to
                 drop_decoder(network)
     return Assistant(name, network, tokenizer, _native(packed) if native else None)
+
+
+def precision(name: str = DEFAULT, *, device: str = "auto", engine: str = "auto") -> str:
+    """What the decoder computes with where :func:`load` gets these arguments, without loading it; errors as there."""
+    folder = find_model(name)
+    decoder, where = read_spec(folder).decoder, choose_device(device).type
+    if use_native(engine, decoder, device=where, packed=is_packed(folder)):
+        bits = read(folder, decoder).bits if is_packed(folder) else bits_at_load(decoder)
+        return f"{bits} bit, native"
+    return str(_default_dtype(where)).removeprefix("torch.")
+
+
+def _default_dtype(device: str) -> torch.dtype:
+    return torch.bfloat16 if device == "cuda" else torch.float32
 
 
 def _native(packed: Packed) -> Engine:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobillama_v.cli_options import ModelOption
+
 if TYPE_CHECKING:
     from mobillama_v.train.mix import Mix
 
@@ -37,9 +39,7 @@ Pass = Callable[[list[int], int], float]
 
 
 def bench_train(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="An embedded model, a model folder, or a Hugging Face id (owner/name).")
-    ] = "nano",
+    model: ModelOption = "nano",
     samples: Annotated[int, typer.Option(min=2, help="Records of an optimizer step; LLaVA's have 128.")] = 128,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Records of a padded forward pass; a pack holds as many.")

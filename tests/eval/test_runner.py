@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import toy
 
+from mobillama_v.engine import library
 from mobillama_v.errors import DataError
 from mobillama_v.eval.batches import batches, windows
 from mobillama_v.eval.benchmark import Example
@@ -152,6 +153,36 @@ def test_each_image_is_encoded_once(data: Path, nano_like: Path, tmp_path: Path,
     )
 
 
+@pytest.mark.skipif(bool(library.missing()), reason="no native library")
+@pytest.mark.parametrize("batch_size", [3, 32])  # with 3, an image's questions are of two batches
+def test_the_native_engine_answers_as_alone_and_runs_an_image_once(
+    batch_size: int, data: Path, whole: Path, nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mobillama_v.engine.native import NativeModel
+    from mobillama_v.generation import Sampling
+    from mobillama_v.loading import load
+
+    positions: list[int] = []
+    forward = NativeModel.forward
+
+    def counted(self, sequences, inputs):
+        positions.extend(len(each) for each in inputs if each.dim() == 2)  # embeddings: parts of prompts
+        return forward(self, sequences, inputs)
+
+    monkeypatch.setattr(NativeModel, "forward", counted)
+    done = toy.run(data, tmp_path / "run", nano_like, engine="native", batch_size=batch_size, max_new_tokens=TOKENS)
+    assert done.about["precision"] == "16 bit, native"
+    assistant = load(str(nano_like), engine="native")
+    image = assistant.network.tokens_per_image
+    assert sum(each > image for each in positions) == 6, "each picture is in the part of one prompt that was run"
+    assert len(positions) == len(done.examples)
+    for example in done.examples:
+        alone = assistant.ask(example.images, example.prompt, Sampling(max_new_tokens=TOKENS))
+        assert (done.texts[example.id], done.answers[example.id]["finish_reason"]) == (alone.text, alone.finish_reason)
+    with pytest.raises(DataError, match=r"answers of another run.*precision 'float32', not '16 bit, native'"):
+        toy.run(data, whole, nano_like, engine="native", max_new_tokens=TOKENS)
+
+
 def test_windows_keep_images_whole_and_bound_what_is_held() -> None:
     def example(i: int, image: str | None) -> Example:
         return Example(str(i), (Path(image),) if image else (), "?", ())
@@ -169,6 +200,7 @@ def test_windows_keep_images_whole_and_bound_what_is_held() -> None:
 def test_batches_go_by_length_and_leave_long_prompts_alone() -> None:
     found = list(batches([5, 90, 7, 6, 95, 8], size=2, roomy=80))
     assert found == [[4], [1], [5, 2], [3, 0]]
+    assert list(batches([5, 90, 7, 6, 95, 8], size=2, roomy=80, by_length=False)) == [[1], [4], [0, 2], [3, 5]]
 
 
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(

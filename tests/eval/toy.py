@@ -84,9 +84,12 @@ class Toy:
         )
 
 
-def run(data: Path, folder: Path, model: Path | str, *, benchmark: Toy | None = None, **options: Any) -> Any:
+def run(
+    data: Path, folder: Path, model: Path | str, *, benchmark: Toy | None = None, engine: str = "torch", **options: Any
+) -> Any:
     """Run the toy."""
     from mobillama_v.eval import runner
 
     benchmark = benchmark or Toy()
-    return runner.run(benchmark, benchmark.examples(data), folder, model=runner.Model(str(model)), **options)
+    chosen = runner.Model(str(model), engine=engine)
+    return runner.run(benchmark, benchmark.examples(data), folder, model=chosen, **options)
