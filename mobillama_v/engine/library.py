@@ -6,8 +6,8 @@ import ctypes
 from functools import lru_cache
 from pathlib import Path
 
-_ABI = 2
-PATHS = {"auto": 0, "portable": 1, "avx2": 2}
+_ABI = 3
+PATHS = {"auto": 0, "portable": 1, "avx2": 2, "vnni": 3}
 """Kernel paths; ``auto`` is the fastest that this processor has."""
 
 

@@ -155,7 +155,7 @@ int main() {
     const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}};
     for (const Shape& shape : shapes)
         for (int bits : {4, 8, 16})
-            for (int path : {MV_PORTABLE, MV_AVX2}) {
+            for (int path : {MV_PORTABLE, MV_AVX2, MV_VNNI}) {
                 if (!mv_has_path(path)) continue;
                 std::vector<float> expected;
                 for (int threads : {1, 2, 3}) run(shape, bits, path, threads, expected);

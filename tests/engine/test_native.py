@@ -154,6 +154,15 @@ def test_any_steps_and_any_threads_give_the_same_bits(bits: int, shape: str, pat
             assert torch.equal(run(native, embeds, steps)[-1], expected), (threads, steps)
 
 
+@pytest.mark.skipif(not {"avx2", "vnni"} <= set(PATHS), reason="this processor has no AVX-512 VNNI")
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_vnni_and_avx2_give_the_same_bits(bits: int) -> None:
+    """Both sum the same whole numbers, exactly, and floats in one order."""
+    model, embeds = Plain(SHAPES["own"]), torch.randn(70, SHAPES["own"].hidden_size)
+    steps = [33, *[1] * 4, 2, 3, 28]
+    assert torch.equal(*(run(natives(model, bits, path=path), embeds, steps) for path in ("avx2", "vnni")))
+
+
 @pytest.mark.parametrize("bits", [4, 16])
 def test_sequences_together_are_each_alone(bits: int) -> None:
     spec = SHAPES["shared"]

@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define MV_ABI 2 /* raised whenever anything below changes */
+#define MV_ABI 3 /* raised whenever anything below changes */
 
 typedef struct {
     double theta;        /* rotary base */
@@ -31,7 +31,7 @@ typedef struct {
     int32_t path;        /* MV_AUTO, or a path that must be there */
 } mv_config;
 
-enum { MV_AUTO = 0, MV_PORTABLE = 1, MV_AVX2 = 2 };
+enum { MV_AUTO = 0, MV_PORTABLE = 1, MV_AVX2 = 2, MV_VNNI = 3 };
 
 typedef struct {
     const void* data;

@@ -74,11 +74,13 @@ struct Kernels {
 extern const Kernels kPortable;
 #if defined(__x86_64__) || defined(_M_X64)
 #define MV_HAVE_AVX2 1
-extern const Kernels kAvx2;
+#define MV_HAVE_VNNI 1
+extern const Kernels kAvx2, kVnni;
 #endif
 
-// Whether this processor can run a path of engine.h, and the kernels of one that it can.
+// Whether this processor can run a path of engine.h, the fastest one that it can, and the kernels of one that it can.
 bool has_path(int path);
+int best_path();
 const Kernels& kernels_of(int path);
 
 }  // namespace mv

@@ -15,7 +15,8 @@
 #pragma GCC target("avx2,fma,f16c")
 #endif
 
-#include "simd_avx2.h"
+#include "simd_x86.h"
+#include "dots_avx2.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

@@ -122,7 +122,7 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->hidden = round_up(c.hidden, kBlock);
     m->q_stride = round_up(c.hidden + 2 * c.kv_heads * m->width, kRows);
     m->vocab = round_up(c.vocab, kRows);
-    m->path = c.path != MV_AUTO ? c.path : has_path(MV_AVX2) ? MV_AVX2 : MV_PORTABLE;
+    m->path = c.path != MV_AUTO ? c.path : best_path();
     m->kernels = &kernels_of(m->path);
 
     Reader reader(tensors, count);

@@ -8,6 +8,8 @@
 
 namespace mv {
 
+int best_path() { return has_path(MV_VNNI) ? MV_VNNI : has_path(MV_AVX2) ? MV_AVX2 : MV_PORTABLE; }
+
 bool has_path(int path) {
     if (path == MV_PORTABLE) return true;
 #if defined(MV_HAVE_AVX2)
@@ -22,9 +24,19 @@ bool has_path(int path) {
         __cpuidex(leaf, 7, 0);
         return (leaf[1] & 1 << 5) != 0;
     }
+    if (path == MV_VNNI) {
+        if (!has_path(MV_AVX2) || (_xgetbv(0) & 0xe6) != 0xe6) return false;
+        int leaf[4];
+        __cpuidex(leaf, 7, 0);
+        const uint32_t wanted = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // AVX-512 F, DQ, BW and VL
+        return (static_cast<uint32_t>(leaf[1]) & wanted) == wanted && (leaf[2] & 1 << 11) != 0;
+    }
 #else
     // Every processor with AVX2 and FMA has F16C, which older compilers do not know by name.
     if (path == MV_AVX2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (path == MV_VNNI)
+        return has_path(MV_AVX2) && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 #endif
 #endif
     return false;
@@ -33,6 +45,7 @@ bool has_path(int path) {
 const Kernels& kernels_of(int path) {
 #if defined(MV_HAVE_AVX2)
     if (path == MV_AVX2) return kAvx2;
+    if (path == MV_VNNI) return kVnni;
 #endif
     (void)path;
     return kPortable;

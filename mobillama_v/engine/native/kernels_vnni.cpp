@@ -1,0 +1,31 @@
+// The kernels for x86 processors with AVX-512 VNNI. The target is set here, for this file's own functions alone:
+// with a compiler option, what the standard headers define could reach processors without it through the linker.
+#include "kernels.h"
+
+#if defined(MV_HAVE_VNNI)
+#include <cmath>
+#include <cstring>
+
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni"))), apply_to = function)
+#elif defined(__GNUC__)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
+#endif
+
+#include "simd_x86.h"
+#include "dots_vnni.h"
+#include "kernels.inc"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#elif defined(__GNUC__)
+#pragma GCC pop_options
+#endif
+
+namespace mv {
+const Kernels kVnni = kTable;
+}
+#endif
