@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 _ABI = 3
-PATHS = {"auto": 0, "portable": 1, "avx2": 2, "vnni": 3}
+PATHS = {"auto": 0, "portable": 1, "avx2": 2, "vnni": 3, "neon": 4}
 """Kernel paths; ``auto`` is the fastest that this processor has."""
 
 

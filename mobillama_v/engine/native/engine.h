@@ -31,7 +31,7 @@ typedef struct {
     int32_t path;        /* MV_AUTO, or a path that must be there */
 } mv_config;
 
-enum { MV_AUTO = 0, MV_PORTABLE = 1, MV_AVX2 = 2, MV_VNNI = 3 };
+enum { MV_AUTO = 0, MV_PORTABLE = 1, MV_AVX2 = 2, MV_VNNI = 3, MV_NEON = 4 };
 
 typedef struct {
     const void* data;

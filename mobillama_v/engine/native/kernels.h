@@ -76,6 +76,9 @@ extern const Kernels kPortable;
 #define MV_HAVE_AVX2 1
 #define MV_HAVE_VNNI 1
 extern const Kernels kAvx2, kVnni;
+#elif defined(__aarch64__) && defined(__GNUC__)
+#define MV_HAVE_NEON 1
+extern const Kernels kNeon;
 #endif
 
 // Whether this processor can run a path of engine.h, the fastest one that it can, and the kernels of one that it can.

@@ -1,4 +1,6 @@
 // Which of the kernel paths this processor can run.
+#include <initializer_list>
+
 #include "engine.h"
 #include "kernels.h"
 
@@ -6,9 +8,17 @@
 #include <intrin.h>
 #endif
 
+#if defined(MV_HAVE_NEON) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 namespace mv {
 
-int best_path() { return has_path(MV_VNNI) ? MV_VNNI : has_path(MV_AVX2) ? MV_AVX2 : MV_PORTABLE; }
+int best_path() {
+    for (int path : {MV_VNNI, MV_AVX2, MV_NEON})
+        if (has_path(path)) return path;
+    return MV_PORTABLE;
+}
 
 bool has_path(int path) {
     if (path == MV_PORTABLE) return true;
@@ -39,6 +49,13 @@ bool has_path(int path) {
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 #endif
 #endif
+#if defined(MV_HAVE_NEON)
+#if defined(__linux__)
+    if (path == MV_NEON) return (getauxval(AT_HWCAP) & 1ul << 20) != 0;  // HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+    if (path == MV_NEON) return true;
+#endif
+#endif
     return false;
 }
 
@@ -46,6 +63,9 @@ const Kernels& kernels_of(int path) {
 #if defined(MV_HAVE_AVX2)
     if (path == MV_AVX2) return kAvx2;
     if (path == MV_VNNI) return kVnni;
+#endif
+#if defined(MV_HAVE_NEON)
+    if (path == MV_NEON) return kNeon;
 #endif
     (void)path;
     return kPortable;
