@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if os.environ.get("PYTEST_XDIST_WORKER"):  # tests beside each other: threads that wait for threads would stand still
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # With pytest's importlib mode tests cannot import each other; this one helper module is loaded by its path.
 _spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "tiny.py")
