@@ -157,12 +157,16 @@ def trace(output: Path) -> list[float]:
 RECIPES = {
     "instruct": "{name: instruct, data: {template: v1}, train: {modules: {projector: 1e-3, decoder: 1e-3}}}",
     "align": "{name: align, data: {template: plain}, train: {modules: {projector: 1e-3}}}",
+    "lora": "{name: lora, data: {template: v1}, train: {lora: {rank: 4, alpha: 8, dropout: 0.0}, "
+    "modules: {projector: 1e-3, decoder: 1e-2}}}",
 }
 CASES = {
     "ddp": ("instruct", []),
     "zero2": ("instruct", ["train.deepspeed=zero2", "train.gradient_checkpointing=true"]),
     "zero3": ("instruct", ["train.deepspeed=zero3", "train.gradient_checkpointing=true"]),
     "zero2-align": ("align", ["train.deepspeed=zero2"]),
+    "zero2-lora": ("lora", ["train.deepspeed=zero2"]),
+    "zero3-lora": ("lora", ["train.deepspeed=zero3", "train.gradient_checkpointing=true"]),
     "zero3-align": ("align", ["train.deepspeed=zero3", "train.batch_size=1", "train.global_batch_size=4"]),
 }
 
