@@ -92,7 +92,7 @@ def _trunk(model: MobiLlamaVForConditionalGeneration) -> HybridTrunk:
 
 
 def write_features(
-    start: Path, caches: list[StemCache], names: list[str], probabilities: np.ndarray, folder: Path
+    start: Path, caches: list[StemCache], names: list[str], probabilities: np.ndarray, alone: list[str], folder: Path
 ) -> None:
     """Fill a feature cache for every picture of the stem's caches, without running the stem again.
 
@@ -101,14 +101,17 @@ def write_features(
         caches: the stem's views; the photographs are in the first.
         names: ``<image>#permuted`` names, whose class part is made of ``probabilities`` [M,1000] instead.
         probabilities: see ``names``.
+        alone: ``<image>#account`` names, whose patches are zero.
         folder: of the feature cache.
     """
     if FeatureCache.is_complete(folder):
         return
     model = MobiLlamaVForConditionalGeneration.from_pretrained(start)
     trunk, print_of = _trunk(model), fingerprint(model.vision_tower, model.config.spec.image)
-    shape = (model.vision_tower.extra + model.vision_tower.patches, model.vision_tower.width)
-    target = FeatureCache.create(folder, [name for cache in caches for name in cache.names] + names, shape, print_of)
+    extra = model.vision_tower.extra
+    shape = (extra + model.vision_tower.patches, model.vision_tower.width)
+    pictures = [name for cache in caches for name in cache.names]
+    target = FeatureCache.create(folder, [*pictures, *names, *alone], shape, print_of)
     seen = [(cache.cells, i, cache.probabilities, i) for cache in caches for i in range(len(cache.names))]
     seen += [(caches[0].cells, caches[0].row[name.split("#")[0]], probabilities, i) for i, name in enumerate(names)]
     for first in range(0, len(seen), _BATCH):
@@ -118,6 +121,10 @@ def write_features(
         found = tower.features(trunk, cells, shares).numpy()
         for row, array in enumerate(found, start=first):
             target.write(row, array)
+    for name in alone:
+        array = target.read([name.split("#")[0]])[0].copy()
+        array[extra:] = 0
+        target.write(target.keys[name], array)
     target.flush()
 
 

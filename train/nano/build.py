@@ -20,16 +20,23 @@ from mobillama_v.presets import PRESETS
 from mobillama_v.prompts import SYSTEM
 from mobillama_v.specs import ModelSpec
 from mobillama_v.train.nano import classes, easyvqa, photos, vocabulary
-from mobillama_v.train.nano.build_scenes import DEFAULT_STYLES, training_scene, write_questions, write_split
+from mobillama_v.train.nano.build_scenes import (
+    ACCOUNT,
+    DEFAULT_STYLES,
+    training_scene,
+    write_drills,
+    write_questions,
+    write_split,
+)
 from mobillama_v.train.nano.captions import account
 
 SCENES, SIGNS, HELD_OUT, TEXT = "scenes", "signs", "held-out", "text"
 _SIGN_STYLES = {"word": 0.6, "two_words": 0.4}  # pictures with words, from which the tower learns to read
 _PHOTO_TALKS = 4  # text-only conversations about each class
-_REPEATS = {SCENES: 1, "easyvqa-train": 1, "photos": 3}  # a name is heard rarely: more captions of photographs
-_AGAIN = ("train.max_steps=500", "train.modules.decoder=1.2e-3")
-"""Stage 2 goes on with more of the photographs: after its first pass over everything, drawings had all but displaced
-names in descriptions of photographs."""
+_CAPTIONS = ("train.pack_tokens=2560", "train.modules.decoder=1.5e-3")
+_INSTRUCT = ("train.pack_tokens=3648", "train.modules.decoder=1.5e-3")
+_DRILLS = ("train.pack_tokens=3648", "train.modules.decoder=1.0e-3", "train.max_steps=1150", "data.max_length=640")
+"""Stage 2 goes on with drills, and with each photograph twice: a name is heard rarely, and drawings displace it."""
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
 
@@ -91,6 +98,9 @@ def draw_pictures(data: Path, sizes: Sizes, *, seed: int, workers: int) -> None:
         write_split(data, name=SCENES, count=sizes.scenes, seed=seed, workers=workers)
     if not (data / f"{SIGNS}-cells.npy").exists():
         write_split(data, name=SIGNS, count=sizes.signs, seed=seed, styles=_SIGN_STYLES, workers=workers)
+    for name, count, styles in ((SCENES, sizes.scenes, None), (SIGNS, sizes.signs, _SIGN_STYLES)):
+        if not (data / f"{name}-drills.json").exists():
+            write_drills(data, name=name, count=count, seed=seed, styles=styles)
 
 
 def cut_photos(folder: Path, data: Path, sizes: Sizes, *, seed: int) -> list[str]:
@@ -217,22 +227,29 @@ def cache_features(start: Path, data: Path, caches: list[Any], folder: Path) -> 
     from mobillama_v.train.nano.assemble import write_features
 
     permuted = np.load(data / "photos-permuted.npz")
-    write_features(start, caches, permuted["names"].tolist(), permuted["probabilities"], folder)
+    drills = [json.loads((data / f"{name}-drills.json").read_text(encoding="utf-8")) for name in (SCENES, SIGNS)]
+    alone = [record["image"] for told in drills for record in told if record["image"].endswith(ACCOUNT)]
+    write_features(start, caches, permuted["names"].tolist(), permuted["probabilities"], alone, folder)
 
 
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
-    """Stage 1 (projector), then projector and decoder: captions, and stage 2 twice; the folder of the result."""
-    kinds = (SCENES, "easyvqa-train", "photos")
-    captions = [(data / f"{kind}-captions.json", _REPEATS[kind]) for kind in kinds]
+    """Stage 1 (projector), then projector and decoder: captions, stage 2, and drills; the folder of the result."""
     features = f"data.features={out / 'features'}"
+
+    def told(*names: str, photographs: int) -> list[tuple[Path, int]]:
+        return [(data / f"{name}.json", photographs if name.startswith("photos") else 1) for name in names]
+
+    captions = told(*(f"{kind}-captions" for kind in (SCENES, "easyvqa-train", "photos")), photographs=3)
     _train("nano-align", start, out / "align", captions, data, sizes, features, seed=seed)
-    _train("nano-caption", out / "align" / "final", out / "caption", captions, data, sizes, features, seed=seed)
-    told = [(data / f"{kind}.json", 1) for kind in kinds]
-    _train("nano-instruct", out / "caption" / "final", out / "instruct", told, data, sizes, features, seed=seed)
-    told = [(data / f"{kind}.json", _REPEATS[kind]) for kind in kinds]
-    more = (features, *_AGAIN)
-    _train("nano-instruct", out / "instruct" / "final", out / "again", told, data, sizes, *more, seed=seed + 1)
-    return out / "again" / "final"
+    more = (features, *_CAPTIONS)
+    _train("nano-caption", out / "align" / "final", out / "caption", captions, data, sizes, *more, seed=seed)
+    talks = told(SCENES, SIGNS, "easyvqa-train", "photos", photographs=1)
+    more = (features, *_INSTRUCT)
+    _train("nano-instruct", out / "caption" / "final", out / "instruct", talks, data, sizes, *more, seed=seed)
+    drills = told(f"{SCENES}-drills", f"{SIGNS}-drills", "easyvqa-train", "photos", photographs=2)
+    more = (features, *_DRILLS)
+    _train("nano-instruct", out / "instruct" / "final", out / "drilled", drills, data, sizes, *more, seed=seed + 1)
+    return out / "drilled" / "final"
 
 
 def _train(

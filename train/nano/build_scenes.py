@@ -26,6 +26,22 @@ DESCRIPTION_SHARE = 0.4
 UNSEEN_READING = "reading-unseen"
 """Family of held-out questions about words that no training split shows."""
 
+DRILLED = {
+    "reading": 4,
+    "position": 3,
+    "relation": 3,
+    "size": 3,
+    "count": 3,
+    "shape": 2,
+    "color": 2,
+    "existence": 2,
+    "negation": 2,
+}
+"""Questions of each family in a drill, which asks most about what has to be found in the picture first."""
+_DRILL_TURNS = 14
+ACCOUNT = "#account"
+"""Ends the name of a picture of which only the tower's account is shown, and nothing of the patches."""
+
 _STYLES_FOR = {
     "reading": ("word", "two_words"),
     UNSEEN_READING: ("word",),
@@ -65,6 +81,20 @@ def write_split(
     _write_json(out_dir / f"{name}.json", records)
     _write_json(out_dir / f"{name}-captions.json", captions)
     np.save(out_dir / f"{name}-cells.npy", np.stack(cells))
+
+
+def write_drills(out_dir: Path, *, name: str, count: int, seed: int, styles: dict[str, float] | None = None) -> None:
+    """Write ``<name>-drills.json``: the pictures of a split again, with up to 15 questions each (:data:`DRILLED`).
+
+    A picture is most of what a question costs to learn, and is gone through once for all of them. Every second one is
+    shown by its account alone (:data:`ACCOUNT`): patches say most of what is asked too, but for pictures that the tower
+    was not trained on less well, and a decoder that has both learns to read what it finds first.
+
+    Args:
+        styles: as :func:`write_split`, whose pictures these are.
+    """
+    records = [_drill(name, seed, styles or DEFAULT_STYLES, index) for index in range(count)]
+    _write_json(out_dir / f"{name}-drills.json", records)
 
 
 def write_questions(out_dir: Path, *, name: str, count: int, seed: int, workers: int = 1) -> None:
@@ -109,6 +139,23 @@ def _conversation(scene: Scene, rng: random.Random) -> list[QA]:
     rng.shuffle(turns)
     # A question that quotes a drawn word would give later reading away.
     return sorted(turns, key=lambda turn: turn.family not in ("reading", "description") and _quotes(turn, scene))
+
+
+def _drill(name: str, seed: int, styles: dict[str, float], index: int) -> dict[str, Any]:
+    scene, _ = training_scene(name, seed, styles, index)
+    rng = random.Random(f"{name}-drill:{seed}:{index}")
+    asked = [turn for _ in range(max(DRILLED.values())) for turn in questions(scene, rng)]
+    unique = list({_plain(turn.question): turn for turn in asked}.values())
+    rng.shuffle(unique)
+    turns = [turn for family, most in DRILLED.items() for turn in [t for t in unique if t.family == family][:most]]
+    rng.shuffle(turns)
+    turns = sorted(turns[:_DRILL_TURNS], key=lambda turn: turn.family != "reading" and _quotes(turn, scene))
+    if rng.random() < DESCRIPTION_SHARE:
+        turns.append(QA(*describe(scene, rng), "description"))  # last, as it gives all others away
+    image = f"images/{name}/{index:06d}.png{ACCOUNT if index % 2 else ''}"
+    record = _record(f"{name}-drill-{index:06d}", image, [(turn.question, turn.answer) for turn in turns])
+    record["conversations"][0]["value"] = f"<image>\n{turns[0].question}"
+    return record
 
 
 def _not_a_photo(index: int) -> list[QA]:
