@@ -241,14 +241,14 @@ def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -
 
     captions = told(*(f"{kind}-captions" for kind in (SCENES, "easyvqa-train", "photos")), photographs=3)
     _train("nano-align", start, out / "align", captions, data, sizes, features, seed=seed)
-    more = (features, *_CAPTIONS)
-    _train("nano-caption", out / "align" / "final", out / "caption", captions, data, sizes, *more, seed=seed)
+    last = out / "align" / "final"
+    _train("nano-caption", last, out / "caption", captions, data, sizes, features, *_CAPTIONS, seed=seed)
     talks = told(SCENES, SIGNS, "easyvqa-train", "photos", photographs=1)
-    more = (features, *_INSTRUCT)
-    _train("nano-instruct", out / "caption" / "final", out / "instruct", talks, data, sizes, *more, seed=seed)
+    last = out / "caption" / "final"
+    _train("nano-instruct", last, out / "instruct", talks, data, sizes, features, *_INSTRUCT, seed=seed)
     drills = told(f"{SCENES}-drills", f"{SIGNS}-drills", "easyvqa-train", "photos", photographs=2)
-    more = (features, *_DRILLS)
-    _train("nano-instruct", out / "instruct" / "final", out / "drilled", drills, data, sizes, *more, seed=seed + 1)
+    last = out / "instruct" / "final"
+    _train("nano-instruct", last, out / "drilled", drills, data, sizes, features, *_DRILLS, seed=seed + 1)
     return out / "drilled" / "final"
 
 
