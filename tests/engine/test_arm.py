@@ -14,8 +14,7 @@ COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-a
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None or EMULATOR is None, reason="no g++-aarch64-linux-gnu or no qemu-user here")
-@pytest.mark.parametrize(("processor", "paths"), [("max", {1, 4}), ("cortex-a72", {1})])  # with dot products, without
-def test_the_driver_agrees_on_arm(processor: str, paths: set[int], tmp_path: Path) -> None:
+def test_the_driver_agrees_on_arm(tmp_path: Path) -> None:
     assert COMPILER is not None and EMULATOR is not None
     program = tmp_path / "driver"
     flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-static", "-Wall", "-Wextra", "-Werror"]
@@ -24,8 +23,9 @@ def test_the_driver_agrees_on_arm(processor: str, paths: set[int], tmp_path: Pat
         [COMPILER, *flags, *sources, "-o", str(program), "-pthread"], capture_output=True, text=True, timeout=600
     )
     assert built.returncode == 0, built.stderr
-    done = subprocess.run([EMULATOR, "-cpu", processor, str(program)], capture_output=True, text=True, timeout=900)
+    done = subprocess.run([EMULATOR, "-cpu", "max", str(program)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert {line.removeprefix("path ") for line in done.stdout.splitlines()} == {
-        f"{path}, {bits} bit" for path in paths for bits in (4, 8, 16)
+    portable, neon = 1, 4
+    assert set(done.stdout.splitlines()) == {
+        f"path {path}, {bits} bit" for path in (portable, neon) for bits in (4, 8, 16)
     }

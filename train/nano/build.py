@@ -36,7 +36,9 @@ _PHOTO_TALKS = 4  # text-only conversations about each class
 _CAPTIONS = ("train.pack_tokens=2560", "train.modules.decoder=1.5e-3")
 _INSTRUCT = ("train.pack_tokens=3648", "train.modules.decoder=1.5e-3")
 _DRILLS = ("train.pack_tokens=3648", "train.modules.decoder=1.0e-3", "train.max_steps=1150", "data.max_length=640")
-"""Stage 2 goes on with drills, and with each photograph twice: a name is heard rarely, and drawings displace it."""
+_NAMES = ("train.pack_tokens=3648", "train.modules.decoder=5.0e-4", "train.max_steps=330", "data.max_length=640")
+"""Stage 2 goes on with drills and each photograph twice, then with half of all records of photographs: a name is heard
+rarely, and drawings displace it."""
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
 
@@ -246,10 +248,12 @@ def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -
     talks = told(SCENES, SIGNS, "easyvqa-train", "photos", photographs=1)
     last = out / "caption" / "final"
     _train("nano-instruct", last, out / "instruct", talks, data, sizes, features, *_INSTRUCT, seed=seed)
-    drills = told(f"{SCENES}-drills", f"{SIGNS}-drills", "easyvqa-train", "photos", photographs=2)
-    last = out / "instruct" / "final"
+    kinds = (f"{SCENES}-drills", f"{SIGNS}-drills", "easyvqa-train", "photos")
+    drills, last = told(*kinds, photographs=2), out / "instruct" / "final"
     _train("nano-instruct", last, out / "drilled", drills, data, sizes, features, *_DRILLS, seed=seed + 1)
-    return out / "drilled" / "final"
+    drills, last = told(*kinds, photographs=4), out / "drilled" / "final"
+    _train("nano-instruct", last, out / "named", drills, data, sizes, features, *_NAMES, seed=seed + 2)
+    return out / "named" / "final"
 
 
 def _train(
