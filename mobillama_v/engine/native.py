@@ -16,7 +16,7 @@ from torch import Tensor
 from mobillama_v.engine import library
 from mobillama_v.engine.files import Packed, ffn_count, layout
 from mobillama_v.engine.pack import ROWS
-from mobillama_v.engine.prefix import Kept, Prompt, longest, rounds
+from mobillama_v.engine.prefix import Kept, Prompt, parts
 from mobillama_v.generation import Engine
 
 
@@ -190,12 +190,12 @@ class _Answering:
         engine = self._engine
         rows = zip(inputs_embeds, attention_mask, self.sequences, strict=True)
         prompts = [Prompt(embeds[exists.bool()], sequence) for embeds, exists, sequence in rows]
+        found = parts(prompts, engine.kept.all())
         logits = torch.empty(len(prompts), engine.spec.vocab_size)
-        known = engine.kept.all()
-        for some in rounds(prompts):
-            new = [prompts[i] for i in some]
-            logits[some] = engine.model.forward([each.sequence for each in new], [_begin(each, known) for each in new])
-            known += new
+        for turn in range(1 + max(part.turn for part in found)):
+            some = [i for i, part in enumerate(found) if part.turn == turn]
+            left = [found[i].begin() for i in some]
+            logits[some] = engine.model.forward([self.sequences[i] for i in some], left)
         engine.kept.add(prompts)
         return logits
 
@@ -209,11 +209,3 @@ class _Answering:
 
     def close(self) -> None:
         self._engine.drop(self)
-
-
-def _begin(prompt: Prompt, known: list[Prompt]) -> Tensor:
-    """Let a prompt go on from the known one that begins most as it does; the embeddings that are left to run."""
-    length, source = longest(prompt.embeds, known)
-    if source is not None:
-        prompt.sequence.copy(source.sequence, length)
-    return prompt.embeds[length:]

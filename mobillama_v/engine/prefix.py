@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mobillama_v.engine.native import NativeSequence
 
 _FEWEST = 16  # positions in common that are worth a copy
-_ROUNDS = 3
+_TURNS = 3
 
 
 class Prompt(NamedTuple):
@@ -49,24 +49,40 @@ class Kept:
             return list(self._prompts)
 
 
-def longest(embeds: Tensor, known: list[Prompt]) -> tuple[int, Prompt | None]:
-    """The prompt among some that begins most as ``embeds`` [T,D] does, and how many positions; 0 and None for few."""
-    length, source = 0, None
-    for each in known:
-        common = each.common(embeds)
-        if common >= max(_FEWEST, length + 1):
-            length, source = common, each
-    return length, source
+class Part(NamedTuple):
+    """What is left to run of a prompt: from position ``start`` on, after ``source`` (None: it begins anew)."""
+
+    prompt: Prompt
+    start: int
+    source: Prompt | None
+    turn: int
+
+    def begin(self) -> Tensor:
+        """Take over what the source has run, which it must have; the embeddings that are left, [T-start,D].
+
+        Raises:
+            RuntimeError: as :meth:`~mobillama_v.engine.native.NativeSequence.copy`.
+        """
+        if self.source is not None:
+            self.prompt.sequence.copy(self.source.sequence, self.start)
+        return self.prompt.embeds[self.start :]
 
 
-def rounds(prompts: list[Prompt]) -> list[list[int]]:
-    """Which of a batch run together: each prompt after the one before it that it has most in common with.
+def parts(prompts: list[Prompt], kept: list[Prompt]) -> list[Part]:
+    """Each prompt of a batch after the one that begins most as it does: a kept one, or one before it in the batch.
 
-    There are at most three rounds: what begins all prompts, the pictures, the questions.
+    Those of one ``turn`` run together, and those of the batch that they follow in the turn before. There are at most
+    three turns: what begins all prompts, the pictures, the questions.
     """
-    turns: list[int] = []
-    for i, each in enumerate(prompts):
-        earlier = [j for j in range(i) if turns[j] < _ROUNDS - 1]
-        _, source = longest(each.embeds, [prompts[j] for j in earlier])
-        turns.append(0 if source is None else 1 + next(turns[j] for j in earlier if prompts[j] is source))
-    return [[i for i, mine in enumerate(turns) if mine == turn] for turn in range(max(turns) + 1)]
+    found: list[Part] = []
+    for prompt in prompts:
+        start, source, turn = 0, None, 0
+        known = [(each, 0) for each in kept] + [
+            (each.prompt, each.turn + 1) for each in found if each.turn < _TURNS - 1
+        ]
+        for each, after in known:
+            common = each.common(prompt.embeds)
+            if common >= max(_FEWEST, start + 1):
+                start, source, turn = common, each, after
+        found.append(Part(prompt, start, source, turn))
+    return found

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mobillama_v.loading import load
+from mobillama_v.train.features import FeatureCache
 from mobillama_v.train.nano import build, easyvqa, stem
 
 SIZES = build.Sizes(
@@ -49,6 +50,11 @@ def test_from_nothing_to_a_model_that_answers(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(easyvqa, "convert", few_easy_pictures)
     out = tmp_path / "out"
     trained = build.build(photos, out, sizes=SIZES, workers=1)
+    whole, alone = FeatureCache.open(out / "features").read(
+        [f"images/signs/000001.png{end}" for end in ("", "#account")]
+    )
+    np.testing.assert_array_equal(alone[:-49], whole[:-49])
+    assert alone[:-49].any() and whole[-49:].any() and not alone[-49:].any()
 
     monkeypatch.setattr(stem, "load_stem", lambda: pytest.fail("done steps are done again"))
     monkeypatch.setattr(build, "see_with_stem", lambda data, crops, sizes, folder: build_cache(folder))

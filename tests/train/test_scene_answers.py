@@ -234,6 +234,28 @@ def test_a_record_asks_to_read_before_a_question_quotes_the_word(tmp_path: Path)
         assert not quoting or max(reading, default=-1) < min(quoting)
 
 
+def test_drills_ask_much_of_a_picture_and_show_every_second_one_by_its_account(tmp_path: Path) -> None:
+    build_scenes.write_split(tmp_path, name="made", count=40, seed=3)
+    build_scenes.write_drills(tmp_path, name="made", count=40, seed=3)
+    told = json.loads((tmp_path / "made.json").read_text())
+    drills = json.loads((tmp_path / "made-drills.json").read_text())
+    for i, (record, drill) in enumerate(zip(told, drills, strict=True)):
+        assert drill["image"] == record["image"] + ("#account" if i % 2 else "")
+        questions, answers = ([turn["value"] for turn in drill["conversations"][start::2]] for start in (0, 1))
+        assert questions[0].startswith("<image>\n") and sum("<image>" in each for each in questions) == 1
+        assert len({each.removeprefix("<image>\n").split("\n")[0].lower().rstrip("?.") for each in questions}) == len(
+            answers
+        )
+        assert 4 <= len(answers) <= 15
+        # A description gives everything away, so nothing follows it.
+        assert not any(each.startswith(("A drawing", "The word", "The letters")) for each in answers[:-1])
+        scene, _ = build_scenes.training_scene("made", 3, build_scenes.DEFAULT_STYLES, i)
+        quoted = [any(word.text in each for word in scene.words) for each in questions]
+        read = [any(word.text in each for word in scene.words) for each in answers]
+        assert not any(any(quoted[:j]) and read[j] for j in range(len(read) - 1))
+    assert sum(len(each["conversations"]) for each in drills) > 1.4 * sum(len(each["conversations"]) for each in told)
+
+
 def test_held_out_questions_have_balanced_families_and_answers(tmp_path: Path) -> None:
     build_scenes.write_questions(tmp_path, name="held", count=88, seed=0)
     lines = [json.loads(line) for line in (tmp_path / "held-questions.jsonl").read_text().splitlines()]

@@ -239,6 +239,7 @@ def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -
     features = f"data.features={out / 'features'}"
 
     def told(*names: str, photographs: int) -> list[tuple[Path, int]]:
+        """Records of each kind once, and those of photographs as often as that."""
         return [(data / f"{name}.json", photographs if name.startswith("photos") else 1) for name in names]
 
     captions = told(*(f"{kind}-captions" for kind in (SCENES, "easyvqa-train", "photos")), photographs=3)

@@ -87,8 +87,8 @@ def write_drills(out_dir: Path, *, name: str, count: int, seed: int, styles: dic
     """Write ``<name>-drills.json``: the pictures of a split again, with up to 15 questions each (:data:`DRILLED`).
 
     A picture is most of what a question costs to learn, and is gone through once for all of them. Every second one is
-    shown by its account alone (:data:`ACCOUNT`): patches say most of what is asked too, but for pictures that the tower
-    was not trained on less well, and a decoder that has both learns to read what it finds first.
+    shown by its account alone (:data:`ACCOUNT`), which a decoder that finds most answers in the patches hardly learns
+    to read.
 
     Args:
         styles: as :func:`write_split`, whose pictures these are.
@@ -123,9 +123,7 @@ def _training_picture(
     scene, rng = training_scene(name, seed, styles, index)
     image = _save(scene, out_dir, name, index)
     turns = [*_conversation(scene, rng), *_not_a_photo(index)]
-    record = _record(f"{name}-{index:06d}", image, [(turn.question, turn.answer) for turn in turns])
-    first = record["conversations"][0]
-    first["value"] = f"<image>\n{first['value']}"
+    record = _talk(f"{name}-{index:06d}", image, turns)
     record["families"] = [turn.family for turn in turns]
     return record, caption(scene), cell_labels(scene)
 
@@ -137,7 +135,11 @@ def _conversation(scene: Scene, rng: random.Random) -> list[QA]:
         turns.append(QA(*describe(scene, rng), "description"))
     turns += _choose(questions(scene, rng), total - len(turns), rng)
     rng.shuffle(turns)
-    # A question that quotes a drawn word would give later reading away.
+    return _reading_first(turns, scene)
+
+
+def _reading_first(turns: Iterable[QA], scene: Scene) -> list[QA]:
+    """In their order, but for questions that quote a drawn word, which would give later reading away."""
     return sorted(turns, key=lambda turn: turn.family not in ("reading", "description") and _quotes(turn, scene))
 
 
@@ -149,13 +151,11 @@ def _drill(name: str, seed: int, styles: dict[str, float], index: int) -> dict[s
     rng.shuffle(unique)
     turns = [turn for family, most in DRILLED.items() for turn in [t for t in unique if t.family == family][:most]]
     rng.shuffle(turns)
-    turns = sorted(turns[:_DRILL_TURNS], key=lambda turn: turn.family != "reading" and _quotes(turn, scene))
+    turns = _reading_first(turns[:_DRILL_TURNS], scene)
     if rng.random() < DESCRIPTION_SHARE:
         turns.append(QA(*describe(scene, rng), "description"))  # last, as it gives all others away
     image = f"images/{name}/{index:06d}.png{ACCOUNT if index % 2 else ''}"
-    record = _record(f"{name}-drill-{index:06d}", image, [(turn.question, turn.answer) for turn in turns])
-    record["conversations"][0]["value"] = f"<image>\n{turns[0].question}"
-    return record
+    return _talk(f"{name}-drill-{index:06d}", image, turns)
 
 
 def _not_a_photo(index: int) -> list[QA]:
@@ -227,6 +227,12 @@ def _save(scene: Scene, out_dir: Path, name: str, index: int) -> str:
 
 
 # --- records and processes ------------------------------------------------------------------------------------------
+
+
+def _talk(identity: str, image: str, turns: Sequence[QA]) -> dict[str, Any]:
+    asked = [(turn.question, turn.answer) for turn in turns]
+    asked[0] = (f"<image>\n{asked[0][0]}", asked[0][1])
+    return _record(identity, image, asked)
 
 
 def _record(identity: str, image: str, turns: Iterable[tuple[str, str]]) -> dict[str, Any]:

@@ -1,11 +1,7 @@
 // Eight lanes by NEON with the dot products of Armv8.2. Included by kernels_neon.cpp only, which sets the target.
 #pragma once
 
-#if defined(__GNUC__)
-#define MV_UNROLL _Pragma("GCC unroll 8")
-#else
-#define MV_UNROLL
-#endif
+#include "unroll.h"
 
 namespace {
 
@@ -71,13 +67,14 @@ inline int8x16_t four(const int8_t* p) {  // the same four bytes in every lane
     memcpy(&value, p, 4);
     return vreinterpretq_s8_s32(vdupq_n_s32(value));
 }
-inline F8 to_floats(int32x4_t a, int32x4_t b) { return {vcvtq_f32_s32(a), vcvtq_f32_s32(b)}; }
 
-// The weights of 8 rows x 32 columns, unpacked once for several tokens, and their products with 32 activations as one
-// whole number a row; rows 0 to 3 and 4 to 7 apart.
-struct Half4 {
+// The weights of 8 rows x 32 columns, unpacked once for several tokens: rows 0 to 3 and 4 to 7 apart, 4 columns each.
+struct Weights {
+    int8x16_t upper[8], lower[8];
+};
+
+struct Half4 : Weights {
     static constexpr int kStep = 128;
-    int8x16_t upper[8], lower[8];  // 4 columns each, 0 to 15
     explicit Half4(const uint8_t* p) {
         const uint8x16_t low = vdupq_n_u8(15);
 MV_UNROLL
@@ -89,21 +86,10 @@ MV_UNROLL
             lower[2 * j + 1] = vreinterpretq_s8_u8(vshrq_n_u8(b, 4));
         }
     }
-    F8 dot(const int8_t* x, int32_t sum8) const {
-        int32x4_t a = vdupq_n_s32(-sum8), b = a;
-MV_UNROLL
-        for (int j = 0; j < 8; j++) {
-            const int8x16_t values = four(x + 4 * j);
-            a = vdotq_s32(a, upper[j], values);
-            b = vdotq_s32(b, lower[j], values);
-        }
-        return to_floats(a, b);
-    }
 };
 
-struct Half8 {
+struct Half8 : Weights {
     static constexpr int kStep = 256;
-    int8x16_t upper[8], lower[8];
     explicit Half8(const uint8_t* p) {
 MV_UNROLL
         for (int j = 0; j < 8; j++) {
@@ -111,16 +97,20 @@ MV_UNROLL
             lower[j] = vreinterpretq_s8_u8(vld1q_u8(p + 32 * j + 16));
         }
     }
-    F8 dot(const int8_t* x, int32_t) const {
-        int32x4_t a = vdupq_n_s32(0), b = a;
-MV_UNROLL
-        for (int j = 0; j < 8; j++) {
-            const int8x16_t values = four(x + 4 * j);
-            a = vdotq_s32(a, upper[j], values);
-            b = vdotq_s32(b, lower[j], values);
-        }
-        return to_floats(a, b);
-    }
 };
+
+// `start` and the products with 32 activations, as one whole number a row.
+inline F8 dot_from(int32_t start, const Weights& w, const int8_t* x) {
+    int32x4_t a = vdupq_n_s32(start), b = a;
+MV_UNROLL
+    for (int j = 0; j < 8; j++) {
+        const int8x16_t values = four(x + 4 * j);
+        a = vdotq_s32(a, w.upper[j], values);
+        b = vdotq_s32(b, w.lower[j], values);
+    }
+    return {vcvtq_f32_s32(a), vcvtq_f32_s32(b)};
+}
+inline F8 dot(const Half4& w, const int8_t* x, int32_t sum8) { return dot_from(-sum8, w, x); }
+inline F8 dot(const Half8& w, const int8_t* x, int32_t) { return dot_from(0, w, x); }
 
 }  // namespace

@@ -150,14 +150,15 @@ struct Half4 {
                 columns[64 * j + 32 + i] = static_cast<int8_t>(p[32 * j + i] >> 4);
             }
     }
-    F8 dot(const int8_t* x, int32_t sum8) const { return dot_columns(columns, x, sum8); }
 };
 
 struct Half8 {
     static constexpr int kStep = 256;
     const int8_t* columns;
     explicit Half8(const uint8_t* p) : columns(reinterpret_cast<const int8_t*>(p)) {}
-    F8 dot(const int8_t* x, int32_t) const { return dot_columns(columns, x, 0); }
 };
+
+inline F8 dot(const Half4& w, const int8_t* x, int32_t sum8) { return dot_columns(w.columns, x, sum8); }
+inline F8 dot(const Half8& w, const int8_t* x, int32_t) { return dot_columns(w.columns, x, 0); }
 
 }  // namespace
