@@ -17,6 +17,7 @@
 
 #include "simd_x86.h"
 #include "dots_avx2.h"
+#include "bands_halves.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

@@ -12,11 +12,12 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni"))), apply_to = function)
 #elif defined(__GNUC__)
 #pragma GCC push_options
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // of <immintrin.h>'s own undefined vectors
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512vl,avx512bw,avx512dq,avx512vnni")
 #endif
 
 #include "simd_x86.h"
-#include "dots_vnni.h"
+#include "bands_vnni.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

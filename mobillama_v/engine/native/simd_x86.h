@@ -60,35 +60,10 @@ inline int32_t round_block(const float* x, float inverse, int8_t* out) {
 }
 
 inline __m256i load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-inline __m256i four(const int8_t* p) {  // the same four bytes in every lane
+inline int32_t four_bytes(const int8_t* p) {
     int32_t value;
     memcpy(&value, p, 4);
-    return _mm256_set1_epi32(value);
+    return value;
 }
-
-// The weights of 8 rows x 32 columns, unpacked once for several tokens. Their products with 32 activations, one whole
-// number a row, are in dots_*.h.
-struct Half4 {
-    static constexpr int kStep = 128;
-    __m256i part[8];  // 4 columns each, 0 to 15
-    explicit Half4(const uint8_t* p) {
-        const __m256i low = _mm256_set1_epi8(15);
-MV_UNROLL
-        for (int j = 0; j < 4; j++) {
-            const __m256i both = load_bytes(p + 32 * j);
-            part[2 * j] = _mm256_and_si256(both, low);
-            part[2 * j + 1] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-        }
-    }
-};
-
-struct Half8 {
-    static constexpr int kStep = 256;
-    __m256i part[8];  // 4 columns each, signed
-    explicit Half8(const uint8_t* p) {
-MV_UNROLL
-        for (int j = 0; j < 8; j++) part[j] = load_bytes(p + 32 * j);
-    }
-};
 
 }  // namespace
