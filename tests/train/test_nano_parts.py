@@ -170,6 +170,12 @@ def test_photographs_are_split_and_cut(tmp_path: Path) -> None:
     assert len(told) == len(captions) == 2 * len(written) and set(swapped) == {f"{name}#permuted" for name in written}
     assert captions[0]["conversations"][1]["value"] == "A photo of a tabby cat, a kind of cat."
     assert captions[1]["conversations"][1]["value"] == photos.description(swapped[f"{written[0]}#permuted"])
+    told, named = photos.namings(written, tmp_path / "data", times=1, seed=1)
+    assert [record["image"] for record in told] == list(named) and len(set(named)) == 1000
+    for index in (0, 281, 999):
+        row = named[told[index]["image"]]
+        assert row[index] >= 0.1 and abs(row.sum() - 1) < 1e-5
+        assert photos.description(row) in [turn["value"] for turn in told[index]["conversations"][1::2]]
 
 
 def test_main_colour() -> None:

@@ -256,6 +256,18 @@ def test_drills_ask_much_of_a_picture_and_show_every_second_one_by_its_account(t
     assert sum(len(each["conversations"]) for each in drills) > 1.4 * sum(len(each["conversations"]) for each in told)
 
 
+def test_lookups_are_about_pictures_of_several_things(tmp_path: Path) -> None:
+    build_scenes.write_drills(tmp_path, name="made", count=60, seed=3)
+    records = json.loads((tmp_path / "made-lookups.json").read_text())
+    scenes = [build_scenes.training_scene("made", 3, build_scenes.DEFAULT_STYLES, i)[0] for i in range(60)]
+    numbers = [int(record["id"].removeprefix("made-lookup-")) for record in records]
+    assert len(set(numbers)) == len(numbers) > 20
+    assert all(len(scenes[i].things) > 1 for i in numbers)
+    asked = [turn["value"] for record in records for turn in record["conversations"][::2]]
+    assert not any(re.search("how many|count the", each.lower()) for each in asked)
+    assert sum("here" in each or "part of the" in each for each in asked) > len(records)  # of places
+
+
 def test_held_out_questions_have_balanced_families_and_answers(tmp_path: Path) -> None:
     build_scenes.write_questions(tmp_path, name="held", count=88, seed=0)
     lines = [json.loads(line) for line in (tmp_path / "held-questions.jsonl").read_text().splitlines()]

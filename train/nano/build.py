@@ -33,12 +33,26 @@ from mobillama_v.train.nano.captions import account
 SCENES, SIGNS, HELD_OUT, TEXT = "scenes", "signs", "held-out", "text"
 _SIGN_STYLES = {"word": 0.6, "two_words": 0.4}  # pictures with words, from which the tower learns to read
 _PHOTO_TALKS = 4  # text-only conversations about each class
+_NAMINGS = 6  # conversations about each class over photographs of something else
 _CAPTIONS = ("train.pack_tokens=2560", "train.modules.decoder=1.5e-3")
 _INSTRUCT = ("train.pack_tokens=3648", "train.modules.decoder=1.5e-3")
-_DRILLS = ("train.pack_tokens=3648", "train.modules.decoder=1.0e-3", "train.max_steps=1150", "data.max_length=640")
-_NAMES = ("train.pack_tokens=3648", "train.modules.decoder=5.0e-4", "train.max_steps=330", "data.max_length=640")
-"""Stage 2 goes on with drills and each photograph twice, then with half of all records of photographs: a name is heard
-rarely, and drawings displace it."""
+_PACKED = ("train.pack_tokens=3648", "data.max_length=640")
+_DRILLED = {f"{SCENES}-drills": 1, f"{SIGNS}-drills": 1, "easyvqa-train": 1}
+_LOOKUPS = {f"{SCENES}-lookups": 1, f"{SIGNS}-lookups": 1}
+_GOES_ON = (
+    ("drilled", _DRILLED | {"photos": 2}, ("train.modules.decoder=1.0e-3", "train.max_steps=1150")),
+    ("named", _DRILLED | {"photos": 4}, ("train.modules.decoder=5.0e-4", "train.max_steps=330")),
+    ("placed", {f"{SCENES}-places": 1}, ("train.modules.decoder=2.0e-3", "train.max_steps=150")),
+    ("lookups", _LOOKUPS, ("train.modules.decoder=2.0e-3", "train.max_steps=800")),
+    (
+        "everything",
+        _DRILLED | _LOOKUPS | {"photos": 3, "photos-names": 4},
+        ("train.modules.decoder=1.5e-3", "train.max_steps=1600"),
+    ),
+)
+"""How stage 2 goes on: folder, records and how often each, options. Drills displace the names of photographs, which the
+second brings back. Neither teaches to find the one of several things that is asked about: that takes a time in which
+nothing else is. At last everything is asked at once, and names most."""
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
 
@@ -150,7 +164,10 @@ def write_photo_records(data: Path, crops: list[str], cache: Any, *, seed: int) 
         return
     rows = np.stack([cache.probabilities[cache.row[name]] for name in crops]).astype(np.float32)
     told, captions, permuted = photos.records(crops, rows, data, seed=seed)
+    names, named = photos.namings(crops, data, times=_NAMINGS, seed=seed)
+    permuted |= named
     _write(data / "photos.json", told)
+    _write(data / "photos-names.json", names)
     _write(data / "photos-captions.json", captions)
     np.savez_compressed(
         data / "photos-permuted.npz",
@@ -249,12 +266,14 @@ def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -
     talks = told(SCENES, SIGNS, "easyvqa-train", "photos", photographs=1)
     last = out / "caption" / "final"
     _train("nano-instruct", last, out / "instruct", talks, data, sizes, features, *_INSTRUCT, seed=seed)
-    kinds = (f"{SCENES}-drills", f"{SIGNS}-drills", "easyvqa-train", "photos")
-    drills, last = told(*kinds, photographs=2), out / "instruct" / "final"
-    _train("nano-instruct", last, out / "drilled", drills, data, sizes, features, *_DRILLS, seed=seed + 1)
-    drills, last = told(*kinds, photographs=4), out / "drilled" / "final"
-    _train("nano-instruct", last, out / "named", drills, data, sizes, features, *_NAMES, seed=seed + 2)
-    return out / "named" / "final"
+    last = out / "instruct" / "final"
+    for number, (name, learnt, options) in enumerate(_GOES_ON, start=1):
+        records = [(data / f"{kind}.json", repeat) for kind, repeat in learnt.items()]
+        _train(
+            "nano-instruct", last, out / name, records, data, sizes, features, *_PACKED, *options, seed=seed + number
+        )
+        last = out / name / "final"
+    return last
 
 
 def _train(

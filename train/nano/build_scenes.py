@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,18 +26,26 @@ DESCRIPTION_SHARE = 0.4
 UNSEEN_READING = "reading-unseen"
 """Family of held-out questions about words that no training split shows."""
 
-DRILLED = {
-    "reading": 4,
-    "position": 3,
-    "relation": 3,
-    "size": 3,
-    "count": 3,
-    "shape": 2,
-    "color": 2,
-    "existence": 2,
-    "negation": 2,
+
+class Drill(NamedTuple):
+    """Many questions about each picture, most about what has to be found in it first."""
+
+    wanted: dict[str, int]
+    """How many questions of each family."""
+    things: int = 1
+    """How many things a picture must show at least."""
+    alone: bool = False
+    """Show only those pictures that are shown by their account alone."""
+
+
+_EACH = {"reading": 4, "position": 3, "relation": 3, "size": 3, "count": 3}
+_EACH |= {"shape": 2, "color": 2, "existence": 2, "negation": 2}
+DRILLS = {
+    "drills": Drill(_EACH),
+    "places": Drill({"position": 8}, things=2, alone=True),
+    "lookups": Drill({"position": 5, "relation": 4, "reading": 4, "shape": 2, "size": 2, "color": 1}, things=2),
 }
-"""Questions of each family in a drill, which asks most about what has to be found in the picture first."""
+"""By the end of their files' names. Of the last two the answers are to be had from the right one of several things."""
 _DRILL_TURNS = 14
 ACCOUNT = "#account"
 """Ends the name of a picture of which only the tower's account is shown, and nothing of the patches."""
@@ -84,7 +92,8 @@ def write_split(
 
 
 def write_drills(out_dir: Path, *, name: str, count: int, seed: int, styles: dict[str, float] | None = None) -> None:
-    """Write ``<name>-drills.json``: the pictures of a split again, with up to 15 questions each (:data:`DRILLED`).
+    """Write ``<name>-drills.json`` and so on: the pictures of a split again, with up to 15 questions each
+    (:data:`DRILLS`).
 
     A picture is most of what a question costs to learn, and is gone through once for all of them. Every second one is
     shown by its account alone (:data:`ACCOUNT`), which a decoder that finds most answers in the patches hardly learns
@@ -93,8 +102,11 @@ def write_drills(out_dir: Path, *, name: str, count: int, seed: int, styles: dic
     Args:
         styles: as :func:`write_split`, whose pictures these are.
     """
-    records = [_drill(name, seed, styles or DEFAULT_STYLES, index) for index in range(count)]
-    _write_json(out_dir / f"{name}-drills.json", records)
+    scenes = [training_scene(name, seed, styles or DEFAULT_STYLES, index)[0] for index in range(count)]
+    for kind, drill in DRILLS.items():
+        shown = range(1, count, 2) if drill.alone else range(count)
+        records = [_drill(kind, scenes[i], name, seed, i) for i in shown if len(scenes[i].things) >= drill.things]
+        _write_json(out_dir / f"{name}-{kind}.json", [record for record in records if record])
 
 
 def write_questions(out_dir: Path, *, name: str, count: int, seed: int, workers: int = 1) -> None:
@@ -143,19 +155,21 @@ def _reading_first(turns: Iterable[QA], scene: Scene) -> list[QA]:
     return sorted(turns, key=lambda turn: turn.family not in ("reading", "description") and _quotes(turn, scene))
 
 
-def _drill(name: str, seed: int, styles: dict[str, float], index: int) -> dict[str, Any]:
-    scene, _ = training_scene(name, seed, styles, index)
-    rng = random.Random(f"{name}-drill:{seed}:{index}")
-    asked = [turn for _ in range(max(DRILLED.values())) for turn in questions(scene, rng)]
+def _drill(kind: str, scene: Scene, name: str, seed: int, index: int) -> dict[str, Any] | None:
+    kind, wanted = kind.removesuffix("s"), DRILLS[kind].wanted
+    rng = random.Random(f"{name}-{kind}:{seed}:{index}")
+    asked = [turn for _ in range(max(wanted.values())) for turn in questions(scene, rng)]
     unique = list({_plain(turn.question): turn for turn in asked}.values())
     rng.shuffle(unique)
-    turns = [turn for family, most in DRILLED.items() for turn in [t for t in unique if t.family == family][:most]]
+    turns = [turn for family, most in wanted.items() for turn in [t for t in unique if t.family == family][:most]]
     rng.shuffle(turns)
     turns = _reading_first(turns[:_DRILL_TURNS], scene)
     if rng.random() < DESCRIPTION_SHARE:
         turns.append(QA(*describe(scene, rng), "description"))  # last, as it gives all others away
+    if not turns:
+        return None
     image = f"images/{name}/{index:06d}.png{ACCOUNT if index % 2 else ''}"
-    return _talk(f"{name}-drill-{index:06d}", image, turns)
+    return _talk(f"{name}-{kind}-{index:06d}", image, turns)
 
 
 def _not_a_photo(index: int) -> list[QA]:

@@ -168,8 +168,8 @@ def _kind_turns(kind: str | None, rng: random.Random) -> list[tuple[str, str]]:
     return [*turns, (rng.choice(IS_THERE).format(a=article(wrong), kind=wrong), "no")]
 
 
-def imagined(index: int, rng: random.Random) -> dict[str, Any]:
-    """A conversation about a photograph that nobody took, of class ``index``, told in words before its first turn."""
+def likely(index: int, rng: random.Random) -> np.ndarray:
+    """Class probabilities [1000] as the stem's classifier might give them to a picture of class ``index``."""
     probabilities = np.zeros(1000, dtype=np.float32)
     first = rng.choice((rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.0), rng.uniform(0.1, 0.5)))
     kind = classes.kind(index)
@@ -179,6 +179,12 @@ def imagined(index: int, rng: random.Random) -> dict[str, Any]:
     shares = np.random.default_rng(rng.getrandbits(32)).dirichlet(np.geomspace(2, 0.02, len(others)))
     np.add.at(probabilities, others, (1 - first) * shares)
     probabilities[index] += first
+    return probabilities
+
+
+def imagined(index: int, rng: random.Random) -> dict[str, Any]:
+    """A conversation about a photograph that nobody took, of class ``index``, told in words before its first turn."""
+    probabilities = likely(index, rng)
     colour = rng.choice(tuple(COLOURS))
     record = _record(f"imagined-{index:03d}", conversation(probabilities, colour, rng))
     return in_words(record, account(probabilities, colour))
@@ -244,6 +250,26 @@ def records(
             told.append(_record(name, conversation(classed, colour, rng)))
             captions.append(_record(name, [("", description(classed))]))
     return told, captions, swapped
+
+
+def namings(
+    images: list[str], out_dir: Path, *, times: int, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Conversations that name every class ``times`` times, over pictures of something else.
+
+    The photographs show few of the classes, and a name that was never said is not copied well.
+
+    Returns:
+        LLaVA records of ``<image>#named<number>``, and the probabilities of which their class part is to be made.
+    """
+    told, swapped = [], {}
+    for number in range(times * 1000):
+        rng = random.Random(f"named:{seed}:{number}")
+        image = rng.choice(images)
+        name, row = f"{image}#named{number}", likely(number % 1000, rng)
+        told.append(_record(name, conversation(row, main_colour(load_image(out_dir / image)), rng)))
+        swapped[name] = row
+    return told, swapped
 
 
 def _record(image: str, turns: list[tuple[str, str]]) -> dict[str, Any]:
