@@ -12,9 +12,13 @@ import typer
 from mobillama_v.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobillama_v.network import Network
     from mobillama_v.specs import ModelSpec
 
 _CHOICES = (4, 8)
+_RECORDS = 256  # more change little
 _OWN = ("vision_tower.", "projector.")  # what stays as it is
 
 
@@ -22,6 +26,13 @@ def quantize(
     model: Annotated[str, typer.Argument(help="An embedded model, a model folder, or a Hugging Face id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
     bits: Annotated[int, typer.Option(help="Of the decoder's weights: 4 or 8.")] = 4,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Records as a training reads them (JSON): the 4-bit weights are rounded to serve what they ask."
+        ),
+    ] = None,
+    image_root: Annotated[Path, typer.Option(help="Folder that their image paths are relative to.")] = Path("."),
 ) -> None:
     """Pack a model's decoder to 4 or 8 bits for the CPU engine.
 
@@ -33,6 +44,8 @@ def quantize(
 
     if bits not in _CHOICES:
         raise ConfigError(f"--bits is {bits} and must be 4 or 8.")
+    if calibrate is not None and bits != 4:
+        raise ConfigError("--calibrate is for 4 bits; at 8 bits rounding to the nearest loses nothing: leave it out.")
     folder = find_model(model)
     spec = read_spec(folder)
     if out.exists():
@@ -45,7 +58,7 @@ def quantize(
         with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
             made = Path(work) / "model"
             made.mkdir()
-            before, after = _write(folder, spec, bits, made)
+            before, after = _write(folder, spec, bits, made, calibrate, image_root)
             made.rename(out)  # whole or not there
     except (OSError, SafetensorError) as error:
         raise ConfigError(
@@ -57,7 +70,9 @@ def quantize(
     )
 
 
-def _write(folder: Path, spec: ModelSpec, bits: int, made: Path) -> tuple[int, int]:
+def _write(
+    folder: Path, spec: ModelSpec, bits: int, made: Path, records: Path | None, image_root: Path
+) -> tuple[int, int]:
     """Write the packed model to ``made``; bytes of the decoder before and after."""
     from safetensors.torch import save_file
 
@@ -68,7 +83,8 @@ def _write(folder: Path, spec: ModelSpec, bits: int, made: Path) -> tuple[int, i
     if files.is_packed(folder):
         raise CheckpointError(f"{str(folder)!r} is packed already; give the model that it was made from.")
     network = load_network(folder, spec)  # which checks all names and shapes
-    packed = files.pack(network.language_model, network.lm_head, spec.decoder, bits)
+    moments = None if records is None else _moments(network, spec, folder, records, image_root)
+    packed = files.pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments)
     files.write(packed, made)
     kept, before = {}, 0
     for path in weight_files(folder):
@@ -82,3 +98,37 @@ def _write(folder: Path, spec: ModelSpec, bits: int, made: Path) -> tuple[int, i
         if not path.name.endswith(".index.json"):
             shutil.copyfile(path, made / path.name)
     return before, (made / files.FILE).stat().st_size
+
+
+def _moments(network: Network, spec: ModelSpec, folder: Path, records: Path, image_root: Path) -> dict[str, Tensor]:
+    """Second moments of what the decoder's matrices are given by up to :data:`_RECORDS` records, evenly chosen."""
+    import torch
+
+    from mobillama_v.engine.calibrate import gathered_moments
+    from mobillama_v.network import place_image_features
+    from mobillama_v.prompts import IGNORE_INDEX
+    from mobillama_v.train.collate import Collator
+    from mobillama_v.train.dataset import TrainingSet, load_samples
+    from mobillama_v.train.recipe import DataFile
+    from mobillama_v.train.scan import Encoding, check_images
+
+    encoding = Encoding.of(folder, spec, template=None, max_length=None, key="the context")
+    samples, _ = load_samples(
+        [DataFile(str(records))],
+        encoding,
+        images=lambda paths: check_images(paths, image_root, decode=False),
+        keep_duplicates=True,
+    )
+    known = TrainingSet(samples, image_root=image_root, transform=spec.image)
+    collate = Collator(spec.decoder.pad_token_id)
+    decoder = network.language_model
+    with torch.inference_mode(), gathered_moments(decoder, network.lm_head, spec.decoder) as moments:
+        for index in range(0, len(known), -(-len(known) // _RECORDS)):
+            batch = collate([known[index]])
+            embeds = decoder.embed_tokens(batch["input_ids"])
+            if "pixel_values" in batch:
+                features = network.get_image_features(batch["pixel_values"])
+                embeds = place_image_features(embeds, batch["image_mask"], features)
+            hidden = decoder(embeds, position_ids=torch.arange(embeds.shape[1])[None])
+            network.lm_head(hidden[:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX])  # where something is to be said
+    return moments

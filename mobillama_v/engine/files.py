@@ -20,6 +20,7 @@ There is one ``feed_forward.0`` where all layers share it. "Packed" is as :mod:`
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +83,24 @@ def layout(spec: DecoderSpec, bits: int) -> dict[str, tuple[torch.dtype, tuple[i
     return found
 
 
-def pack(decoder: nn.Module, lm_head: nn.Module, spec: DecoderSpec, bits: int, *, search: bool = True) -> Packed:
-    """Pack a :class:`~mobillama_v.decoder.Decoder` and its head; ``search`` as in :func:`pack_matrix`.
+def pack(
+    decoder: nn.Module,
+    lm_head: nn.Module,
+    spec: DecoderSpec,
+    bits: int,
+    *,
+    search: bool = True,
+    moments: Mapping[str, Tensor] | None = None,
+) -> Packed:
+    """Pack a :class:`~mobillama_v.decoder.Decoder` and its head.
+
+    Args:
+        decoder: its weights stay.
+        lm_head: its head.
+        spec: of the decoder.
+        bits: 4, 8 or 16.
+        search: as in :func:`pack_matrix`.
+        moments: of the inputs of matrices, by their names (:mod:`mobillama_v.engine.calibrate`).
 
     Raises:
         CheckpointError: weights that are not finite.
@@ -95,7 +112,8 @@ def pack(decoder: nn.Module, lm_head: nn.Module, spec: DecoderSpec, bits: int, *
     for name, (dtype, _) in layout(spec, bits).items():
         if dtype == torch.uint8:
             weight = head if name == "lm_head" else _matrix(state, name, spec)
-            tensors[name] = pack_matrix(weight, bits, search=search, name=name)
+            known = None if moments is None else moments.get(name)
+            tensors[name] = pack_matrix(weight, bits, search=search, moments=known, name=name)
         else:
             tensors[name] = state[_original(name)].to(dtype).contiguous()
     return Packed(spec, bits, tensors)

@@ -36,7 +36,9 @@ def refuse_odd(weight: Tensor, name: str) -> None:
         raise CheckpointError(f"{name} holds weights that are not finite, or too large for 16 bits; it is damaged.")
 
 
-def pack_matrix(weight: Tensor, bits: int, *, search: bool = True, name: str = "a matrix") -> Tensor:
+def pack_matrix(
+    weight: Tensor, bits: int, *, search: bool = True, moments: Tensor | None = None, name: str = "a matrix"
+) -> Tensor:
     """Pack ``weight`` [N,K] of any float type to tiles [A,B,bytes].
 
     Args:
@@ -44,6 +46,8 @@ def pack_matrix(weight: Tensor, bits: int, *, search: bool = True, name: str = "
         bits: 4, 8 or 16.
         search: choose each 4-bit scale as that with the least squared error among several, which takes ten times as
             long as the one that the largest weight gives.
+        moments: of the matrix's inputs, [K,K] or less where the last columns are padding: 4-bit codes are chosen by
+            them (:func:`quantise_for`).
         name: for the error.
 
     Raises:
@@ -52,6 +56,11 @@ def pack_matrix(weight: Tensor, bits: int, *, search: bool = True, name: str = "
     rows, columns = weight.shape
     bands, blocks, _ = tiles_shape(rows, columns, bits)
     out = torch.empty(tiles_shape(rows, columns, bits), dtype=torch.uint8)
+    errors = None
+    if bits == 4 and moments is not None:
+        wide = moments.new_zeros(blocks * BLOCK, blocks * BLOCK)
+        wide[: len(moments), : len(moments)] = moments  # the matrix may be padded
+        errors = _spread_of_errors(wide)
     step = max(1, _AT_ONCE // (ROWS * BLOCK * blocks))
     for band in range(0, bands, step):
         some = weight[band * ROWS : (band + step) * ROWS].float()
@@ -60,23 +69,29 @@ def pack_matrix(weight: Tensor, bits: int, *, search: bool = True, name: str = "
         padded = some.new_zeros((end - band) * ROWS, blocks * BLOCK)
         padded[: len(some), :columns] = some
         tiles = padded.view(end - band, ROWS, blocks, BLOCK).transpose(1, 2)  # [A,B,16,32]
-        out[band:end] = _pack_tiles(tiles, bits, search)
+        if bits == 16:
+            out[band:end] = tiles.transpose(2, 3).half().contiguous().view(torch.uint8).view(end - band, blocks, -1)
+        elif errors is None:
+            out[band:end] = _pack_codes(*quantise(tiles, bits, search=search), bits)
+        else:
+            codes, scales = quantise_for(padded, errors)
+            shape = (end - band, ROWS, blocks)
+            codes = codes.view(*shape, BLOCK).transpose(1, 2)
+            out[band:end] = _pack_codes(codes, scales.view(shape).transpose(1, 2), bits)
     return out
 
 
-def _pack_tiles(tiles: Tensor, bits: int, search: bool) -> Tensor:
-    bands, blocks = tiles.shape[:2]
-    if bits == 16:
-        return tiles.transpose(2, 3).half().contiguous().view(torch.uint8).view(bands, blocks, -1)
-    codes, scales = quantise(tiles, bits, search=search)
-    halves = codes.view(bands, blocks, 2, 8, BLOCK)
+def _pack_codes(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
+    """Tiles of codes [A,B,16,32] and scales [A,B,16]."""
+    bands, blocks = codes.shape[:2]
+    halves = codes.reshape(bands, blocks, 2, 8, BLOCK)
     if bits == 4:
         nibbles = (halves + 8).to(torch.uint8).view(bands, blocks, 2, 8, 4, 2, 4)
         data = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
     else:
         data = halves.to(torch.int8).view(torch.uint8).view(bands, blocks, 2, 8, 8, 4)
     data = data.transpose(3, 4).reshape(bands, blocks, -1)
-    return torch.cat((scales.half().view(torch.uint8).view(bands, blocks, -1), data), dim=-1)
+    return torch.cat((scales.half().contiguous().view(torch.uint8).view(bands, blocks, -1), data), dim=-1)
 
 
 def quantise(blocks: Tensor, bits: int, *, search: bool = True) -> tuple[Tensor, Tensor]:
@@ -88,8 +103,48 @@ def quantise(blocks: Tensor, bits: int, *, search: bool = True) -> tuple[Tensor,
     return _codes(blocks, scales, bits), scales
 
 
-def _scales(tiles: Tensor, bits: int, search: bool) -> Tensor:
-    """Scales [...], numbers of fp16."""
+def _spread_of_errors(moments: Tensor) -> Tensor:
+    """How an error of each column is made good by the columns after it, [K,K] upper triangular.
+
+    The Cholesky factor of the inverse of ``moments``. A hundredth of their mean is added to each column's own, without
+    which inputs that were never seen would be given any weight at all.
+    """
+    own = moments.diagonal()
+    moments = moments.double() + torch.eye(len(moments)) * max(float(own.mean()) / 100, 1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    return torch.linalg.cholesky(inverse, upper=True).float()
+
+
+def quantise_for(weight: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """4-bit codes [N,K] and scales [N,K/32] of ``weight`` [N,K] for inputs that have been measured.
+
+    Each block's scale is chosen when the errors of the blocks before it have been passed on to it.
+
+    Args:
+        weight: K a multiple of 32, fp32.
+        errors: [K,K] of the inputs' moments.
+    """
+    left = weight.clone()
+    codes = torch.empty_like(left)
+    scales = left.new_empty(len(left), left.shape[1] // BLOCK)
+    for block in range(scales.shape[1]):
+        start, end = block * BLOCK, (block + 1) * BLOCK
+        here, passed = left[:, start:end], errors[start:end, start:end]
+        scale = _scales(here, 4, search=True, weights=passed.diagonal() ** -2)
+        scales[:, block] = scale
+        wrong = torch.empty_like(here)
+        for column in range(BLOCK):
+            value = here[:, column].clone()
+            code = _codes(value[:, None], scale, 4)[:, 0]
+            codes[:, start + column] = code
+            wrong[:, column] = (value - code * scale) / passed[column, column]
+            here[:, column:] -= wrong[:, column, None] * passed[column, column:]
+        left[:, end:] -= wrong @ errors[start:end, end:]
+    return codes, scales
+
+
+def _scales(tiles: Tensor, bits: int, search: bool, weights: Tensor | None = None) -> Tensor:
+    """Scales [...], numbers of fp16; ``weights`` [32] of the columns' squared errors."""
     if bits == 8:
         return (tiles.abs().amax(-1) / 127).half().float()
     at = tiles.abs().argmax(-1, keepdim=True)
@@ -97,11 +152,11 @@ def _scales(tiles: Tensor, bits: int, search: bool) -> Tensor:
     best = (extreme / -8).half().float()  # the code -8 has no counterpart: give it to the largest
     if not search:
         return best
-    least = _squared_error(tiles, best)
+    least = _squared_error(tiles, best, weights)
     # Cutting off the largest a little serves the others; 7 may fit better than -8.
     for divisor in (-9.0, -8.5, -7.5, -7.0, 7.0, 7.5, 8.0):
         scales = (extreme / divisor).half().float()
-        error = _squared_error(tiles, scales)
+        error = _squared_error(tiles, scales, weights)
         better = error < least
         best, least = torch.where(better, scales, best), torch.where(better, error, least)
     return best
@@ -113,8 +168,9 @@ def _codes(tiles: Tensor, scales: Tensor, bits: int) -> Tensor:
     return (tiles * inverse).round_().clamp_(low, high)
 
 
-def _squared_error(tiles: Tensor, scales: Tensor) -> Tensor:
-    return (_codes(tiles, scales, 4).mul_(scales[..., None]) - tiles).square_().sum(-1)
+def _squared_error(tiles: Tensor, scales: Tensor, weights: Tensor | None) -> Tensor:
+    squares = (_codes(tiles, scales, 4).mul_(scales[..., None]) - tiles).square_()
+    return squares.sum(-1) if weights is None else squares @ weights
 
 
 def unpack_matrix(tiles: Tensor, bits: int, rows: int, columns: int) -> Tensor:
