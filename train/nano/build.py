@@ -45,9 +45,14 @@ _GOES_ON = (
     ("placed", {f"{SCENES}-places": 1}, ("train.modules.decoder=2.0e-3", "train.max_steps=150")),
     ("lookups", _LOOKUPS, ("train.modules.decoder=2.0e-3", "train.max_steps=800")),
     (
-        "everything",
+        "mixed",
         _DRILLED | _LOOKUPS | {"photos": 3, "photos-names": 4},
-        ("train.modules.decoder=1.5e-3", "train.max_steps=1600"),
+        ("train.modules.decoder=1.5e-3", "train.max_steps=1000"),
+    ),
+    (
+        "everything",
+        {SCENES: 1, SIGNS: 1} | _DRILLED | _LOOKUPS | {"photos": 3, "photos-names": 4},
+        ("train.modules.decoder=8.0e-4", "train.max_steps=560"),
     ),
 )
 """How stage 2 goes on: folder, records and how often each, options. Drills displace the names of photographs, which the
