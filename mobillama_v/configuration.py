@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any, cast
 
 from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
 from mobillama_v.errors import ConfigError
 from mobillama_v.specs import (
@@ -89,7 +90,7 @@ class MobiLlamaVConfig(PreTrainedConfig):
     """
 
     model_type = "mobillama_v"
-    sub_configs_defaults = {"text_config": MobiLlamaConfig}  # noqa: RUF012 (transformers' own declaration)
+    sub_configs_defaults = {"text_config": SubConfigSpec(MobiLlamaConfig)}  # noqa: RUF012 (transformers' own declaration)
 
     text_config: dict[str, Any] | PreTrainedConfig | None = None
     tower: dict[str, Any] | None = None

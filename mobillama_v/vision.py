@@ -89,7 +89,8 @@ def build_tower(spec: TowerSpec, *, image_size: int, pretrained: bool = False) -
     config = open_clip.get_model_config(spec.model)
     if config is None:
         raise ConfigError(f"open_clip has no model {spec.model!r}; `open_clip.list_models()` names those it has.")
-    options: dict[str, Any] = {"force_image_size": image_size, "device": torch.get_default_device()}
+    device = torch.empty(0).device  # get_default_device() of torch 2.6 sees no `with torch.device`
+    options: dict[str, Any] = {"force_image_size": image_size, "device": device}
     if spec.pretrained is not None:
         _check_weights(spec, quick_gelu=bool(config.get("quick_gelu", False)))
     if pretrained and spec.pretrained is not None:

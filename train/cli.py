@@ -78,9 +78,11 @@ def train(
         return
     if gpu is not None:
         raise RecipeError("--gpu is for planning; add --dry-run.")
+    from mobillama_v.train import ranks
     from mobillama_v.train.trainer import run
 
     run(loaded, resume=resume)
+    ranks.part()
 
 
 def plot(

@@ -59,3 +59,9 @@ def wait() -> None:
     """Go on when every process is here."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def part() -> None:
+    """End the group of processes, whose threads would else be running when the interpreter ends, which may abort it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
