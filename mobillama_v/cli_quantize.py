@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mobillama_v.specs import ModelSpec
 
 _CHOICES = (4, 8)
-_RECORDS = 256  # more change little
+_RECORDS = 256  # that are run for --calibrate
 _OWN = ("vision_tower.", "projector.")  # what stays as it is
 
 
@@ -45,7 +45,7 @@ def quantize(
     if bits not in _CHOICES:
         raise ConfigError(f"--bits is {bits} and must be 4 or 8.")
     if calibrate is not None and bits != 4:
-        raise ConfigError("--calibrate is for 4 bits; at 8 bits rounding to the nearest loses nothing: leave it out.")
+        raise ConfigError(f"--calibrate is for 4 bits, and --bits is {bits}; leave one of them out.")
     folder = find_model(model)
     spec = read_spec(folder)
     if out.exists():

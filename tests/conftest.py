@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
+import tiny
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if os.environ.get("PYTEST_XDIST_WORKER"):  # tests beside each other: threads that wait for threads would stand still
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-# With pytest's importlib mode tests cannot import each other; this one helper module is loaded by its path.
-_spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent / "tiny.py")
-assert _spec is not None and _spec.loader is not None
-tiny = importlib.util.module_from_spec(_spec)
-sys.modules["tiny"] = tiny
-_spec.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="session")

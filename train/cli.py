@@ -10,7 +10,8 @@ import typer
 from typer.core import TyperCommand
 
 from mobillama_v.errors import RecipeError
-from mobillama_v.train.recipe import Recipe, key_help, load_recipe, recipe_names
+from mobillama_v.train.recipe import Recipe
+from mobillama_v.train.recipe_files import key_help, load_recipe, recipe_names
 
 app = typer.Typer(add_completion=False)
 
@@ -79,7 +80,7 @@ def train(
     if gpu is not None:
         raise RecipeError("--gpu is for planning; add --dry-run.")
     from mobillama_v.train import ranks
-    from mobillama_v.train.trainer import run
+    from mobillama_v.train.run import run
 
     run(loaded, resume=resume)
     ranks.part()

@@ -1,19 +1,11 @@
-"""Typed training recipes: YAML files whose keys are the fields below, with overrides from the command line."""
+"""Typed training recipes: their keys, and what of their values goes together."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from mobillama_v.errors import RecipeError
-
-T = TypeVar("T")
-RECIPES = Path(__file__).parent / "recipes"
 
 
 def _help(text: str, **options: Any) -> Any:
@@ -75,7 +67,7 @@ class ModulesSection:
 
     def learning(self) -> dict[str, float]:
         """The parts that learn, with their learning rates; embeddings are no part of their own."""
-        rates = dataclasses.asdict(self)
+        rates = asdict(self)
         del rates["embeddings"]
         return {name: lr for name, lr in rates.items() if lr is not None}
 
@@ -173,7 +165,7 @@ class AssumeSection:
 
     def __post_init__(self) -> None:
         for name in ("samples", "tokens", "longest", "supervised"):
-            _check(getattr(self, name) >= 1, f"assume.{name} must be at least 1, not {getattr(self, name)}.")
+            require(getattr(self, name) >= 1, f"assume.{name} must be at least 1, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -193,47 +185,48 @@ class Recipe:
     def __post_init__(self) -> None:
         train = self.train
         for name in ("batch_size", "gradient_accumulation", "log_steps", "save_steps", "save_total_limit"):
-            _check(getattr(train, name) >= 1, f"train.{name} must be at least 1, not {getattr(train, name)}.")
-        _check(train.epochs > 0, f"train.epochs must be above 0, not {train.epochs}.")
-        _check(
+            require(getattr(train, name) >= 1, f"train.{name} must be at least 1, not {getattr(train, name)}.")
+        require(train.epochs > 0, f"train.epochs must be above 0, not {train.epochs}.")
+        require(
             train.max_steps is None or train.max_steps >= 1,
             f"train.max_steps must be at least 1 or null, not {train.max_steps}.",
         )
-        _check(
+        require(
             train.global_batch_size is None or train.gradient_accumulation == 1,
             "train.global_batch_size and train.gradient_accumulation exclude each other; set one of them.",
         )
-        _check(
+        require(
             train.pack_tokens is None or (train.pack_tokens >= 2 and train.global_batch_size is None),
             "train.pack_tokens must be at least 2 and leaves open how many samples a step has; set "
             "train.global_batch_size=null and train.gradient_accumulation.",
         )
-        _check(0 <= train.warmup_ratio < 1, f"train.warmup_ratio must be from 0 to 1, not {train.warmup_ratio}.")
+        require(0 <= train.warmup_ratio < 1, f"train.warmup_ratio must be from 0 to 1, not {train.warmup_ratio}.")
         for name in ("weight_decay", "max_grad_norm", "dataloader_workers"):
-            _check(getattr(train, name) >= 0, f"train.{name} must not be negative, and is {getattr(train, name)}.")
-        _check(all(0 <= beta < 1 for beta in train.betas), f"train.betas must be from 0 to 1, not {train.betas}.")
+            require(getattr(train, name) >= 0, f"train.{name} must not be negative, and is {getattr(train, name)}.")
+        require(all(0 <= beta < 1 for beta in train.betas), f"train.betas must be from 0 to 1, not {train.betas}.")
         for name, lr in train.modules.learning().items():
-            _check(lr > 0, f"train.modules.{name} must be a learning rate above 0 or null, not {lr}.")
-        _check(
+            require(lr > 0, f"train.modules.{name} must be a learning rate above 0 or null, not {lr}.")
+        require(
             train.modules.embeddings is None or (train.modules.embeddings > 0 and train.modules.decoder is not None),
             "train.modules.embeddings needs a rate above 0 and a decoder that learns; set train.modules.decoder too.",
         )
-        _check(
+        require(
             train.optimizer != "muon" or train.deepspeed is None,
             "train.optimizer muon needs whole matrices and train.deepspeed splits them; set train.optimizer=adamw.",
         )
         if train.lora is not None:
             _check_lora(train.lora, train)
-        _check(bool(train.modules.learning()), "train.modules gives no part a learning rate; nothing would learn.")
-        _check(
+        require(bool(train.modules.learning()), "train.modules gives no part a learning rate; nothing would learn.")
+        require(
             self.data.features is None or train.modules.tower is None,
             "data.features needs a frozen tower; set train.modules.tower=null or data.features=null.",
         )
-        _check(all(file.repeat >= 1 for file in self.data.json), "data.json: repeat must be at least 1.")
+        require(all(file.repeat >= 1 for file in self.data.json), "data.json: repeat must be at least 1.")
         paths = [file.path for file in self.data.json]
-        _check(len(set(paths)) == len(paths), "data.json names a file twice; give it once, with repeat.")
-        _check(self.data.max_length is None or self.data.max_length >= 2, "data.max_length must be at least 2 or null.")
-        _check(
+        require(len(set(paths)) == len(paths), "data.json names a file twice; give it once, with repeat.")
+        length = self.data.max_length
+        require(length is None or length >= 2, "data.max_length must be at least 2 or null.")
+        require(
             train.spike_factor is None or train.spike_factor > 0,
             f"train.spike_factor must be above 0 or null, not {train.spike_factor}.",
         )
@@ -243,9 +236,9 @@ class Recipe:
         validation = self.validation
         for name, least in (("steps", 1), ("samples", 1), ("answers", 0), ("max_new_tokens", 1)):
             value = getattr(validation, name)
-            _check(value is None or value >= least, f"validation.{name} must be at least {least}, not {value}.")
-        _check(len(set(validation.json)) == len(validation.json), "validation.json names a file twice; give it once.")
-        _check(
+            require(value is None or value >= least, f"validation.{name} must be at least {least}, not {value}.")
+        require(len(set(validation.json)) == len(validation.json), "validation.json names a file twice; give it once.")
+        require(
             validation.best != "exact_match" or validation.answers > 0,
             "validation.best exact_match needs answers; set validation.answers above 0.",
         )
@@ -260,7 +253,7 @@ class Recipe:
         if train.global_batch_size is None:
             return train.gradient_accumulation
         at_once = train.batch_size * devices
-        _check(
+        require(
             train.global_batch_size % at_once == 0,
             f"train.global_batch_size {train.global_batch_size} is no multiple of train.batch_size {train.batch_size} "
             f"x {devices} devices; change train.batch_size.",
@@ -274,163 +267,29 @@ class Recipe:
             RecipeError: no start folder, data or output.
         """
         for name, value in (("model.start", self.model.start), ("data.json", self.data.json), ("output", self.output)):
-            _check(bool(value), f"recipe {self.name} leaves {name} open; give it as {name}=… on the command line.")
+            require(bool(value), f"recipe {self.name} leaves {name} open; give it as {name}=… on the command line.")
 
 
 def _check_lora(lora: LoraSection, train: TrainSection) -> None:
-    _check(
+    require(
         train.modules.decoder is not None and train.modules.embeddings is None,
         "train.lora needs train.modules.decoder, the rate of its adapters, and train.modules.embeddings=null.",
     )
-    _check(train.optimizer == "adamw", "train.lora needs train.optimizer=adamw; muon is for whole matrices.")
-    _check(lora.rank >= 1 and lora.alpha > 0, "train.lora: rank must be at least 1 and alpha above 0.")
-    _check(0 <= lora.dropout < 1, f"train.lora.dropout must be from 0 to 1, not {lora.dropout}.")
+    require(train.optimizer == "adamw", "train.lora needs train.optimizer=adamw; muon is for whole matrices.")
+    require(lora.rank >= 1 and lora.alpha > 0, "train.lora: rank must be at least 1 and alpha above 0.")
+    require(0 <= lora.dropout < 1, f"train.lora.dropout must be from 0 to 1, not {lora.dropout}.")
     unknown = [target for target in lora.targets if target not in LORA_TARGETS]
-    _check(
+    require(
         bool(lora.targets) and not unknown,
         f"train.lora.targets must be some of {', '.join(LORA_TARGETS)}, not {', '.join(unknown) or 'none'}.",
     )
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise RecipeError(message)
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
-    """Load a packaged recipe by its name, or a YAML file, and apply ``section.key=value`` overrides.
+def require(condition: bool, message: str) -> None:
+    """Refuse a recipe for what ``message`` says, unless ``condition`` holds.
 
     Raises:
-        RecipeError: no such recipe, not YAML, an unknown key (the nearest one is suggested), or a value that cannot be.
+        RecipeError: it does not.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / f"{name_or_path}.yaml"
-        _check(
-            name_or_path in recipe_names(),
-            f"there is no recipe {name_or_path!r}{_suggest(name_or_path, recipe_names())}; give a .yaml file or "
-            f"one of: {', '.join(recipe_names())}.",
-        )
-    try:
-        tree = _yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {path} cannot be read ({error}); check its path.") from error
-    _check(isinstance(tree, dict), f"recipe {path} is no mapping of sections; see the recipes of the package.")
-    for override in overrides or []:
-        _apply(tree, override)
-    return typing.cast(Recipe, _convert(Recipe, tree, ""))
-
-
-def key_help() -> str:
-    """Every key of a recipe with its default and what it means, a line each."""
-    rows: list[tuple[str, str, str]] = []
-
-    def walk(kind: Any, prefix: str) -> None:
-        hints = typing.get_type_hints(kind)
-        for item in dataclasses.fields(kind):
-            hint = hints[item.name]
-            if not dataclasses.is_dataclass(hint):
-                default = "" if item.default is dataclasses.MISSING else str(_plain(item.default))
-                rows.append((f"{prefix}{item.name}", default.replace("None", "null"), item.metadata["help"]))
-            for section in (hint, *typing.get_args(hint)):  # a section that may be null is both
-                if dataclasses.is_dataclass(section) and section is not DataFile:
-                    walk(section, f"{prefix}{item.name}.")
-
-    walk(Recipe, "")
-    key_width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"{key:<{key_width}}  {default:<{default_width}}  {text}" for key, default, text in rows)
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The recipe with every default written out; :func:`load_recipe` reads it back."""
-    import yaml
-
-    return yaml.safe_dump(_plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        import yaml
-    except ImportError:
-        from mobillama_v.errors import MissingExtraError
-
-        raise MissingExtraError("training needs PyYAML; pip install 'mobillama-v[train]'.") from None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not valid YAML ({' '.join(str(error).split())}).") from error
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    _check(bool(equals and key), f"override {override!r} is not of the form section.key=value.")
-    *parents, last = key.split(".")
-    node = tree
-    for parent in parents:
-        if not isinstance(node.get(parent), dict):
-            node[parent] = {}
-        node = node[parent]
-    node[last] = _yaml(text, f"override {override!r}")
-
-
-def _suggest(wrong: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(wrong, known, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _convert(kind: Any, value: Any, where: str) -> Any:
-    """Make ``value``, as YAML gives it, the type ``kind``; ``where`` is its dotted key."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _convert_section(typing.cast(type, kind), value, where)
-    if origin in (Union, types.UnionType):  # only "or None" occurs
-        return None if value is None else _convert(next(arg for arg in args if arg is not type(None)), value, where)
-    if origin is Literal:
-        _check(value in args, f"{where} must be one of {', '.join(args)}, not {value!r}.")
-        return value
-    if origin is tuple:
-        items = value if isinstance(value, list) else [value]
-        if args[-1] is Ellipsis:
-            return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
-        _check(len(items) == len(args), f"{where} must be {len(args)} values, not {value!r}.")
-        return tuple(_convert(arg, item, where) for arg, item in zip(args, items, strict=True))
-    return _convert_scalar(kind, value, where)
-
-
-def _convert_section(kind: type[T], value: Any, where: str) -> T:
-    if kind is DataFile and isinstance(value, str):
-        value = {"path": value}
-    if value is None:
-        value = {}
-    _check(isinstance(value, dict), f"{where} must be a section of keys, not {value!r}.")
-    hints = typing.get_type_hints(kind)
-    prefix = f"{where}." if where else ""
-    for key in value:
-        _check(key in hints, f"recipe key {prefix}{key} is unknown{_suggest(str(key), list(hints))}.")
-    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        _check(not required or item.name in value, f"recipe key {prefix}{item.name} is missing.")
-    return kind(**{key: _convert(hints[key], item, f"{prefix}{key}") for key, item in value.items()})
-
-
-def _convert_scalar(kind: type, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    _check(type(value) is kind, f"{where} must be a value of type {kind.__name__}, not {value!r}.")
-    return value
+    if not condition:
+        raise RecipeError(message)

@@ -7,15 +7,12 @@ optimizer step, over accumulation and ranks: transformers counts them and the mo
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 import shutil
 from collections import deque
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,27 +20,23 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
-from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError, RecipeError
+from mobillama_v.errors import RecipeError
 from mobillama_v.train import checkpoints, lora, ranks
-from mobillama_v.train.answers import forget_answers
-from mobillama_v.train.check import write_records
 from mobillama_v.train.collate import Collator, PackCollator
-from mobillama_v.train.dataset import BadRecordsError, PackedSet, TrainingSet, list_problems
+from mobillama_v.train.dataset import PackedSet, TrainingSet
 from mobillama_v.train.muon import Muon
 from mobillama_v.train.order import TrainingOrder
 from mobillama_v.train.progress import Progress
-from mobillama_v.train.recipe import Recipe, to_yaml
-from mobillama_v.train.reporting import reporters, require_reporters
-from mobillama_v.train.scan import Problem
+from mobillama_v.train.recipe import Recipe
+from mobillama_v.train.recipe_files import to_yaml
+from mobillama_v.train.reporting import reporters
 from mobillama_v.train.setup import Setup, parameter_groups
 from mobillama_v.train.validation import Validation
-from mobillama_v.train.watch import IN_SUCCESSION, SUSPECTS, LossWatch, Pass, stop
+from mobillama_v.train.watch import IN_SUCCESSION, LossWatch, Pass, stop
 from mobillama_v.train.zero import deepspeed_config, join
 
-T = TypeVar("T")
-BAD_RECORDS = "bad-records.jsonl"
-"""In an output folder: the records that cannot be learnt from, an object a line."""
-_STATE = "training.json"  # in a checkpoint: what a resumed training must share with it
+STATE = "training.json"
+"""In a checkpoint: what a resumed training must share with it."""
 _PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which may be computing features
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -179,7 +172,7 @@ class StageTrainer(Trainer):
     def _publish(self, output: Path, name: str) -> None:
         written = output / checkpoints.PARTIAL / name
         state = self.setup.fingerprint() | {"losses": list(self.watch.losses)}
-        (written / _STATE).write_text(json.dumps(state), encoding="utf-8")
+        (written / STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.publish(written, output / name)
         checkpoints.rotate(output, self.setup.recipe.train.save_total_limit)
 
@@ -265,101 +258,6 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     )
 
 
-def run(recipe: Recipe, *, resume: bool = False) -> Path:
-    """Train by ``recipe``; prints the plan and the progress.
-
-    Args:
-        recipe: what to do.
-        resume: go on from the last complete checkpoint in ``output``, or start where there is none.
-
-    Returns:
-        The folder of the trained model, ``output/final``.
-
-    Raises:
-        MobiLlamaVError: what the recipe names is not there or cannot be; an output that holds a training already; a
-            checkpoint of another recipe or of other data.
-    """
-    recipe.require_paths()
-    if importlib.util.find_spec("accelerate") is None:
-        raise MissingExtraError("training needs accelerate; pip install 'mobillama-v[train]'.")
-    output = Path(recipe.output)
-    final, found = output / checkpoints.FINAL, checkpoints.checkpoints(output)
-    if (found or final.exists()) and not resume:
-        raise CheckpointError(f"{output} holds a training already; continue it with --resume or choose another output.")
-    args = training_arguments(recipe)
-    require_reporters(recipe)
-    setup = _set_up(recipe, output / BAD_RECORDS)
-    validation = _listing(lambda: Validation.of(setup), output / BAD_RECORDS)
-    args.warmup_steps = setup.plan.warmup_steps
-    _say(setup.describe())
-    if validation is not None:
-        _say(validation.describe())
-    last, losses = found[-1] if found else None, []
-    if last is not None:
-        losses = _check_same_training(setup, last).get("losses", [])
-        _say(f"resuming from {last}")
-    dataset = setup.dataset()
-    if recipe.train.gradient_checkpointing:
-        enable_gradient_checkpointing(setup.model)
-    partial = ranks.on_first(lambda: _clear(output, resumed_step=_step(last)))
-    trainer = StageTrainer(
-        setup,
-        dataset,
-        Progress(output, resumed_step=_step(last)),
-        args,
-        validation=validation,
-        watch=LossWatch(recipe.train.spike_factor, losses),
-    )
-    try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    except MobiLlamaVError as error:
-        raise _without_traceback(error) from None
-    trainer.save_model(str(partial / checkpoints.FINAL), _internal_call=True)
-    ranks.wait()
-    ranks.on_first(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
-    if ranks.is_first():
-        shutil.rmtree(partial, ignore_errors=True)
-    _say(f"trained model in {final}")
-    return final
-
-
-def _clear(output: Path, *, resumed_step: int) -> Path:
-    """Remove what this training leaves behind or does again; the empty folder for unfinished work."""
-    partial = checkpoints.partial_folder(output)
-    (output / SUSPECTS).unlink(missing_ok=True)
-    if resumed_step == 0:
-        checkpoints.remove(output / checkpoints.BEST)
-    forget_answers(output, after=resumed_step)
-    return partial
-
-
-def _say(text: str) -> None:
-    if ranks.is_first():
-        print(text, flush=True)
-
-
-def _set_up(recipe: Recipe, bad_records: Path) -> Setup:
-    """The setup; records that cannot be learnt from are listed in a file, whether they end the training or not."""
-    setup = _listing(lambda: Setup.of(recipe), bad_records)
-    if setup.skipped:
-        _report(setup.skipped, bad_records)
-    return setup
-
-
-def _listing(build: Callable[[], T], bad_records: Path) -> T:
-    try:
-        return build()
-    except BadRecordsError as error:
-        _report(error.problems, bad_records)
-        raise
-
-
-def _report(problems: list[Problem], path: Path) -> None:
-    if ranks.is_first():
-        write_records(path, (json.dumps(dataclasses.asdict(each), ensure_ascii=False) for each in problems))
-        _say(list_problems(problems, path))
-
-
 def enable_gradient_checkpointing(model: Any) -> None:
     """Recompute activations in the backward pass, without re-entering autograd."""
     enable = getattr(model, "activation_checkpointing_enable", None)  # transformers 5.2x; before it, the other name
@@ -367,39 +265,3 @@ def enable_gradient_checkpointing(model: Any) -> None:
         enable(activation_checkpointing_kwargs={"use_reentrant": False})
     else:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _without_traceback(error: MobiLlamaVError) -> MobiLlamaVError:
-    """The error as it was raised: one from a worker process comes with that process's traceback as its text."""
-    last = str(error).strip().splitlines()[-1]
-    return type(error)(last.partition(f"{type(error).__name__}: ")[2] or last)
-
-
-def _step(checkpoint: Path | None) -> int:
-    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-
-
-def _check_same_training(setup: Setup, checkpoint: Path) -> dict[str, Any]:
-    """What the checkpoint holds of the training besides transformers' own state."""
-    try:
-        before = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint} is no checkpoint of this trainer ({error}); remove it.") from error
-    now = json.loads(json.dumps(setup.fingerprint()))
-    if now["recipe"] != before["recipe"]:
-        changed = ", ".join(_differences(before["recipe"], now["recipe"]))
-        raise CheckpointError(
-            f"{checkpoint} was trained by a recipe that differs in {changed}; resume with the same recipe, or start "
-            "another training from that folder with model.start."
-        )
-    if now["data"] != before["data"]:
-        raise CheckpointError(f"{checkpoint} was trained on other data than data.json now holds; restore them.")
-    return before
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    if not (isinstance(before, dict) and isinstance(now, dict)):
-        return [] if before == now else [where]
-    keys = dict.fromkeys([*before, *now])
-    nested = (_differences(before.get(k), now.get(k), f"{where}.{k}" if where else str(k)) for k in keys)
-    return [name for names in nested for name in names]

@@ -10,7 +10,7 @@ Shapes: A bands of 16 rows, B blocks of 32 columns.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mobillama_v.errors import CheckpointError
 
@@ -58,9 +58,8 @@ def pack_matrix(
     out = torch.empty(tiles_shape(rows, columns, bits), dtype=torch.uint8)
     errors = None
     if bits == 4 and moments is not None:
-        wide = moments.new_zeros(blocks * BLOCK, blocks * BLOCK)
-        wide[: len(moments), : len(moments)] = moments  # the matrix may be padded
-        errors = _spread_of_errors(wide)
+        padding = blocks * BLOCK - len(moments)
+        errors = _spread_of_errors(nn.functional.pad(moments, (0, padding, 0, padding)))
     step = max(1, _AT_ONCE // (ROWS * BLOCK * blocks))
     for band in range(0, bands, step):
         some = weight[band * ROWS : (band + step) * ROWS].float()
@@ -109,8 +108,9 @@ def _spread_of_errors(moments: Tensor) -> Tensor:
     The Cholesky factor of the inverse of ``moments``. A hundredth of their mean is added to each column's own, without
     which inputs that were never seen would be given any weight at all.
     """
+    moments = moments.double()
     own = moments.diagonal()
-    moments = moments.double() + torch.eye(len(moments)) * max(float(own.mean()) / 100, 1e-12)
+    own += max(float(own.mean()) / 100, 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     return torch.linalg.cholesky(inverse, upper=True).float()
 
@@ -134,11 +134,10 @@ def quantise_for(weight: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
         scales[:, block] = scale
         wrong = torch.empty_like(here)
         for column in range(BLOCK):
-            value = here[:, column].clone()
-            code = _codes(value[:, None], scale, 4)[:, 0]
+            code = _codes(here[:, column, None], scale, 4)[:, 0]
             codes[:, start + column] = code
-            wrong[:, column] = (value - code * scale) / passed[column, column]
-            here[:, column:] -= wrong[:, column, None] * passed[column, column:]
+            wrong[:, column] = (here[:, column] - code * scale) / passed[column, column]
+            here[:, column + 1 :] -= wrong[:, column, None] * passed[column, column + 1 :]
         left[:, end:] -= wrong @ errors[start:end, end:]
     return codes, scales
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
-import serving
 from PIL import Image
-from serving import RAMP, RED, Running, encoded
 
+import serving
 from mobillama_v.demo.ui import EXAMPLES
+from serving import RAMP, RED, Running, encoded
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

@@ -15,14 +15,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
-import serving
 from PIL import Image
-from serving import RAMP, RED, Running, data_url, encoded, question
 
+import serving
 from mobillama_v.demo.ui import EXAMPLES
 from mobillama_v.generation import Sampling
 from mobillama_v.loading import load
 from mobillama_v.prompts import assistant, user
+from serving import RAMP, RED, Running, data_url, encoded, question
 
 KEY = "a key"
 LONG: dict[str, Any] = {"max_tokens": 400, "stream": True}

@@ -13,12 +13,12 @@ from typing import Any
 
 import httpx
 import pytest
-import serving
-from serving import Running, data_url, encoded, question
 
+import serving
 from mobillama_v.generation import Sampling
 from mobillama_v.loading import load
 from mobillama_v.train.nano.scenes import draw, sample_scene
+from serving import Running, data_url, encoded, question
 
 CLIENTS, REQUESTS, TOKENS = 16, 20, 24
 QUESTIONS = ("What is this?", "Describe the image.", "What colour is it?")

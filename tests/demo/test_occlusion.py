@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from serving import RAMP, RED
 
 from mobillama_v.assistant import Assistant
 from mobillama_v.demo.occlusion import CELLS, cover, importance, log_likelihood, render
 from mobillama_v.generation import Sampling
 from mobillama_v.loading import load
 from mobillama_v.prompts import assistant, encode, user
+from serving import RAMP, RED
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import RAMP, RED, encoded
 
 from mobillama_v.assistant import Assistant, Reply
 from mobillama_v.demo.limits import LimitError, Limits
@@ -20,6 +19,7 @@ from mobillama_v.errors import ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generation import Sampling
 from mobillama_v.loading import load
 from mobillama_v.prompts import Message, assistant, user
+from serving import RAMP, RED, encoded
 
 SHORT, LONG = Sampling(max_new_tokens=10), Sampling(max_new_tokens=400)
 

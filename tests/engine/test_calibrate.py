@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from decoders import SHAPES, Plain
 from PIL import Image
 from typer.testing import CliRunner
 
+from decoders import SHAPES, Plain
 from mobillama_v.cli import app
 from mobillama_v.engine.calibrate import gathered_moments
 from mobillama_v.engine.files import FILE, matrices, pack, unpack

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 import torch
-from decoders import PATHS, SHAPES, HalfCache, Plain, meant, natives, quantised_inputs, run
 from torch import Tensor
 
+from decoders import PATHS, SHAPES, HalfCache, Plain, meant, natives, quantised_inputs, run
 from mobillama_v.engine import library
 from mobillama_v.engine.native import NativeEngine, NativeSequence
 from mobillama_v.specs import DecoderSpec

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
-from decoders import PATHS, SHAPES, Plain, meant, natives
 from torch import Tensor, nn
 
+from decoders import PATHS, SHAPES, Plain, meant, natives
 from mobillama_v.engine import library
 from mobillama_v.engine.native import NativeEngine, NativeModel, NativeSequence
 from mobillama_v.generation import Completion, Sampling, TorchEngine, generate, stream

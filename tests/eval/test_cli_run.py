@@ -11,10 +11,10 @@ import sys
 import time
 from pathlib import Path
 
-import official
 import pytest
 from typer.testing import CliRunner
 
+import official
 from mobillama_v.cli import app
 from mobillama_v.eval.registry import PUBLIC
 from mobillama_v.eval.results import read_result

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import official
 import pytest
 
+import official
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.registry import get
 

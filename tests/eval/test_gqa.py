@@ -2,11 +2,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import official
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import official
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.gqa import normalise
 from mobillama_v.eval.registry import get

@@ -6,9 +6,9 @@ import builtins
 from pathlib import Path
 from typing import Any
 
-import official
 import pytest
 
+import official
 from mobillama_v.errors import DataError, MissingExtraError
 from mobillama_v.eval.registry import get
 

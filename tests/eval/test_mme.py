@@ -3,11 +3,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import official
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import official
 from mobillama_v.errors import DataError
 from mobillama_v.eval.mme import CATEGORIES, verdict
 from mobillama_v.eval.predictions import match, read_records

@@ -7,11 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-import official
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+import official
 from mobillama_v.cli import app
 from mobillama_v.errors import ConfigError, DataError, ImageError
 from mobillama_v.eval import ocr

@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import official
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import official
 from mobillama_v.errors import DataError
 from mobillama_v.eval.benchmark import Record
 from mobillama_v.eval.predictions import match, read_questions, read_records

@@ -8,11 +8,11 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import official
 import pytest
-import toy
 from PIL import Image
 
+import official
+import toy
 from mobillama_v.errors import DataError
 from mobillama_v.eval import page, report
 from mobillama_v.eval.gallery import Pictures, pick, tag_of

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-import toy
 
+import toy
 from mobillama_v.engine import library
 from mobillama_v.errors import DataError
 from mobillama_v.eval.batches import batches, windows

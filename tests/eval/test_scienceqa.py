@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import official
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import official
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.registry import get
 from mobillama_v.eval.scienceqa import SUFFIX, letter

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import official
 import pytest
 
+import official
 from mobillama_v.cli import app
 from mobillama_v.eval.registry import PUBLIC, get
 

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import official
 import pytest
 
+import official
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.predictions import match, read_records
 from mobillama_v.eval.registry import get

@@ -18,9 +18,9 @@ from mobillama_v import MobiLlamaVForConditionalGeneration
 from mobillama_v.train.answers import read_answers
 from mobillama_v.train.collate import Collator
 from mobillama_v.train.order import TrainingOrder
-from mobillama_v.train.recipe import load_recipe
+from mobillama_v.train.recipe_files import load_recipe
+from mobillama_v.train.run import run
 from mobillama_v.train.setup import Setup
-from mobillama_v.train.trainer import run
 from mobillama_v.train.zero import deepspeed_config
 
 pytest.importorskip("deepspeed")

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from mobillama_v.errors import CheckpointError, MissingExtraError, RecipeError
 from mobillama_v.train import lora
-from mobillama_v.train.recipe import LORA_TARGETS, LoraSection, load_recipe
+from mobillama_v.train.recipe import LORA_TARGETS, LoraSection
+from mobillama_v.train.recipe_files import load_recipe
+from mobillama_v.train.run import run
 from mobillama_v.train.setup import freeze_all_but, load_start
-from mobillama_v.train.trainer import run
 
 pytest.importorskip("peft")
 

@@ -16,9 +16,10 @@ from mobillama_v.prompts import IGNORE_INDEX
 from mobillama_v.train.collate import Collator, PackCollator
 from mobillama_v.train.order import pack, shuffled
 from mobillama_v.train.progress import Progress
-from mobillama_v.train.recipe import load_recipe
+from mobillama_v.train.recipe_files import load_recipe
+from mobillama_v.train.run import run
 from mobillama_v.train.setup import Setup
-from mobillama_v.train.trainer import enable_gradient_checkpointing, run
+from mobillama_v.train.trainer import enable_gradient_checkpointing
 from mobillama_v.train.watch import SUSPECTS, LossWatch
 
 

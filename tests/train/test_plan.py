@@ -14,7 +14,8 @@ from mobillama_v.presets import preset
 from mobillama_v.train import plan
 from mobillama_v.train.gpus import GPUS, gpu
 from mobillama_v.train.memory import Counts, Load, adapter_parameters, estimate
-from mobillama_v.train.recipe import LoraSection, load_recipe
+from mobillama_v.train.recipe import LoraSection
+from mobillama_v.train.recipe_files import load_recipe
 
 SPEC = preset("mobillama-0.8b").spec
 LOAD = Load(rows=16, length=2048, supervised=6400, images=16)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mobillama_v.errors import RecipeError
-from mobillama_v.train.recipe import DataFile, key_help, load_recipe, recipe_names, to_yaml
+from mobillama_v.train.recipe import DataFile
+from mobillama_v.train.recipe_files import key_help, load_recipe, recipe_names, to_yaml
 
 FILES = sorted((Path(__file__).parent.parent.parent / "train" / "recipes").glob("*.yaml"))
 

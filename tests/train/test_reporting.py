@@ -9,8 +9,8 @@ import pytest
 
 from mobillama_v.errors import MissingExtraError, RecipeError
 from mobillama_v.train import reporting
-from mobillama_v.train.recipe import load_recipe
-from mobillama_v.train.trainer import run
+from mobillama_v.train.recipe_files import load_recipe
+from mobillama_v.train.run import run
 
 
 def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:

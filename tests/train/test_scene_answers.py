@@ -265,7 +265,13 @@ def test_lookups_are_about_pictures_of_several_things(tmp_path: Path) -> None:
     assert all(len(scenes[i].things) > 1 for i in numbers)
     asked = [turn["value"] for record in records for turn in record["conversations"][::2]]
     assert not any(re.search("how many|count the", each.lower()) for each in asked)
-    assert sum("here" in each or "part of the" in each for each in asked) > len(records)  # of places
+    assert sum(bool(re.search(r"\b[Ww]here\b|part of the", each)) for each in asked) > len(records)  # of places
+    places = json.loads((tmp_path / "made-places.json").read_text())
+    assert places and all(record["image"].endswith("#account") for record in places)
+    answers = {turn["value"] for record in places for turn in record["conversations"][1::2]}
+    assert {each for each in answers if not each.startswith(("A drawing", "The "))} <= {
+        f"{row}{column}" or "center" for row in ("top", "bottom", "") for column in (" left", " right", "")
+    } | {"left", "right"}
 
 
 def test_held_out_questions_have_balanced_families_and_answers(tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 import tiny
 from mobillama_v.errors import CheckpointError, DataError, ImageError, RecipeError
-from mobillama_v.train.recipe import ModulesSection, Recipe, load_recipe
+from mobillama_v.train.recipe import ModulesSection, Recipe
+from mobillama_v.train.recipe_files import load_recipe
+from mobillama_v.train.run import run
 from mobillama_v.train.setup import Setup
-from mobillama_v.train.trainer import run
 
 STAGES = {"nano-align": {"projector"}, "nano-instruct": {"projector", "language_model", "lm_head"}}
 

@@ -14,9 +14,9 @@ from mobillama_v.errors import DataError, RecipeError
 from mobillama_v.loading import load
 from mobillama_v.train import trainer as training
 from mobillama_v.train.answers import read_answers
-from mobillama_v.train.recipe import load_recipe
+from mobillama_v.train.recipe_files import load_recipe
+from mobillama_v.train.run import run
 from mobillama_v.train.setup import Setup
-from mobillama_v.train.trainer import run
 from mobillama_v.train.validation import Validation
 
 

@@ -15,8 +15,8 @@ import pytest
 
 import tiny
 from mobillama_v.errors import DataError
-from mobillama_v.train.recipe import load_recipe
-from mobillama_v.train.trainer import run
+from mobillama_v.train.recipe_files import load_recipe
+from mobillama_v.train.run import run
 from mobillama_v.train.watch import FEWEST, IN_SUCCESSION, SUSPECTS, LossWatch
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mobillama_v.images import find_images
+from mobillama_v.images import find_images, load_image
 from mobillama_v.presets import PRESETS
 from mobillama_v.prompts import SYSTEM
 from mobillama_v.specs import ModelSpec
@@ -23,6 +23,7 @@ from mobillama_v.train.nano import classes, easyvqa, photos, vocabulary
 from mobillama_v.train.nano.build_scenes import (
     ACCOUNT,
     DEFAULT_STYLES,
+    DRILLS,
     training_scene,
     write_drills,
     write_questions,
@@ -34,30 +35,42 @@ SCENES, SIGNS, HELD_OUT, TEXT = "scenes", "signs", "held-out", "text"
 _SIGN_STYLES = {"word": 0.6, "two_words": 0.4}  # pictures with words, from which the tower learns to read
 _PHOTO_TALKS = 4  # text-only conversations about each class
 _NAMINGS = 6  # conversations about each class over photographs of something else
-_CAPTIONS = ("train.pack_tokens=2560", "train.modules.decoder=1.5e-3")
-_INSTRUCT = ("train.pack_tokens=3648", "train.modules.decoder=1.5e-3")
-_PACKED = ("train.pack_tokens=3648", "data.max_length=640")
+
+
+def _further(rate: float, steps: int) -> tuple[str, ...]:
+    """Options of a part of stage 2 that asks up to 15 questions a picture."""
+    return (
+        f"train.modules.decoder={rate}",
+        f"train.max_steps={steps}",
+        "train.pack_tokens=3648",
+        "data.max_length=640",
+    )
+
+
+_CAPTIONS = {f"{SCENES}-captions": 1, "easyvqa-train-captions": 1, "photos-captions": 3}
 _DRILLED = {f"{SCENES}-drills": 1, f"{SIGNS}-drills": 1, "easyvqa-train": 1}
 _LOOKUPS = {f"{SCENES}-lookups": 1, f"{SIGNS}-lookups": 1}
-_GOES_ON = (
-    ("drilled", _DRILLED | {"photos": 2}, ("train.modules.decoder=1.0e-3", "train.max_steps=1150")),
-    ("named", _DRILLED | {"photos": 4}, ("train.modules.decoder=5.0e-4", "train.max_steps=330")),
-    ("placed", {f"{SCENES}-places": 1}, ("train.modules.decoder=2.0e-3", "train.max_steps=150")),
-    ("lookups", _LOOKUPS, ("train.modules.decoder=2.0e-3", "train.max_steps=800")),
+_MIXED = _DRILLED | _LOOKUPS | {"photos": 3, "photos-names": 4}
+_STAGES: tuple[tuple[str, str, dict[str, int], tuple[str, ...]], ...] = (
+    ("align", "nano-align", _CAPTIONS, ()),
+    ("caption", "nano-caption", _CAPTIONS, ("train.pack_tokens=2560", "train.modules.decoder=1.5e-3")),
     (
-        "mixed",
-        _DRILLED | _LOOKUPS | {"photos": 3, "photos-names": 4},
-        ("train.modules.decoder=1.5e-3", "train.max_steps=1000"),
+        "instruct",
+        "nano-instruct",
+        {SCENES: 1, SIGNS: 1, "easyvqa-train": 1, "photos": 1},
+        ("train.pack_tokens=3648", "train.modules.decoder=1.5e-3"),
     ),
-    (
-        "everything",
-        {SCENES: 1, SIGNS: 1} | _DRILLED | _LOOKUPS | {"photos": 3, "photos-names": 4},
-        ("train.modules.decoder=8.0e-4", "train.max_steps=560"),
-    ),
+    ("drilled", "nano-instruct", _DRILLED | {"photos": 2}, _further(1.0e-3, 1150)),
+    ("named", "nano-instruct", _DRILLED | {"photos": 4}, _further(5.0e-4, 330)),
+    ("placed", "nano-instruct", {f"{SCENES}-places": 1}, _further(2.0e-3, 150)),
+    ("lookups", "nano-instruct", _LOOKUPS, _further(2.0e-3, 800)),
+    ("mixed", "nano-instruct", _MIXED, _further(1.5e-3, 1000)),
+    ("everything", "nano-instruct", _MIXED | {SCENES: 1, SIGNS: 1}, _further(8.0e-4, 560)),
 )
-"""How stage 2 goes on: folder, records and how often each, options. Drills displace the names of photographs, which the
-second brings back. Neither teaches to find the one of several things that is asked about: that takes a time in which
-nothing else is. At last everything is asked at once, and names most."""
+"""Stage 1, captions, and stage 2 with what it goes on with: folder, recipe, records and how often each, options.
+
+Drills displace the names of photographs, which ``named`` brings back. Neither teaches to find the one of several things
+that is asked about: that takes a time in which nothing else is. At last everything is asked at once, and names most."""
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
 
@@ -120,7 +133,7 @@ def draw_pictures(data: Path, sizes: Sizes, *, seed: int, workers: int) -> None:
     if not (data / f"{SIGNS}-cells.npy").exists():
         write_split(data, name=SIGNS, count=sizes.signs, seed=seed, styles=_SIGN_STYLES, workers=workers)
     for name, count, styles in ((SCENES, sizes.scenes, None), (SIGNS, sizes.signs, _SIGN_STYLES)):
-        if not (data / f"{name}-drills.json").exists():
+        if not all((data / f"{name}-{kind}.json").exists() for kind in DRILLS):
             write_drills(data, name=name, count=count, seed=seed, styles=styles)
 
 
@@ -168,8 +181,9 @@ def write_photo_records(data: Path, crops: list[str], cache: Any, *, seed: int) 
     if (data / "photos-permuted.npz").exists():
         return
     rows = np.stack([cache.probabilities[cache.row[name]] for name in crops]).astype(np.float32)
-    told, captions, permuted = photos.records(crops, rows, data, seed=seed)
-    names, named = photos.namings(crops, data, times=_NAMINGS, seed=seed)
+    colours = {name: photos.main_colour(load_image(data / name)) for name in crops}
+    told, captions, permuted = photos.records(colours, rows, seed=seed)
+    names, named = photos.namings(colours, times=_NAMINGS, seed=seed)
     permuted |= named
     _write(data / "photos.json", told)
     _write(data / "photos-names.json", names)
@@ -258,25 +272,11 @@ def cache_features(start: Path, data: Path, caches: list[Any], folder: Path) -> 
 
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
     """Stage 1 (projector), then projector and decoder: captions, stage 2, and drills; the folder of the result."""
-    features = f"data.features={out / 'features'}"
-
-    def told(*names: str, photographs: int) -> list[tuple[Path, int]]:
-        """Records of each kind once, and those of photographs as often as that."""
-        return [(data / f"{name}.json", photographs if name.startswith("photos") else 1) for name in names]
-
-    captions = told(*(f"{kind}-captions" for kind in (SCENES, "easyvqa-train", "photos")), photographs=3)
-    _train("nano-align", start, out / "align", captions, data, sizes, features, seed=seed)
-    last = out / "align" / "final"
-    _train("nano-caption", last, out / "caption", captions, data, sizes, features, *_CAPTIONS, seed=seed)
-    talks = told(SCENES, SIGNS, "easyvqa-train", "photos", photographs=1)
-    last = out / "caption" / "final"
-    _train("nano-instruct", last, out / "instruct", talks, data, sizes, features, *_INSTRUCT, seed=seed)
-    last = out / "instruct" / "final"
-    for number, (name, learnt, options) in enumerate(_GOES_ON, start=1):
-        records = [(data / f"{kind}.json", repeat) for kind, repeat in learnt.items()]
-        _train(
-            "nano-instruct", last, out / name, records, data, sizes, features, *_PACKED, *options, seed=seed + number
-        )
+    last = start
+    for number, (name, recipe, told, options) in enumerate(_STAGES):
+        records = [(data / f"{kind}.json", repeat) for kind, repeat in told.items()]
+        features = f"data.features={out / 'features'}"
+        _train(recipe, last, out / name, records, data, sizes, features, *options, seed=seed + number)
         last = out / name / "final"
     return last
 
@@ -291,8 +291,8 @@ def _train(
     *more: str,
     seed: int,
 ) -> None:
-    from mobillama_v.train.recipe import load_recipe
-    from mobillama_v.train.trainer import run
+    from mobillama_v.train.recipe_files import load_recipe
+    from mobillama_v.train.run import run
 
     if (output / "final").exists():
         return

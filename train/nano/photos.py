@@ -231,9 +231,9 @@ def main_colour(image: Image.Image) -> str | None:
 
 
 def records(
-    images: list[str], probabilities: np.ndarray, out_dir: Path, *, seed: int
+    colours: dict[str, str | None], probabilities: np.ndarray, *, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
-    """LLaVA records of pictures with class probabilities [N,1000].
+    """LLaVA records of N pictures, given with their main colours, and class probabilities [N,1000].
 
     Each picture gives a second record under the name ``<image>#permuted``, whose class part is to be made of the third
     result's probabilities.
@@ -242,9 +242,8 @@ def records(
         Conversations, captions, and the permuted probabilities by name.
     """
     told, captions, swapped = [], [], {}
-    for image, row in zip(images, probabilities, strict=True):
+    for (image, colour), row in zip(colours.items(), probabilities, strict=True):
         rng = random.Random(f"photo:{seed}:{image}")
-        colour = main_colour(load_image(out_dir / image))
         swapped[f"{image}#permuted"] = permuted(row, np.random.default_rng(zlib.crc32(image.encode()) + seed))
         for name, classed in ((image, row), (f"{image}#permuted", swapped[f"{image}#permuted"])):
             told.append(_record(name, conversation(classed, colour, rng)))
@@ -253,21 +252,21 @@ def records(
 
 
 def namings(
-    images: list[str], out_dir: Path, *, times: int, seed: int
+    colours: dict[str, str | None], *, times: int, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Conversations that name every class ``times`` times, over pictures of something else.
+    """Conversations that name every class ``times`` times, over pictures of something else, given with their colours.
 
     The photographs show few of the classes, and a name that was never said is not copied well.
 
     Returns:
         LLaVA records of ``<image>#named<number>``, and the probabilities of which their class part is to be made.
     """
-    told, swapped = [], {}
+    told, swapped, images = [], {}, list(colours)
     for number in range(times * 1000):
         rng = random.Random(f"named:{seed}:{number}")
         image = rng.choice(images)
         name, row = f"{image}#named{number}", likely(number % 1000, rng)
-        told.append(_record(name, conversation(row, main_colour(load_image(out_dir / image)), rng)))
+        told.append(_record(name, conversation(row, colours[image], rng)))
         swapped[name] = row
     return told, swapped
 

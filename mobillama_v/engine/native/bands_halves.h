@@ -2,35 +2,25 @@
 // more. Needs a simd_*.h and, above it, the products of 8-bit numbers.
 #pragma once
 
-namespace {
+#include "bands.h"
 
-using mv::Activations;
-using mv::kBlock;
-using mv::kRows;
+namespace {
 
 template <bool kAdd>
 inline void emit(float* y, F8 value) {
     store(y, kAdd ? add(load(y), value) : value);
 }
 
-// One band times `kTokens` tokens whose activations are 8-bit. With one token both halves run together and the weights
-// of a later tile are asked for: only then does memory set the pace.
+// One band times `kTokens` tokens whose activations are 8-bit. With one token both halves run together.
 template <typename Half, int kTokens, bool kAdd, bool kStream>
 void half_by_half(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
     constexpr int kTile = 32 + 2 * Half::kStep;
-    constexpr int kAhead = kTile * 7 + 32;
     const size_t columns = static_cast<size_t>(blocks) * kBlock;
     if (kTokens == 1) {
         F8 upper = zero(), lower = zero();
         const uint8_t* tile = tiles;
         for (int b = 0; b < blocks; b++, tile += kTile) {
-            for (int line = 0; line < kTile; line += 64) {
-                if (kStream) {
-                    prefetch_once(tile + kAhead + line);
-                } else {
-                    prefetch_keep(tile + kAhead + line);
-                }
-            }
+            prefetch_tile<kTile, kStream>(tile);
             const uint16_t* scales = reinterpret_cast<const uint16_t*>(tile);
             const int8_t* x = in.values + b * kBlock;
             const F8 scale = set1(in.scales[b]);
@@ -68,13 +58,7 @@ void half_by_half16(const uint8_t* tiles, int blocks, const Activations& in, flo
         for (int t = 0; t < kTokens; t++) even[t] = odd[t] = zero();
         const uint16_t* weights = reinterpret_cast<const uint16_t*>(tiles) + 8 * half;
         for (size_t c = 0; c < columns; c += 2, weights += 2 * kRows) {
-            if (kTokens == 1 && half == 0) {
-                if (kStream) {
-                    prefetch_once(weights + 1024);
-                } else {
-                    prefetch_keep(weights + 1024);
-                }
-            }
+            if (kTokens == 1 && half == 0) prefetch<kStream>(reinterpret_cast<const uint8_t*>(weights + 1024));
             const F8 first = load_half(weights), second = load_half(weights + kRows);
 MV_UNROLL
             for (int t = 0; t < kTokens; t++) {

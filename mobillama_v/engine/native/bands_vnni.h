@@ -3,11 +3,9 @@
 // are AVX2's in the same order, so the results are, bit for bit. Included by kernels_vnni.cpp only.
 #pragma once
 
-namespace {
+#include "bands.h"
 
-using mv::Activations;
-using mv::kBlock;
-using mv::kRows;
+namespace {
 
 inline __m512 load_halves(const uint8_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -49,16 +47,6 @@ MV_UNROLL
     }
 };
 
-// With one token, the weights of a later tile are asked for: only then does memory set the pace.
-template <bool kStream>
-inline void prefetch(const uint8_t* p) {
-    if (kStream) {
-        prefetch_once(p);
-    } else {
-        prefetch_keep(p);
-    }
-}
-
 template <int kTokens, bool kAdd>
 inline void emit(float* y, size_t stride, const __m512* total) {
     for (int t = 0; t < kTokens; t++) {
@@ -73,9 +61,7 @@ void whole(const uint8_t* tiles, int blocks, const Activations& in, float* y, si
     __m512 total[kTokens];
     for (int t = 0; t < kTokens; t++) total[t] = _mm512_setzero_ps();
     for (int b = 0; b < blocks; b++, tiles += kTile) {
-        if (kTokens == 1) {
-            for (int line = 0; line < kTile; line += 64) prefetch<kStream>(tiles + kTile * 7 + 32 + line);
-        }
+        if (kTokens == 1) prefetch_tile<kTile, kStream>(tiles);
         const __m512 weight_scale = load_halves(tiles);
         const Band<kBits> weights(tiles + 32);
 MV_UNROLL
