@@ -123,8 +123,9 @@ def _moments(network: Network, spec: ModelSpec, folder: Path, records: Path, ima
     collate = Collator(spec.decoder.pad_token_id)
     decoder = network.language_model
     with torch.inference_mode(), gathered_moments(decoder, network.lm_head, spec.decoder) as moments:
-        for index in range(0, len(known), -(-len(known) // _RECORDS)):
-            batch = collate([known[index]])
+        count = min(len(known), _RECORDS)
+        for number in range(count):
+            batch = collate([known[number * len(known) // count]])
             embeds = decoder.embed_tokens(batch["input_ids"])
             if "pixel_values" in batch:
                 features = network.get_image_features(batch["pixel_values"])

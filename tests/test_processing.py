@@ -297,7 +297,7 @@ def test_the_pipeline_says_what_our_own_generation_says(
 
     pipe = pipeline("image-text-to-text", model=str(folder), dtype=torch.float32)
     assert isinstance(pipe.processor, MobiLlamaVProcessor)
-    options = {"max_new_tokens": 12, "generate_kwargs": {"do_sample": False}, "return_full_text": False}
+    options = {"generate_kwargs": {"max_new_tokens": 12, "do_sample": False}, "return_full_text": False}
     if given == "question":
         said = pipe(images=picture(6), text="what is this?", **options)
         ours = answer(model, processor, processor(images=picture(6), text="what is this?"), 12)
@@ -330,7 +330,7 @@ def test_the_pipeline_says_what_the_assistant_says(tmp_path: Path) -> None:
     assistant_says = load(str(tmp_path), device="cpu").ask([path], "what is this?", Sampling(max_new_tokens=12)).text
     pipe = pipeline("image-text-to-text", model=str(tmp_path), device="cpu")
     content = [{"type": "image", "path": str(path)}, {"type": "text", "text": "what is this?"}]
-    options = {"max_new_tokens": 12, "generate_kwargs": {"do_sample": False}, "return_full_text": False}
+    options = {"generate_kwargs": {"max_new_tokens": 12, "do_sample": False}, "return_full_text": False}
     said = pipe(text=[{"role": "user", "content": content}], **options)[0]["generated_text"]
     assert said.strip() == assistant_says.strip() != ""
 

@@ -62,6 +62,6 @@ def wait() -> None:
 
 
 def part() -> None:
-    """End the group of processes, whose threads would else be running when the interpreter ends, which may abort it."""
-    if dist.is_available() and dist.is_initialized():
+    """End the group of processes, as torch asks a program to do before it ends."""
+    if dist.is_initialized():
         dist.destroy_process_group()
