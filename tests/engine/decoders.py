@@ -35,16 +35,25 @@ class Plain(nn.Module):
                 nn.init.normal_(parameter, std=1.0 if "embed" in name else 1.5 / spec.hidden_size**0.5)
         self.eval().requires_grad_(False)
 
-    def logits(self, embeds: Tensor, cache: HalfCache | None = None) -> Tensor:
+    def logits(self, embeds: Tensor, cache: RoundedCache | None = None) -> Tensor:
         positions = torch.arange(embeds.shape[0])[None]
         return self.lm_head(self.language_model(embeds[None], position_ids=positions, cache=cache))[0]
 
 
-class HalfCache:
-    """Rounds keys and values to fp16, as the engine keeps them."""
+class RoundedCache:
+    """Rounds keys and values as the engine keeps them: to fp16 at 16 bits, else each head's of a position to 8 bits."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
 
     def update(self, keys: Tensor, values: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
-        return keys.half().float(), values.half().float()
+        return self._rounded(keys), self._rounded(values)
+
+    def _rounded(self, x: Tensor) -> Tensor:
+        if self._bits == 16:
+            return x.half().float()
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        return (x / scale).round() * scale
 
 
 def quantised_inputs(model: nn.Module) -> None:

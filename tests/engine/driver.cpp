@@ -166,7 +166,7 @@ void compare(const std::vector<float>& found, const std::vector<float>& expected
 }  // namespace
 
 int main() {
-    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}};
+    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}, {40, 64, 40, 2, 4, 2, 1}};
     for (const Shape& shape : shapes)
         for (int bits : {4, 8, 16}) {
             std::vector<float> portable;

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoders import PATHS, SHAPES, HalfCache, Plain, meant, natives, quantised_inputs, run
+from decoders import PATHS, SHAPES, Plain, RoundedCache, meant, natives, quantised_inputs, run
 from mobillama_v.engine import library
 from mobillama_v.engine.native import NativeEngine, NativeSequence
 from mobillama_v.specs import DecoderSpec
@@ -41,7 +41,7 @@ def test_logits_are_those_of_torch_with_the_same_roundings(shape: str, bits: int
     assert native.path == path
     if bits != 16:
         quantised_inputs(model)
-    expected = model.logits(embeds, HalfCache())
+    expected = model.logits(embeds, RoundedCache(bits))
     pieces = [37, *[1] * 9, 2, 3, 4, 5, 90]
     got = run(native, embeds, pieces)
     at = torch.tensor(pieces).cumsum(0) - 1

@@ -19,7 +19,7 @@ inline void prefetch(const uint8_t* p) {
 // Ask for the weights of a later tile; `scales` are those of this one. Only with one token does memory set the pace.
 template <int kTile, bool kStream>
 inline void prefetch_tile(const uint8_t* scales) {
-    for (int line = 0; line < kTile; line += 64) prefetch<kStream>(scales + kTile * 7 + 32 + line);
+    for (int line = 0; line < kTile; line += 64) prefetch<kStream>(scales + 8192 + line);
 }
 
 }  // namespace

@@ -11,26 +11,47 @@ inline void emit(float* y, F8 value) {
     store(y, kAdd ? add(load(y), value) : value);
 }
 
-// One band times `kTokens` tokens whose activations are 8-bit. With one token both halves run together.
+// Products of `kBands` tiles, whose weights begin at tiles[0] and so on, with one token's activations: for each tile those
+// of the upper and the lower half.
+template <typename Half, int kBands>
+inline void dot_tiles(const uint8_t* const* tiles, const int8_t* x, int32_t sum8, F8* out) {
+    for (int i = 0; i < kBands; i++) {
+        out[2 * i] = dot(Half(tiles[i]), x, sum8);
+        out[2 * i + 1] = dot(Half(tiles[i] + Half::kStep), x, sum8);
+    }
+}
+
+// `kBands` bands times one token, in step.
+template <typename Half, int kBands, bool kAdd, bool kStream>
+void one_token(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
+    constexpr int kTile = 32 + 2 * Half::kStep;
+    F8 total[2 * kBands];
+    for (F8& each : total) each = zero();
+    for (int b = 0; b < blocks; b++, tiles += kTile) {
+        const uint8_t* band[kBands];
+        const uint8_t* weights[kBands];
+        for (int i = 0; i < kBands; i++) {
+            band[i] = tiles + static_cast<size_t>(i) * blocks * kTile;
+            weights[i] = band[i] + 32;
+            prefetch_tile<kTile, kStream>(band[i]);
+        }
+        F8 products[2 * kBands];
+        dot_tiles<Half, kBands>(weights, in.values + b * kBlock, in.sums[b], products);
+        const F8 scale = set1(in.scales[b]);
+        for (int i = 0; i < 2 * kBands; i++) {
+            const F8 each = load_half(reinterpret_cast<const uint16_t*>(band[i / 2]) + 8 * (i % 2));
+            total[i] = fma(products[i], mul(each, scale), total[i]);
+        }
+    }
+    for (int i = 0; i < 2 * kBands; i++) emit<kAdd>(y + 8 * i, total[i]);
+}
+
+// One band times `kTokens` tokens whose activations are 8-bit.
 template <typename Half, int kTokens, bool kAdd, bool kStream>
 void half_by_half(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+    if (kTokens == 1) return one_token<Half, 1, kAdd, kStream>(tiles, blocks, in, y);
     constexpr int kTile = 32 + 2 * Half::kStep;
     const size_t columns = static_cast<size_t>(blocks) * kBlock;
-    if (kTokens == 1) {
-        F8 upper = zero(), lower = zero();
-        const uint8_t* tile = tiles;
-        for (int b = 0; b < blocks; b++, tile += kTile) {
-            prefetch_tile<kTile, kStream>(tile);
-            const uint16_t* scales = reinterpret_cast<const uint16_t*>(tile);
-            const int8_t* x = in.values + b * kBlock;
-            const F8 scale = set1(in.scales[b]);
-            upper = fma(dot(Half(tile + 32), x, in.sums[b]), mul(load_half(scales), scale), upper);
-            lower = fma(dot(Half(tile + 32 + Half::kStep), x, in.sums[b]), mul(load_half(scales + 8), scale), lower);
-        }
-        emit<kAdd>(y, upper);
-        emit<kAdd>(y + 8, lower);
-        return;
-    }
     for (int half = 0; half < 2; half++) {
         F8 total[kTokens];
         for (int t = 0; t < kTokens; t++) total[t] = zero();
@@ -75,6 +96,14 @@ inline void band_product(const uint8_t* tiles, int blocks, const Activations& in
     if (kBits == 4) half_by_half<Half4, kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
     if (kBits == 8) half_by_half<Half8, kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
     if (kBits == 16) half_by_half16<kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
+}
+
+// Two bands times one token: what is fetched of its activations serves both.
+template <int kBits, bool kAdd, bool kStream>
+inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
+    if (kBits == 4) return one_token<Half4, 2, kAdd, kStream>(tiles, blocks, in, y);
+    for (int i = 0; i < 2; i++)
+        band_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
 }
 
 }  // namespace

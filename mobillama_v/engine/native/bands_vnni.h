@@ -103,4 +103,11 @@ inline void band_product(const uint8_t* tiles, int blocks, const Activations& in
     }
 }
 
+// Two bands times one token.
+template <int kBits, bool kAdd, bool kStream>
+inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
+    for (int i = 0; i < 2; i++)
+        band_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
+}
+
 }  // namespace

@@ -1,7 +1,7 @@
 // The C interface: what is exported, and exceptions turned into messages.
 #include "engine.h"
 
-#include <algorithm>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <new>
@@ -57,13 +57,11 @@ mv_sequence* mv_sequence_new(mv_model* model, int32_t capacity) {
         if (capacity < 1 || capacity > model->config.context)
             mv::fail("a sequence of " + std::to_string(capacity) + " positions does not fit a context of " +
                      std::to_string(model->config.context));
-        const size_t head_size = static_cast<size_t>(mv::round_up(capacity, 8)) * model->width;
         const size_t heads = static_cast<size_t>(model->config.layers) * model->config.kv_heads;
         auto sequence = std::make_unique<mv_sequence>();
         sequence->model = model;
         sequence->capacity = capacity;
-        sequence->head_size = head_size;
-        sequence->memory = mv::Buffer<uint16_t>(2 * heads * head_size, false);
+        sequence->memory = mv::Buffer<uint8_t>(heads * sequence->head_bytes(), false);
         return sequence.release();
     });
 }
@@ -79,12 +77,15 @@ int32_t mv_sequence_copy(mv_sequence* sequence, const mv_sequence* source, int32
             mv::fail("there are not " + std::to_string(length) + " positions, or no room for them");
         // Keys lie in groups of eight positions: the last group is taken whole, and what is beyond `length` is not read.
         const mv_config& config = sequence->model->config;
-        const size_t size = static_cast<size_t>(mv::round_up(length, 8)) * sequence->model->width;
+        const size_t bytes = source->key_bytes(length), scales = source->scale_bytes(length);
         for (int layer = 0; layer < config.layers; ++layer)
             for (int head = 0; head < config.kv_heads; ++head) {
                 const mv::HeadCache from = source->head(layer, head), to = sequence->head(layer, head);
-                std::copy_n(from.keys, size, to.keys);
-                std::copy_n(from.values, size, to.values);
+                std::memcpy(to.keys, from.keys, bytes);
+                std::memcpy(to.values, from.values, bytes);
+                if (scales == 0) continue;
+                std::memcpy(to.key_scales, from.key_scales, scales);
+                std::memcpy(to.value_scales, from.value_scales, scales);
             }
         sequence->length = length;
         return 0;

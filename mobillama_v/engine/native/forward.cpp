@@ -34,6 +34,8 @@ void run_layers(mv_model& m, int tokens, int thread) {
     const int hidden_blocks = m.hidden / kBlock;
     const int padded = round_up(c.context, 8);
     const bool whole_heads = width % kBlock == 0;  // else two heads share a block
+    // A thread takes some heads from their rows of the matrix to what they attend to, and waits for nobody in between.
+    const bool by_heads = width % kRows == 0 && kv_heads % threads == 0;
     float* scores = m.scores.get() + static_cast<size_t>(thread) * kQueries * padded;
 
     // One token's are made by every thread for itself.
@@ -57,46 +59,68 @@ void run_layers(mv_model& m, int tokens, int thread) {
         m.pool->barrier();
     };
 
+    // Heads [from, to) of a position, counted over queries and keys, which go with their values.
+    const auto place_heads = [&](int l, int t, int from, int to) {
+        const Place& place = m.places[t];
+        float* row = m.qkv.get() + static_cast<size_t>(t) * m.q_stride;
+        const float* cosines = m.cosines.get() + static_cast<size_t>(place.position) * (width / 2);
+        const float* sines = m.sines.get() + static_cast<size_t>(place.position) * (width / 2);
+        for (int h = from; h < to; h++) {
+            float* vector = row + h * width;  // keys follow the queries, and values the keys
+            k.rotate(vector, cosines, sines, width, h < heads ? query_scale : 1.0f);
+            if (h >= heads)
+                k.store(place.sequence->head(l, h - heads), place.position, width, vector, vector + kv_heads * width);
+        }
+    };
+    const auto attend = [&](int l, const Group& group, int h) {
+        const Place& place = m.places[group.first];
+        k.attend(place.sequence->head(l, h / (heads / kv_heads)), place.position, group.count, width,
+                 m.qkv.get() + static_cast<size_t>(group.first) * m.q_stride + h * width, m.q_stride,
+                 m.attended.get() + static_cast<size_t>(group.first) * m.hidden + h * width, m.hidden, scores, padded);
+        for (int t = group.first; whole_heads && t < group.first + group.count; t++)
+            k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, h * width / kBlock,
+                       (h + 1) * width / kBlock, floats, m.inner.at(t, hidden_blocks));
+    };
+    const int kv_from = kv_heads * thread / threads, kv_to = kv_heads * (thread + 1) / threads;  // where `by_heads`
+    const int from_head = kv_from * (heads / kv_heads), to_head = kv_to * (heads / kv_heads);
+    const int head_bands = width / kRows;
+
     for (int l = 0; l < c.layers; l++) {
         const Layer& layer = m.layers[l];
         const Ffn& ffn = m.ffns[c.ffn_count == 1 ? 0 : l];
-        product(layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
-        share(tokens, heads + kv_heads, thread, threads, [&](int t, int from, int to) {
-            const Place& place = m.places[t];
-            float* row = m.qkv.get() + static_cast<size_t>(t) * m.q_stride;
-            const float* cosines = m.cosines.get() + static_cast<size_t>(place.position) * (width / 2);
-            const float* sines = m.sines.get() + static_cast<size_t>(place.position) * (width / 2);
-            for (int h = from; h < to; h++) {
-                float* vector = row + h * width;  // keys follow the queries, and values the keys
-                k.rotate(vector, cosines, sines, width, h < heads ? query_scale : 1.0f);
-                if (h >= heads)
-                    k.store(place.sequence->head(l, h - heads), place.position, width, vector,
-                            vector + kv_heads * width);
+        if (by_heads) {
+            const Activations normal = normed(layer.attention_norm);
+            const auto rows_of = [&](int from, int to) {
+                k.product(c.bits, layer.qkv, normal, tokens, m.qkv.get(), m.q_stride, false, from * head_bands,
+                          to * head_bands);
+            };
+            rows_of(from_head, to_head);
+            rows_of(heads + kv_from, heads + kv_to);
+            rows_of(heads + kv_heads + kv_from, heads + kv_heads + kv_to);
+            for (int t = 0; t < tokens; t++) {
+                place_heads(l, t, from_head, to_head);
+                place_heads(l, t, heads + kv_from, heads + kv_to);
             }
-        });
-        m.pool->barrier();
-        const int items = static_cast<int>(m.groups.size()) * heads;
-        for (int i = thread; i < items; i += threads) {  // by turns: later positions take longer
-            const Group& group = m.groups[i / heads];
-            const int h = i % heads;
-            const Place& place = m.places[group.first];
-            k.attend(place.sequence->head(l, h / (heads / kv_heads)), place.position, group.count, width,
-                     m.qkv.get() + static_cast<size_t>(group.first) * m.q_stride + h * width, m.q_stride,
-                     m.attended.get() + static_cast<size_t>(group.first) * m.hidden + h * width, m.hidden, scores,
-                     padded);
-            for (int t = group.first; whole_heads && t < group.first + group.count; t++)
-                k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden,
-                           h * width / kBlock, (h + 1) * width / kBlock, floats, m.inputs.at(t, hidden_blocks));
+            for (int h = from_head; h < to_head; h++)
+                for (const Group& group : m.groups) attend(l, group, h);
+        } else {
+            product(layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
+            share(tokens, heads + kv_heads, thread, threads,
+                  [&](int t, int from, int to) { place_heads(l, t, from, to); });
+            m.pool->barrier();
+            const int items = static_cast<int>(m.groups.size()) * heads;
+            for (int i = thread; i < items; i += threads)  // by turns: later positions take longer
+                attend(l, m.groups[i / heads], i % heads);
         }
         m.pool->barrier();
         if (!whole_heads) {
             share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
                 k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
-                           m.inputs.at(t, hidden_blocks));
+                           m.inner.at(t, hidden_blocks));
             });
             m.pool->barrier();
         }
-        product(layer.out, m.inputs.at(0, hidden_blocks), m.x.get(), m.hidden, true);
+        product(layer.out, m.inner.at(0, hidden_blocks), m.x.get(), m.hidden, true);
         const Activations normal = normed(layer.ffn_norm);
         // Four bands of gate and up make one block of what goes on.
         const size_t stride = static_cast<size_t>(ffn.gate_up.bands) * kRows;

@@ -45,10 +45,13 @@ struct Activations {
 };
 
 // Keys and values of one key/value head. Keys lie in groups of 8 positions, [capacity / 8, width, 8], so that a query
-// meets eight at once; values are [capacity, width]. Both fp16.
+// meets eight at once; values are [capacity, width]. Both are fp16, or, where there are scales, whole numbers of 8 bits
+// with an fp32 scale a position: decoding after a long prompt reads little else from memory.
 struct HeadCache {
-    uint16_t* keys;
-    uint16_t* values;
+    void* keys;
+    void* values;
+    float* key_scales;    // [capacity], or null
+    float* value_scales;  // the same
 };
 
 struct Kernels {

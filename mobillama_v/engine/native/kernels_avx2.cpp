@@ -5,6 +5,7 @@
 #if defined(MV_HAVE_AVX2)
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include <immintrin.h>
 
@@ -18,6 +19,7 @@
 #include "simd_x86.h"
 #include "dots_avx2.h"
 #include "bands_halves.h"
+#include "decode_avx2.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

@@ -4,6 +4,7 @@
 #if defined(MV_HAVE_NEON)
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include <arm_neon.h>
 

@@ -1,6 +1,7 @@
 // The kernels for any processor.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 #include "simd_portable.h"

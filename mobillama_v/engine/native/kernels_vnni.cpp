@@ -5,6 +5,7 @@
 #if defined(MV_HAVE_VNNI)
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include <immintrin.h>
 

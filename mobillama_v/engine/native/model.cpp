@@ -1,6 +1,7 @@
 // Makes a model of what it is given, and checks that first.
 #include "model.h"
 
+#include <algorithm>
 #include <cmath>
 
 #if defined(_WIN32)
@@ -167,7 +168,7 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->gate_up = Buffer<float>(chunk * 2 * ffn);
     m->scores = Buffer<float>(static_cast<size_t>(c.threads) * kQueries * round_up(c.context, 8));
     m->inputs = Area(m->hidden, c.bits == 16);
-    m->inner = Area(ffn, c.bits == 16);
+    m->inner = Area(std::max(ffn, m->hidden), c.bits == 16);
     m->places.resize(chunk);
     m->groups.reserve(chunk);
     m->own_threads();

@@ -63,8 +63,11 @@ struct mv_sequence {
     mv_model* model;
     int capacity, length = 0;
     uint64_t call = 0;  // the last that it was part of
-    size_t head_size;   // of the keys of one head; its values are as large and follow
-    mv::Buffer<uint16_t> memory;
+    mv::Buffer<uint8_t> memory;
+    // Of `positions` of one head: bytes of its keys (its values are as large and follow), of one scale each, and of all.
+    inline size_t key_bytes(int positions) const;
+    inline size_t scale_bytes(int positions) const;
+    size_t head_bytes() const { return 2 * (key_bytes(capacity) + scale_bytes(capacity)); }
     inline mv::HeadCache head(int layer, int head) const;
 };
 
@@ -83,7 +86,9 @@ struct mv_model {
 
     mv::Buffer<float> cosines, sines;                     // [context, width / 2]
     mv::Buffer<float> x, qkv, attended, gate_up, scores;  // of a chunk; scores a thread
-    mv::Area inputs, inner;  // of the matrices, but for those of the last one, which are made while `inputs` are read
+    // Inputs of the matrices. `inner` are those that are made while `inputs` are read: what attention gives, and what goes
+    // on inside the feed-forward network.
+    mv::Area inputs, inner;
     std::vector<mv::Place> places;
     std::vector<mv::Group> groups;
 
@@ -97,9 +102,18 @@ struct mv_model {
     ~mv_model();
 };
 
+inline size_t mv_sequence::key_bytes(int positions) const {
+    return static_cast<size_t>(mv::round_up(positions, 8)) * model->width * (model->config.bits == 16 ? 2 : 1);
+}
+inline size_t mv_sequence::scale_bytes(int positions) const {
+    return model->config.bits == 16 ? 0 : sizeof(float) * mv::round_up(positions, 8);
+}
 inline mv::HeadCache mv_sequence::head(int layer, int head) const {
-    uint16_t* keys = memory.get() + 2 * head_size * (static_cast<size_t>(layer) * model->config.kv_heads + head);
-    return {keys, keys + head_size};
+    uint8_t* keys = memory.get() + head_bytes() * (static_cast<size_t>(layer) * model->config.kv_heads + head);
+    uint8_t* values = keys + key_bytes(capacity);
+    if (scale_bytes(capacity) == 0) return {keys, values, nullptr, nullptr};
+    float* scales = reinterpret_cast<float*>(values + key_bytes(capacity));
+    return {keys, values, scales, scales + mv::round_up(capacity, 8)};
 }
 
 namespace mv {

@@ -27,6 +27,10 @@ inline F8 load_half(const uint16_t* p) {
     const float16x8_t half = vreinterpretq_f16_u16(vld1q_u16(p));
     return {vcvt_f32_f16(vget_low_f16(half)), vcvt_high_f32_f16(half)};
 }
+inline F8 load_whole(const int8_t* p) {
+    const int16x8_t wide = vmovl_s8(vld1_s8(p));
+    return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide))};
+}
 inline void store_half(uint16_t* p, F8 v) {
     vst1q_u16(p, vreinterpretq_u16_f16(vcvt_high_f16_f32(vcvt_f16_f32(v.a), v.b)));
 }

@@ -87,6 +87,7 @@ inline uint16_t to_half(float value) {  // to nearest, ties to even; finite and 
 }
 
 inline F8 load_half(const uint16_t* p) { return each([=](int i) { return from_half(p[i]); }); }
+inline F8 load_whole(const int8_t* p) { return each([=](int i) { return static_cast<float>(p[i]); }); }
 inline void store_half(uint16_t* p, const F8& v) {
     for (int i = 0; i < 8; i++) p[i] = to_half(v.lane[i]);
 }
