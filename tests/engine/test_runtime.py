@@ -20,7 +20,7 @@ from mobillama_v.specs import DecoderSpec
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
 
 SMALL = DecoderSpec(103, 40, 50, 2, 5, 5, 64)
-WIDE = DecoderSpec(20_000, 512, 640, 2, 8, 8, 64)  # 20 MB of embeddings, 0.6 of the shared network
+WIDE = DecoderSpec(20_000, 512, 4096, 2, 8, 8, 64)  # 20 MB of embeddings, 3.5 of the shared network, 7 of the rest
 
 
 def folder_of(spec: DecoderSpec, folder: Path) -> Path:
@@ -45,11 +45,11 @@ def resident(file: Path) -> int:
 def test_what_was_copied_or_is_hardly_read_takes_no_memory(tmp_path: Path) -> None:
     packed = read(folder_of(WIDE, tmp_path), WIDE)
     model = NativeModel(packed, threads=1)
-    assert resident(tmp_path / FILE) < 2e5  # the shared network has been read, and is the library's own by now
-    ids = np.random.default_rng(0).integers(0, WIDE.vocab_size, (2, 300))
+    assert resident(tmp_path / FILE) < 1e6  # the shared network has been read, and is the library's own by now
+    ids = np.random.default_rng(0).integers(5_000, 15_000, (2, 300))  # more than 2 MB from the next tensors
     assert np.array_equal(model.embed(ids), packed.tensors["embed_tokens"][ids].astype(np.float32))
     model.embed(ids)
-    assert resident(tmp_path / FILE) < 2e5
+    assert resident(tmp_path / FILE) < 1e6
     sequence = NativeSequence(model, 40)
     expected = model.forward([sequence], [model.embed(ids[0, :30])])
     rest = resident(tmp_path / FILE)
