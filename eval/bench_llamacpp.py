@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,24 +111,16 @@ class LlamaCpp:
         self._lib.llama_model_free(self._model)
 
 
-def measure(model: LlamaCpp, ids: list[int], new: int) -> dict[str, Any]:
-    """As :func:`mobillama_v.eval.bench_worker.measure`."""
-    begin = time.perf_counter()
-    token = int(model.prefill(ids).argmax())
-    first = time.perf_counter()
-    tokens = [token]
-    for _ in range(new - 1):
-        token = int(model.decode(token).argmax())
-        tokens.append(token)
-    return {"prefill": first - begin, "decode": time.perf_counter() - first, "tokens": tokens}
-
-
 def main() -> None:
     """Load, and answer requests until they end."""
     way, folder, threads, capacity = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     setting = SETTINGS[way]
     model = LlamaCpp(folder / f"{setting.kind}.gguf", setting, threads=threads, capacity=capacity)
-    serve(lambda ids, new: measure(model, ids, new), {"system": model.system, **setting._asdict()})
+
+    def start(ids: list[int], _: int) -> tuple[int, Callable[[int], int]]:
+        return int(model.prefill(ids).argmax()), lambda token: int(model.decode(token).argmax())
+
+    serve(start, {"system": model.system, **setting._asdict()})
 
 
 if __name__ == "__main__":

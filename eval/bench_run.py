@@ -116,11 +116,10 @@ def _prompts(lengths: Sequence[int], vocab: int) -> dict[int, list[int]]:
 def _absent(spec: DecoderSpec) -> dict[str, str]:
     """The ways that cannot be measured here, and why."""
     from mobillama_v.engine import library
-    from mobillama_v.eval import bench_llamacpp
-    from mobillama_v.eval.bench_worker import WAYS
+    from mobillama_v.eval import bench_llamacpp, bench_native
     from mobillama_v.interop.gguf import refuse_type
 
-    reasons = {way: library.missing() for way, bits in WAYS.items() if bits}
+    reasons = {way: library.missing() for way in bench_native.WAYS}
     for way, setting in bench_llamacpp.SETTINGS.items():
         reasons[way] = bench_llamacpp.missing()
         try:
@@ -132,9 +131,9 @@ def _absent(spec: DecoderSpec) -> dict[str, str]:
 
 def _chosen(ways: str, absent: dict[str, str]) -> list[str]:
     """The ways to measure: those that are named, or all that can be."""
-    from mobillama_v.eval.bench_worker import WAYS
+    from mobillama_v.eval import bench_native, bench_worker
 
-    every = [*WAYS, *SETTINGS]
+    every = [*bench_native.WAYS, *bench_worker.WAYS, *SETTINGS]
     chosen = list(dict.fromkeys(way.strip() for way in ways.split(",") if way.strip()))
     for way in chosen:
         if way not in every:
@@ -155,8 +154,10 @@ def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[s
     from safetensors.torch import save_file
     from torch import nn
 
-    from mobillama_v.engine.files import pack, write
-    from mobillama_v.eval.bench_worker import FLOATS, WAYS
+    from mobillama_v.engine.convert import pack
+    from mobillama_v.engine.files import write
+    from mobillama_v.eval.bench_native import WAYS
+    from mobillama_v.eval.bench_worker import FLOATS
     from mobillama_v.interop.gguf import write_gguf
     from mobillama_v.presets import PRESETS
 
@@ -176,10 +177,9 @@ def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[s
     (folder / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)))
     state = {f"language_model.{name}": tensor for name, tensor in decoder.state_dict().items()}
     save_file({**state, "lm_head.weight": head.weight.detach()}, folder / FLOATS)
-    for bits in map(WAYS.get, ways):
-        if bits:
-            (folder / str(bits)).mkdir()
-            write(pack(decoder, head, spec, bits, search=False), folder / str(bits))
+    for bits in (WAYS[way] for way in ways if way in WAYS):
+        (folder / str(bits)).mkdir()
+        write(pack(decoder, head, spec, bits, search=False), folder / str(bits))
     for kind in dict.fromkeys(SETTINGS[way].kind for way in ways if way in SETTINGS):
         write_gguf(folder / f"{kind}.gguf", decoder, head, spec, kind=kind, search=False)
 
@@ -188,9 +188,12 @@ class _Worker:
     """A way's process."""
 
     def __init__(self, way: str, folder: Path, threads: int, capacity: int) -> None:
+        from mobillama_v.eval.bench_native import WAYS
+
         theirs = way in SETTINGS
-        module = "mobillama_v.eval.bench_llamacpp" if theirs else "mobillama_v.eval.bench_worker"
-        command = [sys.executable, "-m", module, way, str(folder), str(threads), *([str(capacity)] if theirs else [])]
+        kind = "llamacpp" if theirs else "native" if way in WAYS else "worker"
+        command = [sys.executable, "-m", f"mobillama_v.eval.bench_{kind}", way, str(folder), str(threads)]
+        command += [str(capacity)] if theirs else []
         self.way = way
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.facts: dict[str, Any] = {}

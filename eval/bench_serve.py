@@ -8,18 +8,34 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+Start = Callable[[list[int], int], tuple[int, Callable[[int], int]]]
+"""From a prompt's ids and room for as many new tokens: the likeliest token, and a function from a token to the next."""
 
-def serve(measure: Callable[[list[int], int], dict[str, Any]], facts: dict[str, Any]) -> None:
+
+def serve(start: Start, facts: dict[str, Any]) -> None:
     """Say ``facts``, and answer requests until they end."""
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = measure(request["prompt"], request["new"])
+        answer = _measure(start, request["prompt"], request["new"])
         print(json.dumps(answer | {"peak_rss": peak_rss()}), flush=True)
+
+
+def _measure(start: Start, ids: list[int], new: int) -> dict[str, Any]:
+    """Seconds of a prompt and of all new tokens after the first, chosen greedily, and the tokens."""
+    begin = time.perf_counter()
+    token, step = start(ids, new)
+    first = time.perf_counter()
+    tokens = [token]
+    for _ in range(new - 1):
+        token = step(token)
+        tokens.append(token)
+    return {"prefill": first - begin, "decode": time.perf_counter() - first, "tokens": tokens}
 
 
 def peak_rss() -> int:

@@ -1,4 +1,4 @@
-"""One way of running a decoder: ``python -m mobillama_v.eval.bench_worker WAY FOLDER THREADS``.
+"""What torch runs in ``mobillama-v bench run``: ``python -m mobillama_v.eval.bench_worker WAY FOLDER THREADS``.
 
 A process a way, so that its memory can be told from the others'.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +18,7 @@ from mobillama_v.decoder import Decoder
 from mobillama_v.eval.bench_serve import serve
 from mobillama_v.specs import DecoderSpec
 
-WAYS = {"native 4 bit": 4, "native 8 bit": 8, "torch fp32": None, "transformers fp32": None}
-"""Ways, and the bits of those that run packed weights."""
+WAYS = ("torch fp32", "transformers fp32")
 FLOATS = "decoder.safetensors"
 
 
@@ -38,22 +35,11 @@ Start = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
 """From ids [T] and room for as many new tokens: logits [V], and a function from the next token to its logits."""
 
 
-def ours(spec: DecoderSpec, folder: Path, bits: int | None, threads: int) -> tuple[Start, dict[str, Any]]:
-    """Our engines; facts about the native one."""
-    from mobillama_v.generation import Engine, TorchEngine
+def ours(spec: DecoderSpec, folder: Path) -> Start:
+    """Our decoder."""
+    from mobillama_v.generation import TorchEngine
 
-    engine: Engine
-    facts: dict[str, Any] = {}
-    if bits is None:
-        engine = TorchEngine(_floats(spec, folder))
-    else:
-        from mobillama_v.engine.files import read
-        from mobillama_v.engine.native import NativeEngine, NativeModel
-
-        model = NativeModel(read(folder / str(bits), spec), threads=threads)
-        streamed, cached = model.traffic
-        facts = {"path": model.path, "streamed_bytes": streamed, "cached_bytes": cached}
-        engine = NativeEngine(model)
+    engine = TorchEngine(_floats(spec, folder))
 
     def start(ids: Tensor, room: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         decoding = engine.begin(1, len(ids) + room)
@@ -65,7 +51,7 @@ def ours(spec: DecoderSpec, folder: Path, bits: int | None, threads: int) -> tup
 
         return logits[0], decode
 
-    return start, facts
+    return start
 
 
 def theirs(spec: DecoderSpec, folder: Path) -> Start:
@@ -105,32 +91,19 @@ def _floats(spec: DecoderSpec, folder: Path) -> Floats:
     return model.eval().requires_grad_(False)
 
 
-@torch.inference_mode()
-def measure(start: Start, ids: list[int], new: int) -> dict[str, Any]:
-    """Seconds of a prompt and of all new tokens after the first, chosen greedily, and the tokens."""
-    prompt = torch.tensor(ids)
-    begin = time.perf_counter()
-    logits, step = start(prompt, new)
-    token = logits.argmax()
-    first = time.perf_counter()
-    tokens = [int(token)]
-    for _ in range(new - 1):
-        token = step(token).argmax()
-        tokens.append(int(token))
-    return {"prefill": first - begin, "decode": time.perf_counter() - first, "tokens": tokens}
-
-
 def main() -> None:
     """Load, and answer requests until they end."""
     way, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
     spec = DecoderSpec(**json.loads((folder / "spec.json").read_text()))
-    facts: dict[str, Any] = {}
-    if way == "transformers fp32":
-        start = theirs(spec, folder)
-    else:
-        start, facts = ours(spec, folder, WAYS[way], threads)
-    serve(lambda ids, new: measure(start, ids, new), facts)
+    run = theirs(spec, folder) if way == "transformers fp32" else ours(spec, folder)
+
+    def start(ids: list[int], room: int) -> tuple[int, Callable[[int], int]]:
+        logits, step = run(torch.tensor(ids), room)
+        return int(logits.argmax()), lambda token: int(step(torch.tensor(token)).argmax())
+
+    with torch.inference_mode():
+        serve(start, {})
 
 
 if __name__ == "__main__":

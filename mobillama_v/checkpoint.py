@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from mobillama_v.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -63,13 +63,15 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
         return
+    import torch
+
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises several kinds for one cause
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, and nothing else is ever loaded; convert it to safetensors."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise CheckpointError(f"{path} is not a mapping of names to tensors; save the model's state dict.")
     yield from state.items()
 
@@ -83,6 +85,8 @@ def load_weights(module: nn.Module, folder: Path, *, fill: bool = True) -> None:
     Raises:
         CheckpointError: missing, extra or mis-shaped tensors, named.
     """
+    import torch
+
     expected = dict(module.state_dict(keep_vars=True))
     seen: set[str] = set()
     extra: list[str] = []

@@ -78,13 +78,14 @@ def _write(
 
     from mobillama_v.checkpoint import iterate_tensors, weight_files
     from mobillama_v.engine import files
+    from mobillama_v.engine.convert import pack
     from mobillama_v.network import load_network
 
     if files.is_packed(folder):
         raise CheckpointError(f"{str(folder)!r} is packed already; give the model that it was made from.")
     network = load_network(folder, spec)  # which checks all names and shapes
     moments = None if records is None else _moments(network, spec, folder, records, image_root)
-    packed = files.pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments)
+    packed = pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments)
     files.write(packed, made)
     kept, before = {}, 0
     for path in weight_files(folder):

@@ -8,7 +8,8 @@ import torch
 
 from mobillama_v.assistant import Assistant
 from mobillama_v.engine.choice import bits_at_load, is_small, use_native
-from mobillama_v.engine.files import BITS, Packed, is_packed, pack, read, unpack, weight_files_of
+from mobillama_v.engine.convert import pack, unpack
+from mobillama_v.engine.files import BITS, Packed, is_packed, read, weight_files_of
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.generation import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
@@ -94,7 +95,8 @@ def _default_dtype(device: str) -> torch.dtype:
 
 
 def _native(packed: Packed) -> Engine:
-    from mobillama_v.engine.native import NativeEngine, NativeModel
+    from mobillama_v.engine.native import NativeEngine
+    from mobillama_v.engine.runtime import NativeModel
 
     return NativeEngine(NativeModel(packed, threads=min(torch.get_num_threads(), _MAX_THREADS)), keep=_KEPT_PROMPTS)
 

@@ -105,7 +105,16 @@ def test_every_module_imports_without_the_extras() -> None:
     subprocess.run([sys.executable, "-c", f"import importlib, sys\n{blocked}\n{loads}"], check=True, cwd="/")
 
 
-@pytest.mark.parametrize("name", ["mobillama_v", "mobillama_v.prompts", "mobillama_v.specs"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobillama_v",
+        "mobillama_v.prompts",
+        "mobillama_v.specs",
+        "mobillama_v.engine.runtime",
+        "mobillama_v.eval.bench_native",
+    ],
+)
 def test_light_modules_stay_light(name: str) -> None:
     code = f"import {name}, sys; print([m for m in ('torch', 'transformers', 'open_clip') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd="/")

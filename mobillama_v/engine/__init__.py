@@ -1,5 +1,6 @@
 """The CPU engine: packed weights and a native library that keeps the shared feed-forward network in the cache.
 
-``library`` finds and calls the C++ library, ``pack`` quantises matrices, ``files`` reads and writes packed models, and
-``native`` answers with them behind the interface of :class:`mobillama_v.generation.Engine`.
+``library`` finds and calls the C++ library, ``files`` reads and writes packed models, and ``runtime`` runs them: these
+need numpy alone. ``pack`` quantises matrices of torch and ``convert`` whole decoders, and ``native`` answers with them
+behind the interface of :class:`mobillama_v.generation.Engine`.
 """

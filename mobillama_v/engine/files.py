@@ -16,37 +16,76 @@ and ``bits``. Its tensors, for a decoder of V tokens, width D, F hidden units an
 | ``layers.I.attention_norm``, ``layers.I.ffn_norm`` | fp32 | [D] |
 
 There is one ``feed_forward.0`` where all layers share it. "Packed" is as :mod:`mobillama_v.engine.pack` says.
+
+Nothing here imports torch: what reads a packed model and runs it need not have torch in its memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from mobillama_v.checkpoint import refuse_misfits, weight_files
-from mobillama_v.engine.pack import BLOCK, ROWS, pack_matrix, refuse_odd, tiles_shape, unpack_matrix
 from mobillama_v.errors import CheckpointError
 from mobillama_v.specs import DecoderSpec
 
+if TYPE_CHECKING:
+    from safetensors import safe_open
+
 FILE = "packed.safetensors"
 BITS = (4, 8, 16)
+ROWS, BLOCK = 16, 32
+"""Of a tile."""
+TILE_BYTES = {4: 288, 8: 544, 16: 1024}
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Layout: TypeAlias = "dict[str, tuple[np.dtype[Any], tuple[int, ...]]]"
+"""Types and shapes by name."""
 _FORMAT, _VERSION = "mobillama_v.packed", "1"
+_DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32), "U8": np.dtype(np.uint8)}
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A packed decoder: bits of its matrices, and its tensors by name in the engine's order."""
+    """A packed decoder: bits of its matrices, and its tensors by name in the engine's order.
+
+    ``mapping`` is the file in which they lie, None where they are ordinary memory. Nobody writes to them.
+    """
 
     spec: DecoderSpec
     bits: int
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Array]
+    mapping: mmap.mmap | None = None
+
+    def give_back(self, name: str) -> None:
+        """Let go of a tensor's pages where a file has them too: who reads it again reads it from there."""
+        if self.mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        tensor = self.tensors[name]
+        start = _address(tensor) - _address(np.frombuffer(self.mapping, np.uint8))
+        if not 0 <= start < len(self.mapping):  # it was copied
+            return
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = (start + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+        if length > 0:
+            self.mapping.madvise(mmap.MADV_DONTNEED, first, length)
 
 
-def _ffn_rows(spec: DecoderSpec) -> int:
+def _address(array: Array) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def tiles_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int]:
+    """Shape of a packed matrix [rows, columns]."""
+    return -(-rows // ROWS), -(-columns // BLOCK), TILE_BYTES[bits]
+
+
+def ffn_rows(spec: DecoderSpec) -> int:
+    """Hidden units of a feed-forward network, padded to whole blocks."""
     return -(-spec.intermediate_size // BLOCK) * BLOCK
 
 
@@ -57,7 +96,7 @@ def ffn_count(spec: DecoderSpec) -> int:
 
 def matrices(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
     """Rows and columns of every packed matrix."""
-    width, ffn = spec.hidden_size, _ffn_rows(spec)
+    width, ffn = spec.hidden_size, ffn_rows(spec)
     found = {"lm_head": (spec.vocab_size, width)}
     for i in range(ffn_count(spec)):
         found |= {f"feed_forward.{i}.gate_up": (2 * ffn, width), f"feed_forward.{i}.down": (width, ffn)}
@@ -67,111 +106,19 @@ def matrices(spec: DecoderSpec) -> dict[str, tuple[int, int]]:
     return found
 
 
-def layout(spec: DecoderSpec, bits: int) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def layout(spec: DecoderSpec, bits: int) -> Layout:
     """Type and shape of every tensor of a packed decoder, in the engine's order."""
+    half, single, byte = _DTYPES.values()
     width = (spec.hidden_size,)
-    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        "embed_tokens": (torch.float16, (spec.vocab_size, spec.hidden_size))
-    }
+    found: Layout = {"embed_tokens": (half, (spec.vocab_size, spec.hidden_size))}
     for name, (rows, columns) in matrices(spec).items():
-        found[name] = (torch.uint8, tiles_shape(rows, columns, bits))
+        found[name] = (byte, tiles_shape(rows, columns, bits))
         if name == "lm_head":
-            found["norm"] = (torch.float32, width)
+            found["norm"] = (single, width)
         elif name.endswith(".out"):
             layer = name.removesuffix(".out")
-            found |= {f"{layer}.attention_norm": (torch.float32, width), f"{layer}.ffn_norm": (torch.float32, width)}
+            found |= {f"{layer}.attention_norm": (single, width), f"{layer}.ffn_norm": (single, width)}
     return found
-
-
-def pack(
-    decoder: nn.Module,
-    lm_head: nn.Module,
-    spec: DecoderSpec,
-    bits: int,
-    *,
-    search: bool = True,
-    moments: Mapping[str, Tensor] | None = None,
-) -> Packed:
-    """Pack a :class:`~mobillama_v.decoder.Decoder` and its head.
-
-    Args:
-        decoder: its weights stay.
-        lm_head: its head.
-        spec: of the decoder.
-        bits: 4, 8 or 16.
-        search: as in :func:`pack_matrix`.
-        moments: of the inputs of matrices, by their names (:mod:`mobillama_v.engine.calibrate`).
-
-    Raises:
-        CheckpointError: weights that are not finite.
-    """
-    state = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
-    head = lm_head.state_dict()["weight"].detach()
-    refuse_odd(state["embed_tokens.weight"], "embed_tokens")
-    tensors: dict[str, Tensor] = {}
-    for name, (dtype, _) in layout(spec, bits).items():
-        if dtype == torch.uint8:
-            weight = head if name == "lm_head" else _matrix(state, name, spec)
-            known = None if moments is None else moments.get(name)
-            tensors[name] = pack_matrix(weight, bits, search=search, moments=known, name=name)
-        else:
-            tensors[name] = state[_original(name)].to(dtype).contiguous()
-    return Packed(spec, bits, tensors)
-
-
-def _original(name: str) -> str:
-    name = name.replace(".attention_norm", ".input_layernorm").replace(".ffn_norm", ".post_attention_layernorm")
-    return f"{name}.weight"
-
-
-def _matrix(state: dict[str, Tensor], name: str, spec: DecoderSpec) -> Tensor:
-    owner, index, part = name.split(".")
-    if owner == "layers":
-        attention = f"layers.{index}.self_attn"
-        if part == "out":
-            return state[f"{attention}.o_proj.weight"]
-        return torch.cat([state[f"{attention}.{each}_proj.weight"] for each in "qkv"])
-    network = "feed_forward" if spec.ffn_sharing == "all" else f"layers.{index}.mlp"
-    extra = _ffn_rows(spec) - spec.intermediate_size
-    if part == "down":
-        return nn.functional.pad(state[f"{network}.down_proj.weight"], (0, extra))
-    gate, up = (
-        nn.functional.pad(state[f"{network}.{each}_proj.weight"], (0, 0, 0, extra)).view(-1, ROWS, spec.hidden_size)
-        for each in ("gate", "up")
-    )
-    return torch.stack((gate, up), dim=1).flatten(0, 2)
-
-
-def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
-    """State of a :class:`~mobillama_v.decoder.Decoder`, and its head's weight, as packed numbers mean them; fp32."""
-    spec, tensors = packed.spec, packed.tensors
-    state: dict[str, Tensor] = {}
-    head = torch.empty(0)
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.uint8:
-            state[_original(name)] = tensor.float()
-            continue
-        weight = unpack_matrix(tensor, packed.bits, *matrices(spec)[name])
-        if name == "lm_head":
-            head = weight
-            continue
-        _, index, part = name.split(".")
-        attention = f"layers.{index}.self_attn"
-        network = "feed_forward" if spec.ffn_sharing == "all" else f"layers.{index}.mlp"
-        if part == "out":
-            state[f"{attention}.o_proj.weight"] = weight
-        elif part == "qkv":
-            keys = spec.num_key_value_heads * spec.head_dim
-            for each, piece in zip("qkv", weight.split((spec.hidden_size, keys, keys)), strict=True):
-                state[f"{attention}.{each}_proj.weight"] = piece.contiguous()
-        elif part == "down":
-            state[f"{network}.down_proj.weight"] = weight[:, : spec.intermediate_size].contiguous()
-        else:
-            bands = weight.view(-1, 2, ROWS, spec.hidden_size)
-            for i, each in enumerate(("gate", "up")):
-                whole = bands[:, i].reshape(-1, spec.hidden_size)
-                state[f"{network}.{each}_proj.weight"] = whole[: spec.intermediate_size].contiguous()
-    return state, head
 
 
 def is_packed(folder: Path) -> bool:
@@ -190,7 +137,7 @@ def weight_files_of(folder: Path) -> list[Path]:
 
 def write(packed: Packed, folder: Path) -> None:
     """Write ``packed.safetensors``."""
-    from safetensors.torch import save_file
+    from safetensors.numpy import save_file
 
     metadata = {"format": _FORMAT, "version": _VERSION, "bits": str(packed.bits)}
     save_file(packed.tensors, folder / FILE, metadata=metadata)
@@ -206,46 +153,68 @@ def read(folder: Path, spec: DecoderSpec) -> Packed:
 
     path = folder / FILE
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
-                raise CheckpointError(
-                    f"{path} is not a packed model that this version reads; make it anew with `mobillama-v quantize`."
-                )
-            bits = next((each for each in BITS if metadata.get("bits") == str(each)), 0)
-            if not bits:
-                raise CheckpointError(f"{path} does not say that its weights have 4, 8 or 16 bits; make it anew.")
-            names = set(file.keys())
+        with safe_open(path, framework="np") as file:  # which checks that the tensors lie in it, one after another
+            bits = _bits(file, path)
             expected = layout(spec, bits)
-            wrong = []
-            for name in expected.keys() & names:
-                piece = file.get_slice(name)
-                shape, dtype = tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype())
-                if (dtype, shape) != expected[name]:
-                    wrong.append(f"{name} is {piece.get_dtype()} {list(shape)} and must be {_show(*expected[name])}")
-            refuse_misfits(
-                path,
-                missing=[name for name in expected if name not in names],
-                extra=sorted(names - expected.keys()),
-                wrong=sorted(wrong),
-            )
-            tensors = {name: _aligned(file.get_tensor(name)) for name in expected}
-    except (SafetensorError, OSError) as error:
+            _refuse_others(file, path, expected)
+        mapping, tensors = _mapped(path, expected)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.float32 and not bool(tensor.isfinite().all()):
+        if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
             raise CheckpointError(f"{path} is damaged ({name} holds numbers that are not finite); copy it again.")
-    return Packed(spec, bits, tensors)
+    return Packed(spec, bits, tensors, mapping)
 
 
-_DTYPES = {"F16": torch.float16, "F32": torch.float32, "U8": torch.uint8}
+def _bits(file: safe_open, path: Path) -> int:
+    """Of a file whose format is ours."""
+    metadata = file.metadata() or {}
+    if metadata.get("format") != _FORMAT or metadata.get("version") != _VERSION:
+        raise CheckpointError(
+            f"{path} is not a packed model that this version reads; make it anew with `mobillama-v quantize`."
+        )
+    bits = next((each for each in BITS if metadata.get("bits") == str(each)), 0)
+    if not bits:
+        raise CheckpointError(f"{path} does not say that its weights have 4, 8 or 16 bits; make it anew.")
+    return bits
 
 
-def _show(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    names = {torch_type: name for name, torch_type in _DTYPES.items()}
+def _refuse_others(file: safe_open, path: Path, expected: Layout) -> None:
+    """See that a file holds the tensors that are expected, and no others."""
+    names = set(file.keys())
+    wrong = []
+    for name in expected.keys() & names:
+        piece = file.get_slice(name)
+        shape, dtype = tuple(piece.get_shape()), _DTYPES.get(piece.get_dtype())
+        if (dtype, shape) != expected[name]:
+            wrong.append(f"{name} is {piece.get_dtype()} {list(shape)} and must be {_show(*expected[name])}")
+    refuse_misfits(
+        path,
+        missing=[name for name in expected if name not in names],
+        extra=sorted(names - expected.keys()),
+        wrong=sorted(wrong),
+    )
+
+
+def _show(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    names = {numpy_type: name for name, numpy_type in _DTYPES.items()}
     return f"{names[dtype]} {list(shape)}"
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    """The tensor itself, or a copy where a file has put it at an odd place."""
-    return tensor if tensor.data_ptr() % 4 == 0 else tensor.clone()
+def _mapped(path: Path, expected: Layout) -> tuple[mmap.mmap, dict[str, Array]]:
+    """A file that has been checked, and its tensors where they lie in it; those at odd places are copied.
+
+    Raises:
+        ValueError, KeyError: it is another file by now.
+    """
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of what cannot be written to
+    start = 8 + int.from_bytes(mapping[:8], "little")
+    header = json.loads(mapping[8:start])
+    whole = np.frombuffer(mapping, np.uint8)[start:]
+    tensors = {}
+    for name, (dtype, shape) in expected.items():
+        begin, end = header[name]["data_offsets"]
+        tensor = whole[begin:end].view(dtype).reshape(shape)
+        tensors[name] = tensor if _address(tensor) % 4 == 0 else tensor.copy()
+    return mapping, tensors

@@ -12,17 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mobillama_v.engine.files import BLOCK, ROWS, tiles_shape
 from mobillama_v.errors import CheckpointError
 
-ROWS, BLOCK = 16, 32
-TILE_BYTES = {4: 288, 8: 544, 16: 1024}
 _LARGEST = 65504.0  # of fp16
 _AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
-
-
-def tiles_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int]:
-    """Shape of a packed matrix [rows, columns]."""
-    return -(-rows // ROWS), -(-columns // BLOCK), TILE_BYTES[bits]
 
 
 def refuse_odd(weight: Tensor, name: str) -> None:

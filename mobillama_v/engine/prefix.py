@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from mobillama_v.engine.native import NativeSequence
+    from mobillama_v.engine.runtime import NativeSequence
 
 _FEWEST = 16  # positions in common that are worth a copy
 _TURNS = 3
@@ -61,7 +61,7 @@ class Part(NamedTuple):
         """Take over what the source has run, which it must have; the embeddings that are left, [T-start,D].
 
         Raises:
-            RuntimeError: as :meth:`~mobillama_v.engine.native.NativeSequence.copy`.
+            RuntimeError: as :meth:`~mobillama_v.engine.runtime.NativeSequence.copy`.
         """
         if self.source is not None:
             self.prompt.sequence.copy(self.source.sequence, self.start)

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.engine.pack import BLOCK, quantise, refuse_odd
+from mobillama_v.engine.files import BLOCK
+from mobillama_v.engine.pack import quantise, refuse_odd
 from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
 from mobillama_v.specs import DecoderSpec
 

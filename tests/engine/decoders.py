@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from mobillama_v.decoder import Decoder
 from mobillama_v.engine import library
-from mobillama_v.engine.files import pack, unpack
-from mobillama_v.engine.native import NativeModel, NativeSequence
+from mobillama_v.engine.convert import pack, unpack
+from mobillama_v.engine.native import forward
+from mobillama_v.engine.runtime import NativeModel, NativeSequence
 from mobillama_v.specs import DecoderSpec
 
 # Widths that are no multiple of a tile, heads that share keys, and a feed-forward network per layer are among them.
@@ -89,4 +90,4 @@ def meant(model: Plain, bits: int) -> Plain:
 def run(model: NativeModel, embeds: Tensor, steps: list[int], capacity: int = 300) -> Tensor:
     """Logits after each of several pieces of a prompt."""
     sequence = NativeSequence(model, capacity)
-    return torch.cat([model.forward([sequence], [piece]) for piece in embeds.split(steps)])
+    return torch.cat([forward(model, [sequence], [piece]) for piece in embeds.split(steps)])

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from decoders import SHAPES, Plain
 from mobillama_v.cli import app
 from mobillama_v.engine.calibrate import gathered_moments
-from mobillama_v.engine.files import FILE, matrices, pack, unpack
-from mobillama_v.engine.pack import pack_matrix, tiles_shape, unpack_matrix
+from mobillama_v.engine.convert import pack, unpack
+from mobillama_v.engine.files import FILE, matrices, tiles_shape
+from mobillama_v.engine.pack import pack_matrix, unpack_matrix
 
 
 def correlated(rows: int, columns: int) -> torch.Tensor:

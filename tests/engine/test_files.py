@@ -7,6 +7,7 @@ import random
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from mobillama_v.decoder import Decoder
 from mobillama_v.engine import library
-from mobillama_v.engine.files import FILE, layout, pack, read, unpack, write
-from mobillama_v.engine.pack import pack_matrix, tiles_shape, unpack_matrix
+from mobillama_v.engine.convert import pack, unpack
+from mobillama_v.engine.files import FILE, layout, read, tiles_shape, write
+from mobillama_v.engine.pack import pack_matrix, unpack_matrix
 from mobillama_v.errors import CheckpointError
 from mobillama_v.specs import DecoderSpec
 
@@ -79,7 +81,7 @@ def test_written_read_and_unpacked(spec: DecoderSpec, bits: int, tmp_path: Path)
     write(made, tmp_path)
     back = read(tmp_path, spec)
     assert back.bits == bits and list(back.tensors) == list(made.tensors) == list(layout(spec, bits))
-    assert all(torch.equal(made.tensors[name], tensor) for name, tensor in back.tensors.items())
+    assert all(np.array_equal(made.tensors[name], tensor) for name, tensor in back.tensors.items())
     state, head = unpack(back)
     decoder = Decoder(spec)
     decoder.load_state_dict(state)  # strict
@@ -128,7 +130,7 @@ def test_truncated_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(bool(library.missing()), reason="no native library")
 def test_damaged_files_are_refused_or_run(tmp_path: Path) -> None:
     """300 files with changed bytes or headers: a sentence, or a model that answers (with whatever numbers it holds)."""
-    from mobillama_v.engine.native import NativeModel, NativeSequence
+    from mobillama_v.engine.runtime import NativeModel, NativeSequence
 
     write(packed(), tmp_path)
     whole = (tmp_path / FILE).read_bytes()
@@ -162,6 +164,6 @@ def test_damaged_files_are_refused_or_run(tmp_path: Path) -> None:
         except CheckpointError:
             refused += 1
             continue
-        model.forward([NativeSequence(model, 8)], [torch.tensor([1, 2, 3])])
+        model.forward([NativeSequence(model, 8)], [np.array([1, 2, 3])])
         ran += 1
     assert refused > 100 and ran > 50

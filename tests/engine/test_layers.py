@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mobillama_v.decoder import Decoder
 from mobillama_v.engine import library
-from mobillama_v.engine.files import pack
-from mobillama_v.engine.native import NativeModel, NativeSequence
+from mobillama_v.engine.convert import pack
+from mobillama_v.engine.native import forward
+from mobillama_v.engine.runtime import NativeModel, NativeSequence
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.network import load_network
 from mobillama_v.prompts import assistant, encode, user
@@ -70,7 +71,7 @@ def states(decoder: Decoder, head: nn.Linear, embeds: Tensor, bits: int) -> Tens
     """What the engine's head gives at every position [T,V]."""
     model = NativeModel(pack(decoder, head, decoder.spec, bits), threads=1)
     sequence = NativeSequence(model, len(embeds))
-    return torch.cat([model.forward([sequence], [each]) for each in embeds.split(1)])
+    return torch.cat([forward(model, [sequence], [each]) for each in embeds.split(1)])
 
 
 def distance(got: Tensor, expected: Tensor) -> float:

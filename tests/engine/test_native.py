@@ -12,7 +12,8 @@ from torch import Tensor
 
 from decoders import PATHS, SHAPES, Plain, RoundedCache, meant, natives, quantised_inputs, run
 from mobillama_v.engine import library
-from mobillama_v.engine.native import NativeEngine, NativeSequence
+from mobillama_v.engine.native import NativeEngine, forward
+from mobillama_v.engine.runtime import NativeSequence
 from mobillama_v.specs import DecoderSpec
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
@@ -98,11 +99,11 @@ def test_sequences_together_are_each_alone(bits: int) -> None:
     alone = []
     for prompt, row in zip(prompts, tokens, strict=True):
         sequence = NativeSequence(model, 200)
-        alone.append([model.forward([sequence], [prompt])[0]])
-        alone[-1] += [model.forward([sequence], [row[i : i + 1]])[0] for i in range(6)]
+        alone.append([forward(model, [sequence], [prompt])[0]])
+        alone[-1] += [forward(model, [sequence], [row[i : i + 1]])[0] for i in range(6)]
     sequences = [NativeSequence(model, 200) for _ in prompts]
-    together = [model.forward(sequences, prompts)]
-    together += [model.forward(sequences, list(tokens[:, i : i + 1])) for i in range(6)]
+    together = [forward(model, sequences, prompts)]
+    together += [forward(model, sequences, list(tokens[:, i : i + 1])) for i in range(6)]
     for i, mine in enumerate(alone):
         assert all(torch.equal(a, b[i]) for a, b in zip(mine, together, strict=True))
 
@@ -110,9 +111,9 @@ def test_sequences_together_are_each_alone(bits: int) -> None:
 def test_many_sequences_cross_a_chunk() -> None:
     model = natives(Plain(SHAPES["shared"]), 8, threads=2)
     prompts = [torch.randn(1 + i % 3, 64) for i in range(200)]
-    together = model.forward([NativeSequence(model, 4) for _ in prompts], prompts)
+    together = forward(model, [NativeSequence(model, 4) for _ in prompts], prompts)
     for i in (0, 63, 64, 127, 199):
-        assert torch.equal(model.forward([NativeSequence(model, 4)], [prompts[i]])[0], together[i])
+        assert torch.equal(forward(model, [NativeSequence(model, 4)], [prompts[i]])[0], together[i])
 
 
 def test_tokens_are_their_embeddings() -> None:
@@ -121,7 +122,7 @@ def test_tokens_are_their_embeddings() -> None:
     ids = torch.randint(0, spec.vocab_size, (20,))
     engine = NativeEngine(model)
     first, second = (NativeSequence(model, 20) for _ in range(2))
-    assert torch.equal(model.forward([first], [ids]), model.forward([second], [engine.embed(ids)]))
+    assert torch.equal(forward(model, [first], [ids]), forward(model, [second], [engine.embed(ids)]))
 
 
 def test_threads_that_call_at_once_take_turns() -> None:
@@ -147,22 +148,22 @@ def test_calls_that_cannot_be_leave_a_sequence_as_it_was() -> None:
     sequence = NativeSequence(model, 10)
     prompt = torch.randn(6, 64)
     with pytest.raises(RuntimeError, match="room for 10 more and was given 11"):
-        model.forward([sequence], [torch.randn(11, 64)])
+        forward(model, [sequence], [torch.randn(11, 64)])
     with pytest.raises(RuntimeError, match="token 97 is not in a vocabulary of 97"):
-        model.forward([sequence], [torch.tensor([97])])
+        forward(model, [sequence], [torch.tensor([97])])
     with pytest.raises(RuntimeError, match="token -1 is not"):
-        model.forward([sequence], [torch.tensor([-1])])
+        forward(model, [sequence], [torch.tensor([-1])])
     with pytest.raises(RuntimeError, match="given twice"):
-        model.forward([sequence, sequence], [prompt[:1], prompt[:1]])
+        forward(model, [sequence, sequence], [prompt[:1], prompt[:1]])
     with pytest.raises(RuntimeError, match="another model"):
-        model.forward([NativeSequence(other, 10)], [prompt])
+        forward(model, [NativeSequence(other, 10)], [prompt])
     with pytest.raises(RuntimeError, match="was given 0"):
-        model.forward([sequence], [prompt[:0]])
+        forward(model, [sequence], [prompt[:0]])
     with pytest.raises(ValueError, match="32 wide and the model 64"):
-        model.forward([sequence], [torch.randn(2, 32)])
+        forward(model, [sequence], [torch.randn(2, 32)])
     with pytest.raises(RuntimeError, match="context of 300"):
         NativeSequence(model, 301)
-    assert torch.equal(model.forward([sequence], [prompt])[0], run(model, prompt, [6])[0])
+    assert torch.equal(forward(model, [sequence], [prompt])[0], run(model, prompt, [6])[0])
 
 
 def test_a_head_of_odd_width_is_not_for_it() -> None:
@@ -183,16 +184,17 @@ def test_a_forked_process_can_go_on() -> None:
     code = """
 import os, sys, torch
 from mobillama_v.decoder import Decoder
-from mobillama_v.engine.files import pack
-from mobillama_v.engine.native import NativeModel, NativeSequence
+from mobillama_v.engine.convert import pack
+from mobillama_v.engine.native import forward
+from mobillama_v.engine.runtime import NativeModel, NativeSequence
 from mobillama_v.specs import DecoderSpec
 spec = DecoderSpec(97, 64, 176, 3, 4, 4, 300)
 model = NativeModel(pack(Decoder(spec), torch.nn.Linear(64, 97, bias=False), spec, 8), threads=2)
 prompt = torch.randn(5, 64)
-expected = model.forward([NativeSequence(model, 9)], [prompt])
+expected = forward(model, [NativeSequence(model, 9)], [prompt])
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(model.forward([NativeSequence(model, 9)], [prompt]), expected) else 3)
+    os._exit(0 if torch.equal(forward(model, [NativeSequence(model, 9)], [prompt]), expected) else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120).returncode == 0

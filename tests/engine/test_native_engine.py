@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from decoders import PATHS, SHAPES, Plain, meant, natives
 from mobillama_v.engine import library
-from mobillama_v.engine.native import NativeEngine, NativeModel, NativeSequence
+from mobillama_v.engine.native import NativeEngine, forward
+from mobillama_v.engine.runtime import NativeModel, NativeSequence
 from mobillama_v.generation import Completion, Sampling, TorchEngine, generate, stream
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
@@ -147,7 +148,7 @@ def test_a_copy_that_cannot_be_is_refused() -> None:
     spec = SHAPES["shared"]
     model, other = natives(Plain(spec), 8), natives(Plain(spec), 8)
     source, empty = NativeSequence(model, 40), NativeSequence(model, 10)
-    model.forward([source], [torch.randn(20, 64)])
+    forward(model, [source], [torch.randn(20, 64)])
     for target, length, message in (
         (empty, 21, "there are not 21 positions"),
         (empty, 11, "there are not 11 positions, or no room"),
@@ -158,4 +159,4 @@ def test_a_copy_that_cannot_be_is_refused() -> None:
             target.copy(source, length)
     empty.copy(source, 10)
     with pytest.raises(RuntimeError, match="room for 0 more"):
-        model.forward([empty], [torch.randn(1, 64)])
+        forward(model, [empty], [torch.randn(1, 64)])

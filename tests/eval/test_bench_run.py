@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from mobillama_v import plots
 from mobillama_v.cli import app
+from mobillama_v.decoder import Decoder
 from mobillama_v.engine import library
+from mobillama_v.engine.convert import pack
+from mobillama_v.engine.files import write
 from mobillama_v.errors import ConfigError
 from mobillama_v.eval import bench_run
 from mobillama_v.eval.bench_run import as_dict
+from mobillama_v.specs import DecoderSpec
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -32,7 +40,9 @@ def test_all_ways_side_by_side(nano_like: Path, tmp_path: Path) -> None:
     facts = json.loads(output.read_text())
     assert list(facts["ways"]) == ["native 4 bit", "native 8 bit", "torch fp32", "transformers fp32"]
     for name, way in facts["ways"].items():
-        assert name in out and way["peak_rss_bytes"] > 5e7
+        peak, torchs = way["peak_rss_bytes"], facts["ways"]["torch fp32"]["peak_rss_bytes"]
+        assert name in out and torchs > 5e7
+        assert (1e7 < peak < torchs / 2) if name.startswith("native") else peak > 5e7  # it is without torch
         for length, each in way["prompts"].items():
             seconds = way["seconds"][length]
             assert len(seconds["prefill"]) == len(seconds["decode"]) == 2
@@ -71,6 +81,29 @@ def test_a_way_is_measured_once_and_the_roof_is_drawn_wherever_it_is(
     assert [len(way["seconds"]["9"]["decode"]) for way in facts["ways"].values()] == [2] * len(facts["ways"])
     legend = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
     assert ("roof" in legend) == (not library.missing())
+
+
+@pytest.mark.skipif(bool(library.missing()), reason="no native library")
+def test_a_native_worker_never_imports_torch(tmp_path: Path) -> None:
+    """It is measured as llama.cpp is, with no memory in the process but its own."""
+    spec = DecoderSpec(64, 32, 48, 2, 4, 4, 64)
+    head = torch.nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
+    (tmp_path / "8").mkdir()
+    write(pack(Decoder(spec), head, spec, 8), tmp_path / "8")
+    (tmp_path / "spec.json").write_text(json.dumps(dataclasses.asdict(spec)))
+    code = """
+import runpy, sys
+runpy.run_module("mobillama_v.eval.bench_native", run_name="__main__")
+print([name for name in ("torch", "transformers", "open_clip") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "native 8 bit", tmp_path, "1"],
+        input=json.dumps({"prompt": [3, 4, 5], "new": 4}), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts, answer, imported = done.stdout.splitlines()
+    assert json.loads(facts)["streamed_bytes"] > 0 and len(json.loads(answer)["tokens"]) == 4
+    assert imported == "[]"
 
 
 def test_a_native_way_needs_the_library(nano_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:

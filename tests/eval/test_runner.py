@@ -158,7 +158,7 @@ def test_each_image_is_encoded_once(data: Path, nano_like: Path, tmp_path: Path,
 def test_the_native_engine_answers_as_alone_and_runs_an_image_once(
     batch_size: int, data: Path, whole: Path, nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mobillama_v.engine.native import NativeModel
+    from mobillama_v.engine.runtime import NativeModel
     from mobillama_v.generation import Sampling
     from mobillama_v.loading import load
 
@@ -166,7 +166,7 @@ def test_the_native_engine_answers_as_alone_and_runs_an_image_once(
     forward = NativeModel.forward
 
     def counted(self, sequences, inputs):
-        positions.extend(len(each) for each in inputs if each.dim() == 2)  # embeddings: parts of prompts
+        positions.extend(len(each) for each in inputs if each.ndim == 2)  # embeddings: parts of prompts
         return forward(self, sequences, inputs)
 
     monkeypatch.setattr(NativeModel, "forward", counted)
