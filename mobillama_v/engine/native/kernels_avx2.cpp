@@ -18,6 +18,7 @@
 #include "simd_x86.h"
 #include "dots_avx2.h"
 #include "bands_halves.h"
+#include "bands_avx2.h"
 #include "kernels.inc"
 
 #if defined(__clang__)
