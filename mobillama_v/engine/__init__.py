@@ -2,4 +2,5 @@
 
 ``library`` finds and calls the C++ library, ``pack`` quantises matrices, ``files`` reads and writes packed models, and
 ``native`` answers with them behind the interface of :class:`mobillama_v.generation.Engine`.
+``linear`` runs single layers, and ``sight`` puts them into image towers and projectors.
 """
