@@ -132,7 +132,7 @@ class Assistant:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return next(self.network.projector.parameters()).device
+        return next(self.network.vision_tower.parameters()).device
 
     @property
     def context(self) -> int:

@@ -76,11 +76,20 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     yield from state.items()
 
 
+def tensor_names(folder: Path) -> list[str]:
+    """Names of all tensors in a folder's weight files.
+
+    Raises:
+        CheckpointError: as :func:`weight_files` and :func:`iterate_tensors`.
+    """
+    return [name for path in weight_files(folder) for name, _ in iterate_tensors(path)]
+
+
 def load_weights(module: nn.Module, folder: Path, *, fill: bool = True) -> None:
     """Fill ``module`` from ``folder``; every tensor must be there, expected, and of the right shape.
 
-    Values are converted to the module's own dtype and device. On an error the module may be partly filled. Without
-    ``fill`` names and shapes are only compared.
+    Values are converted to the module's own dtype and device, except for bytes, which are no numbers. On an error the
+    module may be partly filled. Without ``fill`` names and shapes are only compared.
 
     Raises:
         CheckpointError: missing, extra or mis-shaped tensors, named.
@@ -98,11 +107,17 @@ def load_weights(module: nn.Module, folder: Path, *, fill: bool = True) -> None:
                 extra.append(name)
             elif target.shape != tensor.shape:
                 wrong.append(f"{name} is {list(tensor.shape)} and must be {list(target.shape)}")
+            elif torch.uint8 in (target.dtype, tensor.dtype) and target.dtype != tensor.dtype:
+                wrong.append(f"{name} is {_kind(tensor)} and must be {_kind(target)}")
             elif fill:
                 with torch.no_grad():
                     target.copy_(tensor)
             seen.add(name)
     refuse_misfits(folder, missing=[name for name in expected if name not in seen], extra=extra, wrong=wrong)
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def refuse_misfits(where: Path | str, *, missing: list[str], extra: list[str], wrong: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""``mobillama-v quantize``: a model folder with its decoder packed for the CPU engine."""
+"""``mobillama-v quantize``: a model folder packed for the CPU engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _CHOICES = (4, 8)
 _RECORDS = 256  # that are run for --calibrate
-_OWN = ("vision_tower.", "projector.")  # what stays as it is
+_SIGHT = ("vision_tower.", "projector.")
 
 
 def quantize(
@@ -36,7 +36,8 @@ def quantize(
 ) -> None:
     """Pack a model's decoder to 4 or 8 bits for the CPU engine.
 
-    The image tower and the projector stay as they are. The folder is used like any other: describe --model OUT.
+    Large linear layers of the image tower and the projector are packed to 8 bits. The folder is used like any other:
+    describe --model OUT.
     """
     from safetensors import SafetensorError
 
@@ -77,7 +78,7 @@ def _write(
     from safetensors.torch import save_file
 
     from mobillama_v.checkpoint import iterate_tensors, weight_files
-    from mobillama_v.engine import files
+    from mobillama_v.engine import files, sight
     from mobillama_v.engine.convert import pack
     from mobillama_v.network import load_network
 
@@ -87,13 +88,16 @@ def _write(
     moments = None if records is None else _moments(network, spec, folder, records, image_root)
     packed = pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments)
     files.write(packed, made)
-    kept, before = {}, 0
+    sight.pack(network)
+    kept = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(_SIGHT)}
+    before = 0
     for path in weight_files(folder):
         for name, tensor in iterate_tensors(path):
-            if name.startswith(_OWN):
-                kept[name] = tensor.contiguous()
-            else:
+            if name in kept:  # as it is in the file, not as torch computes with it
+                kept[name] = tensor
+            elif not name.startswith(_SIGHT):
                 before += tensor.nbytes
+    kept = {name: tensor.contiguous() for name, tensor in kept.items()}
     save_file(kept, made / "model.safetensors", metadata={"format": "pt"})
     for path in sorted(folder.glob("*.json")):
         if not path.name.endswith(".index.json"):

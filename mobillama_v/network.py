@@ -9,6 +9,7 @@ D decoder width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -133,18 +134,22 @@ def load_network(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     decoder: bool = True,
+    prepare: Callable[[Network], None] | None = None,
 ) -> Network:
     """Read the model of ``folder``, in evaluation mode and without gradients.
 
     Names and shapes are checked against a sketch before the memory for what the configuration asks is taken. Without
     ``decoder`` the folder holds tower and projector alone, and the decoder and its head stay without memory.
+    ``prepare`` may give the sketch other layers than those that the spec makes.
 
     Raises:
         ConfigError: the spec names a tower that cannot be built.
         CheckpointError: missing, extra or mis-shaped tensors, named; damaged files.
     """
-    with _Unfilled():
+    with Unfilled():
         network = Network(spec, sketch=True)
+    if prepare is not None:
+        prepare(network)
     sketched = [network.projector, *((network.language_model, network.lm_head) if decoder else ())]
     sight = nn.ModuleDict({"vision_tower": network.vision_tower, "projector": network.projector})
     wanted = network if decoder else sight
@@ -152,7 +157,10 @@ def load_network(
     network.to(dtype=dtype)
     network.vision_tower.to(device=device)
     for part in sketched:  # its own to_empty() imports sympy, for half a second
-        room = {name: torch.empty(like.shape, dtype=dtype, device=device) for name, like in part.state_dict().items()}
+        room = {
+            name: torch.empty(like.shape, dtype=dtype if like.is_floating_point() else like.dtype, device=device)
+            for name, like in part.state_dict().items()
+        }
         part.load_state_dict(room, assign=True)
     load_weights(wanted, folder)
     return network.eval().requires_grad_(False)
@@ -160,7 +168,7 @@ def load_network(
 
 def fill_decoder(network: Network, state: dict[str, Tensor], head: Tensor) -> None:
     """Give a network without memory for them its decoder and head."""
-    where = next(network.projector.parameters())
+    where = next(network.vision_tower.parameters())
     decoder = {name: tensor.to(where) for name, tensor in state.items()}
     network.language_model.load_state_dict(decoder, assign=True)
     network.lm_head.load_state_dict({"weight": head.to(where)}, assign=True)
@@ -173,7 +181,7 @@ def drop_decoder(network: Network) -> None:
     network.lm_head.to("meta")
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """Leaves out the random values that are about to be overwritten.
 
     Without memory they would take no time themselves, but at the first of them torch imports its compiler, for over a

@@ -3,4 +3,5 @@
 ``library`` finds and calls the C++ library, ``files`` reads and writes packed models, and ``runtime`` runs them: these
 need numpy alone. ``pack`` quantises matrices of torch and ``convert`` whole decoders, and ``native`` answers with them
 behind the interface of :class:`mobillama_v.generation.Engine`.
+``linear`` runs single layers, and ``sight`` puts them into image towers and projectors.
 """

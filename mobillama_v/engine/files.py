@@ -1,8 +1,9 @@
 """A packed decoder, and the file that holds it.
 
 ``packed.safetensors`` lies in a model folder in place of the decoder's own weights; ``model.safetensors`` beside it
-keeps those of the tower and the projector. Its metadata are ``format`` (``mobillama_v.packed``), ``version`` (``1``)
-and ``bits``. Its tensors, for a decoder of V tokens, width D, F hidden units and L layers:
+keeps those of the tower and the projector (:mod:`mobillama_v.engine.sight`). Its metadata are ``format``
+(``mobillama_v.packed``), ``version`` (``1``) and ``bits``. Its tensors, for a decoder of V tokens, width D, F hidden
+units and L layers:
 
 | name | type | content |
 | --- | --- | --- |

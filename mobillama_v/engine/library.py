@@ -6,7 +6,7 @@ import ctypes
 from functools import lru_cache
 from pathlib import Path
 
-_ABI = 3
+_ABI = 4
 PATHS = {"auto": 0, "portable": 1, "avx2": 2, "vnni": 3, "neon": 4}
 """Kernel paths; ``auto`` is the fastest that this processor has."""
 
@@ -47,6 +47,10 @@ def _open(path: Path) -> ctypes.CDLL:
             int32,
             (pointer, ctypes.POINTER(pointer), ctypes.POINTER(int32), int32, pointer, pointer, pointer),
         ),
+        "mv_team_new": (pointer, (int32, int32)),
+        "mv_team_free": (None, (pointer,)),
+        "mv_team_path": (int32, (pointer,)),
+        "mv_linear": (int32, (pointer, ctypes.POINTER(Span), int32, int32, pointer, pointer, int32, pointer)),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

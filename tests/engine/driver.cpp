@@ -163,9 +163,63 @@ void compare(const std::vector<float>& found, const std::vector<float>& expected
     if (std::sqrt(difference / variance) > 0.04 || largest > 0.2 * std::sqrt(variance)) die("a path differs");
 }
 
+// Layers outside the decoder: threads that call one team at once, and every vector alone, agree bit for bit.
+void run_linear(int rows, int columns, int count, int path, std::vector<float>& expected) {
+    Tensors tensors;
+    tensors.matrix(8, rows, columns);
+    const mv_span weights{tensors.data[0].data(), tensors.data[0].size()};
+    std::vector<float> bias(rows), x(static_cast<size_t>(count) * columns);
+    for (int i = 0; i < rows; i++) bias[i] = std::cos(static_cast<float>(i));
+    for (size_t i = 0; i < x.size(); i++) x[i] = std::sin(static_cast<float>(i));
+    if (mv_team_new(0, path) != nullptr || mv_team_new(1, 99) != nullptr) die("a team that cannot be was made");
+    for (int threads : {1, 2, 3}) {
+        mv_team* team = mv_team_new(threads, path);
+        if (team == nullptr || mv_team_path(team) != path) die("team");
+        std::vector<std::vector<float>> found(3, std::vector<float>(static_cast<size_t>(count) * rows));
+        std::vector<std::thread> callers;
+        for (int i = 0; i < 3; i++)
+            callers.emplace_back([&, i] {
+                const int some = i == 1 ? 1 : count;  // at once
+                for (int at = 0; at < count; at += some)
+                    if (mv_linear(team, &weights, rows, columns, bias.data(), &x[static_cast<size_t>(at) * columns], some,
+                                  &found[i][static_cast<size_t>(at) * rows]))
+                        die("linear");
+            });
+        for (auto& caller : callers) caller.join();
+        if (expected.empty()) expected = found[0];
+        for (const auto& each : found)
+            if (std::memcmp(each.data(), expected.data(), sizeof(float) * each.size()) != 0) die("layers differ");
+        std::vector<float> y(rows);
+        if (mv_linear(team, &weights, rows, columns, nullptr, x.data(), 1, y.data())) die("no bias");
+        for (int i = 0; i < rows; i++)
+            if (std::fabs(y[i] + bias[i] - expected[i]) > 1e-4f * (1 + std::fabs(expected[i]))) die("a bias differs");
+        mv_span wrong = weights;
+        wrong.bytes--;
+        if (!mv_linear(team, &wrong, rows, columns, nullptr, x.data(), 1, y.data())) die("short weights were taken");
+        if (!mv_linear(team, &weights, rows, columns, nullptr, x.data(), -1, y.data())) die("-1 vectors were taken");
+        if (!mv_linear(team, &weights, 0, columns, nullptr, x.data(), 1, y.data())) die("no rows were taken");
+        mv_team_free(team);
+    }
+}
+
+void run_linears(int path, std::vector<std::vector<float>>& portable) {
+    const int shapes[][3] = {{1, 1, 1}, {40, 70, 7}, {130, 64, 300}};  // rows, columns, vectors
+    for (size_t i = 0; i < 3; i++) {
+        std::vector<float> found;
+        run_linear(shapes[i][0], shapes[i][1], shapes[i][2], path, found);
+        if (path == MV_PORTABLE) portable.push_back(found);
+        const int count = static_cast<int>(found.size());
+        if (count > 1) compare(found, portable[i], count);
+    }
+    std::printf("path %d, layers\n", path);
+}
+
 }  // namespace
 
 int main() {
+    std::vector<std::vector<float>> layers;
+    for (int path : {MV_PORTABLE, MV_AVX2, MV_VNNI, MV_NEON})
+        if (mv_has_path(path)) run_linears(path, layers);
     const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}, {40, 64, 40, 2, 4, 2, 1}};
     for (const Shape& shape : shapes)
         for (int bits : {4, 8, 16}) {

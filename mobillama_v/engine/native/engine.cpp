@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "linear.h"
 #include "model.h"
 
 namespace {
@@ -96,8 +97,23 @@ int32_t mv_forward(mv_model* model, mv_sequence* const* sequences, const int32_t
                    const float* embeddings, const int32_t* tokens, float* logits) {
     return guarded<int32_t>(-1, [&] {
         std::lock_guard<std::mutex> lock(model->mutex);
-        model->own_threads();
         mv::forward(*model, sequences, counts, count, embeddings, tokens, logits);
+        return 0;
+    });
+}
+
+mv_team* mv_team_new(int32_t threads, int32_t path) {
+    return guarded<mv_team*>(nullptr, [&] { return new mv_team(threads, path); });
+}
+
+void mv_team_free(mv_team* team) { delete team; }
+
+int32_t mv_team_path(const mv_team* team) { return team->path; }
+
+int32_t mv_linear(mv_team* team, const mv_span* weights, int32_t rows, int32_t columns, const float* bias, const float* x,
+                  int32_t count, float* y) {
+    return guarded<int32_t>(-1, [&] {
+        team->linear(*weights, rows, columns, bias, x, count, y);
         return 0;
     });
 }

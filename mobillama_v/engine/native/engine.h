@@ -19,7 +19,7 @@
 extern "C" {
 #endif
 
-#define MV_ABI 3 /* raised whenever anything below changes */
+#define MV_ABI 4 /* raised whenever anything below changes */
 
 typedef struct {
     double theta;        /* rotary base */
@@ -69,6 +69,18 @@ MV_API int32_t mv_sequence_copy(mv_sequence* sequence, const mv_sequence* source
  * takes those after the last position of each sequence. On failure no sequence has changed its length. */
 MV_API int32_t mv_forward(mv_model* model, mv_sequence* const* sequences, const int32_t* counts, int32_t count,
                           const float* embeddings, const int32_t* tokens, float* logits);
+
+/* Layers outside the decoder. A team is the threads (the caller's included) and the room that all of them share; calls
+ * on one team take turns. */
+typedef struct mv_team mv_team;
+MV_API mv_team* mv_team_new(int32_t threads, int32_t path);
+MV_API void mv_team_free(mv_team* team);
+MV_API int32_t mv_team_path(const mv_team* team);
+
+/* y [count, rows] = x [count, columns] times the transposed 8-bit matrix [rows, columns], plus bias [rows] where it is
+ * not NULL; x, bias and y are fp32. The size of `weights` is checked. */
+MV_API int32_t mv_linear(mv_team* team, const mv_span* weights, int32_t rows, int32_t columns, const float* bias,
+                         const float* x, int32_t count, float* y);
 
 #ifdef __cplusplus
 }

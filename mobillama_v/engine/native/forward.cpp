@@ -25,7 +25,7 @@ void share(int tokens, int items, int thread, int threads, const F& f) {
 // One thread's work on the chunk of positions in m.places and m.x. Whoever computes a number, it is computed in the
 // same order. Waiting for each other is what threads lose most by, above all where other programs run: what is cheap is
 // done by each for itself, and what follows from a thread's own part it does at once.
-void run_layers(mv_model& m, int tokens, int thread) {
+void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
     const mv_config& c = m.config;
     const Kernels& k = *m.kernels;
     const int threads = c.threads, heads = c.heads, kv_heads = c.kv_heads, width = m.width;
@@ -50,13 +50,13 @@ void run_layers(mv_model& m, int tokens, int thread) {
             k.quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, weight.get(), eps, c.hidden, from, to, floats,
                        m.inputs.at(t, hidden_blocks));
         });
-        m.pool->barrier();
+        pool.barrier();
         return m.inputs.at(0, hidden_blocks);
     };
     const auto product = [&](const Matrix& matrix, const Activations& in, float* y, size_t stride, bool add) {
         k.product(c.bits, matrix, in, tokens, y, stride, add, matrix.bands * thread / threads,
                   matrix.bands * (thread + 1) / threads);
-        m.pool->barrier();
+        pool.barrier();
     };
 
     // Heads [from, to) of a position, counted over queries and keys, which go with their values.
@@ -107,18 +107,18 @@ void run_layers(mv_model& m, int tokens, int thread) {
             product(layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
             share(tokens, heads + kv_heads, thread, threads,
                   [&](int t, int from, int to) { place_heads(l, t, from, to); });
-            m.pool->barrier();
+            pool.barrier();
             const int items = static_cast<int>(m.groups.size()) * heads;
             for (int i = thread; i < items; i += threads)  // by turns: later positions take longer
                 attend(l, m.groups[i / heads], i % heads);
         }
-        m.pool->barrier();
+        pool.barrier();
         if (!whole_heads) {
             share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
                 k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
                            m.inner.at(t, hidden_blocks));
             });
-            m.pool->barrier();
+            pool.barrier();
         }
         product(layer.out, m.inner.at(0, hidden_blocks), m.x.get(), m.hidden, true);
         const Activations normal = normed(layer.ffn_norm);
@@ -128,20 +128,20 @@ void run_layers(mv_model& m, int tokens, int thread) {
         k.product(c.bits, ffn.gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
         for (int t = 0; t < tokens; t++)
             k.swiglu(m.gate_up.get() + t * stride, from, to, floats, m.inner.at(t, ffn.down.blocks));
-        m.pool->barrier();
+        pool.barrier();
         product(ffn.down, m.inner.at(0, ffn.down.blocks), m.x.get(), m.hidden, true);
     }
 }
 
 // Logits of the chunk's positions whose rows were moved to the front of m.x.
-void run_head(mv_model& m, int rows, float* logits, int thread) {
+void run_head(mv_model& m, Pool& pool, int rows, float* logits, int thread) {
     const int threads = m.config.threads, blocks = m.head.blocks;
     share(rows, blocks, thread, threads, [&](int t, int from, int to) {
         m.kernels->quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, m.norm.get(),
                             static_cast<float>(m.config.eps), m.config.hidden, from, to, m.config.bits == 16,
                             m.inputs.at(t, blocks));
     });
-    m.pool->barrier();
+    pool.barrier();
     m.kernels->product(m.config.bits, m.head, m.inputs.at(0, blocks), rows, logits, m.vocab, false,
                        m.head.bands * thread / threads, m.head.bands * (thread + 1) / threads);
 }
@@ -186,6 +186,7 @@ void check_call(mv_model& m, mv_sequence* const* sequences, const int32_t* count
 void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, int count, const float* embeddings,
              const int32_t* tokens, float* logits) {
     check_call(m, sequences, counts, count, embeddings, tokens, logits);
+    Pool& pool = m.threads.get();
     const size_t width = static_cast<size_t>(m.config.hidden), row = static_cast<size_t>(m.hidden);
     int sequence = 0, offset = 0;  // the next position
     size_t at = 0;                 // the same, over all sequences
@@ -209,12 +210,12 @@ void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, 
             }
         }
         group_queries(m, filled);
-        m.pool->run([&](int thread) { run_layers(m, filled, thread); });
+        pool.run([&](int thread) { run_layers(m, pool, filled, thread); });
         if (ended == 0) continue;
         for (int i = 0; i < ended; i++)
             std::memmove(m.x.get() + i * row, m.x.get() + ends[i] * row, row * sizeof(float));
         float* out = logits + static_cast<size_t>(first) * m.vocab;
-        m.pool->run([&](int thread) { run_head(m, ended, out, thread); });
+        pool.run([&](int thread) { run_head(m, pool, ended, out, thread); });
     }
     for (int i = 0; i < count; i++) sequences[i]->length += counts[i];
 }

@@ -20,6 +20,7 @@
 #include "dots_avx2.h"
 #include "bands_halves.h"
 #include "decode_avx2.h"
+#include "bands_avx2.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

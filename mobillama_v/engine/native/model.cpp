@@ -4,23 +4,9 @@
 #include <algorithm>
 #include <cmath>
 
-#if defined(_WIN32)
-#include <process.h>
-#define getpid _getpid
-#else
+#if !defined(_WIN32)
 #include <unistd.h>
 #endif
-
-void mv_model::own_threads() {
-    if (owner == getpid()) return;
-    pool.release();
-    pool = std::make_unique<mv::Pool>(config.threads);
-    owner = getpid();
-}
-
-mv_model::~mv_model() {
-    if (owner != getpid()) pool.release();  // its threads are another process's
-}
 
 namespace mv {
 namespace {
@@ -117,8 +103,7 @@ void plan_traffic(mv_model& m, uint64_t ffn_bytes, uint64_t other_bytes) {
 
 std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors, int count) {
     check(c);
-    auto m = std::make_unique<mv_model>();
-    m->config = c;
+    auto m = std::make_unique<mv_model>(c);
     m->width = c.hidden / c.heads;
     m->hidden = round_up(c.hidden, kBlock);
     m->q_stride = round_up(c.hidden + 2 * c.kv_heads * m->width, kRows);
@@ -171,7 +156,7 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->inner = Area(std::max(ffn, m->hidden), c.bits == 16);
     m->places.resize(chunk);
     m->groups.reserve(chunk);
-    m->own_threads();
+    m->threads.get();
     return m;
 }
 

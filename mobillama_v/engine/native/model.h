@@ -11,7 +11,7 @@
 #include "buffer.h"
 #include "engine.h"
 #include "kernels.h"
-#include "pool.h"
+#include "own_pool.h"
 
 namespace mv {
 
@@ -93,13 +93,10 @@ struct mv_model {
     std::vector<mv::Group> groups;
 
     std::mutex mutex;
-    std::unique_ptr<mv::Pool> pool;
-    int owner = 0;  // the process whose threads the pool has
+    mv::OwnPool threads;
     uint64_t calls = 0;
 
-    // Makes the threads, anew in a process that was forked: they stayed behind.
-    void own_threads();
-    ~mv_model();
+    explicit mv_model(const mv_config& c) : config(c), threads(c.threads) {}
 };
 
 inline size_t mv_sequence::key_bytes(int positions) const {
