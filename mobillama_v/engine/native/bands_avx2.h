@@ -1,11 +1,89 @@
-// A band of 8-bit weights times several tokens by AVX2. Here instructions are what is short, not memory: both halves of
-// the band run together, so that an activation is fetched once for sixteen rows, and the weights of four columns are
-// read and their signs taken off once for all tokens. The sums are those of bands_halves.h in the same order. Included
-// by kernels_avx2.cpp only, below bands_halves.h.
+// What AVX2 does otherwise than bands_halves.h, with the same sums in the same order. From the cache, and with several
+// tokens, instructions are what is short: whatever is fetched or unpacked serves all that it can while it is in a register,
+// and the sixteen registers are not left to the compiler. Included by kernels_avx2.cpp only, below bands_halves.h.
 #pragma once
 
 namespace {
 
+// Keeps the compiler from summing as a tree, for which it would need more registers than there are: without this,
+// products of 4-bit weights with several tokens take half as long again.
+inline void in_order(__m256i& sum) {
+#if defined(__GNUC__)
+    asm("" : "+x"(sum));
+#else
+    (void)sum;
+#endif
+}
+
+// One token: the halves of the tiles in step.
+template <int kBands>
+inline void dot_halves(const uint8_t* const* tiles, const int8_t* x, int32_t sum8, F8* out) {
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi32(sum8);
+    __m256i sums[2 * kBands];
+    for (__m256i& sum : sums) sum = _mm256_setzero_si256();
+MV_UNROLL
+    for (int j = 0; j < 4; j++) {
+        const __m256i first = four(x + 8 * j), second = four(x + 8 * j + 4);
+MV_UNROLL
+        for (int i = 0; i < 2 * kBands; i++) {
+            const __m256i pairs = load_bytes(tiles[i / 2] + i % 2 * Half4::kStep + 32 * j);
+            const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
+            sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(_mm256_and_si256(pairs, low), first));
+            sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(upper, second));
+            in_order(sums[i]);
+        }
+    }
+    for (int i = 0; i < 2 * kBands; i++)
+        out[i] = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_madd_epi16(sums[i], ones), offset));
+}
+
+template <>
+inline void dot_tiles<Half4, 1>(const uint8_t* const* tiles, const int8_t* x, int32_t sum8, F8* out) {
+    dot_halves<1>(tiles, x, sum8, out);
+}
+template <>
+inline void dot_tiles<Half4, 2>(const uint8_t* const* tiles, const int8_t* x, int32_t sum8, F8* out) {
+    dot_halves<2>(tiles, x, sum8, out);
+}
+
+// Half a band of 4-bit weights times several tokens: weights are unpacked four columns of each nibble at a time.
+template <int kTokens, bool kAdd>
+inline void half_at_once(const uint8_t* tiles, int half, int blocks, const Activations& in, float* y, size_t stride) {
+    constexpr int kTile = 32 + 2 * Half4::kStep;
+    const size_t columns = static_cast<size_t>(blocks) * kBlock;
+    const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+    F8 total[kTokens];
+    for (int t = 0; t < kTokens; t++) total[t] = zero();
+    for (int b = 0; b < blocks; b++, tiles += kTile) {
+        const uint8_t* weights = tiles + 32 + half * Half4::kStep;
+        const int8_t* x = in.values + b * kBlock;
+        __m256i sums[kTokens];
+        for (int t = 0; t < kTokens; t++) sums[t] = _mm256_setzero_si256();
+MV_UNROLL
+        for (int j = 0; j < 4; j++) {
+            const __m256i pairs = load_bytes(weights + 32 * j), lower = _mm256_and_si256(pairs, low);
+            const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
+MV_UNROLL
+            for (int t = 0; t < kTokens; t++) {
+                const int8_t* at = x + t * columns + 8 * j;
+                sums[t] = _mm256_add_epi16(sums[t], _mm256_maddubs_epi16(lower, four(at)));
+                sums[t] = _mm256_add_epi16(sums[t], _mm256_maddubs_epi16(upper, four(at + 4)));
+                in_order(sums[t]);
+            }
+        }
+        const F8 weight_scale = load_half(reinterpret_cast<const uint16_t*>(tiles) + 8 * half);
+MV_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const size_t block = static_cast<size_t>(t) * blocks + b;
+            const __m256i all = _mm256_sub_epi32(_mm256_madd_epi16(sums[t], ones), _mm256_set1_epi32(in.sums[block]));
+            total[t] = fma(_mm256_cvtepi32_ps(all), mul(weight_scale, set1(in.scales[block])), total[t]);
+        }
+    }
+    for (int t = 0; t < kTokens; t++) emit<kAdd>(y + t * stride, total[t]);
+}
+
+// A band of 8-bit weights times several tokens: an activation is fetched once for sixteen rows, and the weights of four
+// columns are read and their signs taken off once for all tokens.
 template <int kTokens, bool kAdd>
 inline void both_halves(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
     constexpr int kTile = 32 + 2 * Half8::kStep;
@@ -46,18 +124,32 @@ MV_UNROLL
     }
 }
 
-#define MV_TOGETHER(tokens, adds)                                                                               \
-    template <>                                                                                                 \
-    inline void half_by_half<Half8, tokens, adds, false>(const uint8_t* tiles, int blocks, const Activations& in, \
-                                                         float* y, size_t stride) {                             \
-        both_halves<tokens, adds>(tiles, blocks, in, y, stride);                                                \
+template <typename Half, int kTokens, bool kAdd>
+inline void together(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+    if constexpr (Half::kStep == Half8::kStep) {
+        both_halves<kTokens, kAdd>(tiles, blocks, in, y, stride);
+    } else {
+        for (int half = 0; half < 2; half++)
+            half_at_once<kTokens, kAdd>(tiles, half, blocks, in, y + 8 * half, stride);
     }
-MV_TOGETHER(2, false)
-MV_TOGETHER(2, true)
-MV_TOGETHER(3, false)
-MV_TOGETHER(3, true)
-MV_TOGETHER(4, false)
-MV_TOGETHER(4, true)
+}
+
+#define MV_TOGETHER(Half, tokens, adds)                                                                        \
+    template <>                                                                                                \
+    inline void half_by_half<Half, tokens, adds, false>(const uint8_t* tiles, int blocks, const Activations& in, \
+                                                        float* y, size_t stride) {                             \
+        together<Half, tokens, adds>(tiles, blocks, in, y, stride);                                            \
+    }
+#define MV_TOGETHER_WITH(Half)    \
+    MV_TOGETHER(Half, 2, false)   \
+    MV_TOGETHER(Half, 2, true)    \
+    MV_TOGETHER(Half, 3, false)   \
+    MV_TOGETHER(Half, 3, true)    \
+    MV_TOGETHER(Half, 4, false)   \
+    MV_TOGETHER(Half, 4, true)
+MV_TOGETHER_WITH(Half4)
+MV_TOGETHER_WITH(Half8)
+#undef MV_TOGETHER_WITH
 #undef MV_TOGETHER
 
 }  // namespace

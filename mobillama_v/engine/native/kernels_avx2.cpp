@@ -19,7 +19,6 @@
 #include "simd_x86.h"
 #include "dots_avx2.h"
 #include "bands_halves.h"
-#include "decode_avx2.h"
 #include "bands_avx2.h"
 #include "kernels.inc"
 
