@@ -22,6 +22,20 @@ void share(int tokens, int items, int thread, int threads, const F& f) {
     }
 }
 
+// Calls f(from, to) for this thread's pieces of `items`. With one token they are the same at every call, for the part of the
+// shared network that a thread reads may lie in a cache of its processor's own; read by whoever comes first, decoding took
+// a tenth longer. With many, processors that are slower because other programs run take fewer pieces.
+template <typename F>
+void take(Counter& counter, int items, int tokens, int thread, int threads, const F& f) {
+    if (tokens == 1) {
+        f(items * thread / threads, items * (thread + 1) / threads);
+        return;
+    }
+    const int unit = std::max(1, items / (16 * threads));
+    for (int at; (at = counter.taken.fetch_add(unit, std::memory_order_relaxed)) < items;)
+        f(at, std::min(at + unit, items));
+}
+
 // One thread's work on the chunk of positions in m.places and m.x. Whoever computes a number, it is computed in the
 // same order. Waiting for each other is what threads lose most by, above all where other programs run: what is cheap is
 // done by each for itself, and what follows from a thread's own part it does at once.
@@ -34,7 +48,7 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
     const int hidden_blocks = m.hidden / kBlock;
     const int padded = round_up(c.context, 8);
     const bool whole_heads = width % kBlock == 0;  // else two heads share a block
-    // A thread takes some heads from their rows of the matrix to what they attend to, and waits for nobody in between.
+    // A thread takes a head from its rows of the matrix to what it attends to, and waits for nobody in between.
     const bool by_heads = width % kRows == 0 && kv_heads % threads == 0;
     float* scores = m.scores.get() + static_cast<size_t>(thread) * kQueries * padded;
 
@@ -53,9 +67,10 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
         pool.barrier();
         return m.inputs.at(0, hidden_blocks);
     };
-    const auto product = [&](const Matrix& matrix, const Activations& in, float* y, size_t stride, bool add) {
-        k.product(c.bits, matrix, in, tokens, y, stride, add, matrix.bands * thread / threads,
-                  matrix.bands * (thread + 1) / threads);
+    const auto product = [&](Counter& counter, const Matrix& matrix, const Activations& in, float* y, size_t stride,
+                             bool add) {
+        take(counter, matrix.bands, tokens, thread, threads,
+             [&](int from, int to) { k.product(c.bits, matrix, in, tokens, y, stride, add, from, to); });
         pool.barrier();
     };
 
@@ -81,30 +96,34 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
             k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, h * width / kBlock,
                        (h + 1) * width / kBlock, floats, m.inner.at(t, hidden_blocks));
     };
-    const int kv_from = kv_heads * thread / threads, kv_to = kv_heads * (thread + 1) / threads;  // where `by_heads`
-    const int from_head = kv_from * (heads / kv_heads), to_head = kv_to * (heads / kv_heads);
-    const int head_bands = width / kRows;
+    const int queries = heads / kv_heads, head_bands = width / kRows;
+    // Heads [kv, to) of keys and values, and the queries that share them, where `by_heads`: from their rows of the matrix on.
+    const auto whole_attention = [&](int l, const Activations& in, int kv, int to) {
+        const auto rows_of = [&](int from, int count) {
+            k.product(c.bits, m.layers[l].qkv, in, tokens, m.qkv.get(), m.q_stride, false, from * head_bands,
+                      (from + count) * head_bands);
+        };
+        rows_of(kv * queries, (to - kv) * queries);
+        rows_of(heads + kv, to - kv);
+        rows_of(heads + kv_heads + kv, to - kv);
+        for (int t = 0; t < tokens; t++) {
+            place_heads(l, t, kv * queries, to * queries);
+            place_heads(l, t, heads + kv, heads + to);
+        }
+        for (int h = kv * queries; h < to * queries; h++)
+            for (const Group& group : m.groups) attend(l, group, h);
+    };
 
     for (int l = 0; l < c.layers; l++) {
         const Layer& layer = m.layers[l];
         const Ffn& ffn = m.ffns[c.ffn_count == 1 ? 0 : l];
+        Counter* counters = &m.counters[static_cast<size_t>(kSharedJobs) * l];
         if (by_heads) {
             const Activations normal = normed(layer.attention_norm);
-            const auto rows_of = [&](int from, int to) {
-                k.product(c.bits, layer.qkv, normal, tokens, m.qkv.get(), m.q_stride, false, from * head_bands,
-                          to * head_bands);
-            };
-            rows_of(from_head, to_head);
-            rows_of(heads + kv_from, heads + kv_to);
-            rows_of(heads + kv_heads + kv_from, heads + kv_heads + kv_to);
-            for (int t = 0; t < tokens; t++) {
-                place_heads(l, t, from_head, to_head);
-                place_heads(l, t, heads + kv_from, heads + kv_to);
-            }
-            for (int h = from_head; h < to_head; h++)
-                for (const Group& group : m.groups) attend(l, group, h);
+            take(counters[0], kv_heads, tokens, thread, threads,
+                 [&](int from, int to) { whole_attention(l, normal, from, to); });
         } else {
-            product(layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
+            product(counters[0], layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
             share(tokens, heads + kv_heads, thread, threads,
                   [&](int t, int from, int to) { place_heads(l, t, from, to); });
             pool.barrier();
@@ -120,16 +139,17 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
             });
             pool.barrier();
         }
-        product(layer.out, m.inner.at(0, hidden_blocks), m.x.get(), m.hidden, true);
+        product(counters[1], layer.out, m.inner.at(0, hidden_blocks), m.x.get(), m.hidden, true);
         const Activations normal = normed(layer.ffn_norm);
         // Four bands of gate and up make one block of what goes on.
         const size_t stride = static_cast<size_t>(ffn.gate_up.bands) * kRows;
-        const int from = ffn.down.blocks * thread / threads, to = ffn.down.blocks * (thread + 1) / threads;
-        k.product(c.bits, ffn.gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
-        for (int t = 0; t < tokens; t++)
-            k.swiglu(m.gate_up.get() + t * stride, from, to, floats, m.inner.at(t, ffn.down.blocks));
+        take(counters[2], ffn.down.blocks, tokens, thread, threads, [&](int from, int to) {
+            k.product(c.bits, ffn.gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
+            for (int t = 0; t < tokens; t++)
+                k.swiglu(m.gate_up.get() + t * stride, from, to, floats, m.inner.at(t, ffn.down.blocks));
+        });
         pool.barrier();
-        product(ffn.down, m.inner.at(0, ffn.down.blocks), m.x.get(), m.hidden, true);
+        product(counters[3], ffn.down, m.inner.at(0, ffn.down.blocks), m.x.get(), m.hidden, true);
     }
 }
 
@@ -210,6 +230,7 @@ void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, 
             }
         }
         group_queries(m, filled);
+        for (int i = 0; i < kSharedJobs * m.config.layers; i++) m.counters[i].taken.store(0, std::memory_order_relaxed);
         pool.run([&](int thread) { run_layers(m, pool, filled, thread); });
         if (ended == 0) continue;
         for (int i = 0; i < ended; i++)

@@ -156,6 +156,7 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->inner = Area(std::max(ffn, m->hidden), c.bits == 16);
     m->places.resize(chunk);
     m->groups.reserve(chunk);
+    m->counters = std::make_unique<Counter[]>(static_cast<size_t>(kSharedJobs) * c.layers);
     m->threads.get();
     return m;
 }

@@ -1,6 +1,7 @@
 // What a model and a sequence hold, for those who make them and for those who run them.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -15,7 +16,8 @@
 
 namespace mv {
 
-constexpr int kChunk = 128;  // positions that pass a layer together
+constexpr int kChunk = 128;     // positions that pass a layer together
+constexpr int kSharedJobs = 4;  // of a layer, whose pieces threads take as they come to them
 
 // Ends a call of the C interface with a message.
 [[noreturn]] void fail(const std::string& message);
@@ -52,6 +54,10 @@ struct Area {
 struct Place {
     mv_sequence* sequence;
     int position;
+};
+// Pieces of a job that have been taken.
+struct alignas(64) Counter {
+    std::atomic<int> taken{0};
 };
 struct Group {  // queries of one sequence that attend together
     int first, count;
@@ -91,6 +97,7 @@ struct mv_model {
     mv::Area inputs, inner;
     std::vector<mv::Place> places;
     std::vector<mv::Group> groups;
+    std::unique_ptr<mv::Counter[]> counters;  // mv::kSharedJobs a layer
 
     std::mutex mutex;
     mv::OwnPool threads;
