@@ -24,16 +24,19 @@ inline void dot_tiles(const uint8_t* const* tiles, const int8_t* x, int32_t sum8
 // `kBands` bands times one token, in step.
 template <typename Half, int kBands, bool kAdd, bool kStream>
 void one_token(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
-    constexpr int kTile = 32 + 2 * Half::kStep;
+    constexpr int kTile = 32 + 2 * Half::kStep, kAhead = kAheadBytes / kTile;
+    const size_t band_bytes = static_cast<size_t>(blocks) * kTile;
     F8 total[2 * kBands];
     for (F8& each : total) each = zero();
     for (int b = 0; b < blocks; b++, tiles += kTile) {
         const uint8_t* band[kBands];
         const uint8_t* weights[kBands];
+        // Behind the end of these bands lie the next ones.
+        const uint8_t* later = tiles + kAhead * kTile + (b + kAhead < blocks ? 0 : (kBands - 1) * band_bytes);
         for (int i = 0; i < kBands; i++) {
-            band[i] = tiles + static_cast<size_t>(i) * blocks * kTile;
+            band[i] = tiles + i * band_bytes;
             weights[i] = band[i] + 32;
-            prefetch_tile<kTile, kStream>(band[i]);
+            prefetch_tile<kTile, kStream>(later + i * band_bytes);
         }
         F8 products[2 * kBands];
         dot_tiles<Half, kBands>(weights, in.values + b * kBlock, in.sums[b], products);

@@ -61,7 +61,7 @@ void whole(const uint8_t* tiles, int blocks, const Activations& in, float* y, si
     __m512 total[kTokens];
     for (int t = 0; t < kTokens; t++) total[t] = _mm512_setzero_ps();
     for (int b = 0; b < blocks; b++, tiles += kTile) {
-        if (kTokens == 1) prefetch_tile<kTile, kStream>(tiles);
+        if (kTokens == 1) prefetch_tile<kTile, kStream>(tiles + kAheadBytes);
         const __m512 weight_scale = load_halves(tiles);
         const Band<kBits> weights(tiles + 32);
 MV_UNROLL

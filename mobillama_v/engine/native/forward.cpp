@@ -22,12 +22,14 @@ void share(int tokens, int items, int thread, int threads, const F& f) {
     }
 }
 
-// Calls f(from, to) for this thread's pieces of `items`. With one token they are the same at every call, for the part of the
+constexpr int kMany = 16;  // tokens for which a network is computed with rather than read
+
+// Calls f(from, to) for this thread's pieces of `items`. With few tokens they are the same at every call, for the part of the
 // shared network that a thread reads may lie in a cache of its processor's own; read by whoever comes first, decoding took
 // a tenth longer. With many, processors that are slower because other programs run take fewer pieces.
 template <typename F>
 void take(Counter& counter, int items, int tokens, int thread, int threads, const F& f) {
-    if (tokens == 1) {
+    if (tokens < kMany) {
         f(items * thread / threads, items * (thread + 1) / threads);
         return;
     }
