@@ -70,7 +70,8 @@ struct mv_sequence {
     int capacity, length = 0;
     uint64_t call = 0;  // the last that it was part of
     mv::Buffer<uint8_t> memory;
-    // Of `positions` of one head: bytes of its keys (its values are as large and follow), of one scale each, and of all.
+    // Of `positions` of one head: bytes of its keys (its values are as large), and of one scale each. Scales, keys and values
+    // follow one another in the order in which they are read, as one head follows another.
     inline size_t key_bytes(int positions) const;
     inline size_t scale_bytes(int positions) const;
     size_t head_bytes() const { return 2 * (key_bytes(capacity) + scale_bytes(capacity)); }
@@ -113,10 +114,11 @@ inline size_t mv_sequence::scale_bytes(int positions) const {
     return model->config.bits == 16 ? 0 : sizeof(float) * mv::round_up(positions, 8);
 }
 inline mv::HeadCache mv_sequence::head(int layer, int head) const {
-    uint8_t* keys = memory.get() + head_bytes() * (static_cast<size_t>(layer) * model->config.kv_heads + head);
+    uint8_t* first = memory.get() + head_bytes() * (static_cast<size_t>(layer) * model->config.kv_heads + head);
+    uint8_t* keys = first + 2 * scale_bytes(capacity);
     uint8_t* values = keys + key_bytes(capacity);
-    if (scale_bytes(capacity) == 0) return {keys, values, nullptr, nullptr};
-    float* scales = reinterpret_cast<float*>(values + key_bytes(capacity));
+    if (keys == first) return {keys, values, nullptr, nullptr};
+    float* scales = reinterpret_cast<float*>(first);
     return {keys, values, scales, scales + mv::round_up(capacity, 8)};
 }
 
