@@ -17,7 +17,7 @@
 namespace mv {
 
 constexpr int kChunk = 128;     // positions that pass a layer together
-constexpr int kSharedJobs = 4;  // of a layer, whose pieces threads take as they come to them
+constexpr int kSharedJobs = 4;  // of a layer, whose pieces threads take as they come to them where there are many tokens
 
 // Ends a call of the C interface with a message.
 [[noreturn]] void fail(const std::string& message);
