@@ -19,26 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobillama_v.hybrid_words import CLASSES, FINE, GRID, HEADS, MEDIUM, TOLD, WIDTH, Account, CellWords
-
-IMAGE_SIZE = 224
-DEPTH = 3
-
-# EfficientNet-Lite0 (Tan & Le, arXiv 1905.11946, without squeeze-and-excitation): repeats, kernel, stride, expansion,
-# channels of each stage.
-_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+from mobillama_v.hybrid_sizes import (
+    CLASSES,
+    DEPTH,
+    GATHERED,
+    GRID,
+    HEAD_WIDTH,
+    HEADS,
+    IMAGE_SIZE,
+    READ,
+    STAGES,
+    STEM_WIDTH,
+    TOLD,
+    WIDTH,
 )
-_READ = {2: 8, 4: 16, 6: 32}  # stage that ends a resolution -> its stride
-_HEAD_WIDTH = 1280
-GATHERED = FINE * 16 + MEDIUM * 4 + 320
-"""Stem values over one cell of the grid: 4 x 4 of stride 8, 2 x 2 of stride 16, one of stride 32."""
+from mobillama_v.hybrid_words import Account, CellWords
 
 
 class ConvSame(nn.Conv2d):
@@ -80,17 +75,17 @@ class Lite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv_stem = ConvSame(3, 32, 3, 2)
-        stages, inputs = [], 32
-        for repeats, kernel, stride, expansion, outputs in _STAGES:
+        self.conv_stem = ConvSame(3, STEM_WIDTH, 3, 2)
+        stages, inputs = [], STEM_WIDTH
+        for repeats, kernel, stride, expansion, outputs in STAGES:
             blocks = []
             for repeat in range(repeats):
                 blocks.append(InvertedResidual(inputs, outputs, kernel, 1 if repeat else stride, expansion))
                 inputs = outputs
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
-        self.conv_head = ConvSame(inputs, _HEAD_WIDTH, 1)
-        self.classifier = nn.Linear(_HEAD_WIDTH, CLASSES)
+        self.conv_head = ConvSame(inputs, HEAD_WIDTH, 1)
+        self.classifier = nn.Linear(HEAD_WIDTH, CLASSES)
 
     def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], Tensor]:
         """Map [N,3,S,S] to ([N,40,S/8,S/8], [N,112,S/16,S/16], [N,320,S/32,S/32]) and logits [N,1000]."""
@@ -98,7 +93,7 @@ class Lite0(nn.Module):
         maps = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
-            if i in _READ:
+            if i in READ:
                 maps.append(x)
         pooled = F.relu6(self.conv_head(x)).mean((2, 3))
         return maps, self.classifier(pooled)

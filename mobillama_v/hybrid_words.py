@@ -20,36 +20,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GRID = 7
-WIDTH, HEADS = 256, 8
-CLASSES, RANKS, SLOTS = 1000, 2, 4
-"""Classes of the stem, how many of the likeliest are named, and how many vectors a name has."""
-KINDS, KIND_SLOTS = 76, 2
-THINGS = 6
-"""How many shapes are told, each by one vector: the sum of the words of its size, color, name and place."""
-LINES, LETTERS = 2, 7
-LINE_SLOTS = LETTERS + 1
-"""A line of text is told as its letters, then one vector of color and place."""
-TOLD = 2 + 1 + RANKS * SLOTS + KIND_SLOTS + THINGS + LINES * LINE_SLOTS
-"""Vectors before the patches."""
-
-PARTS = 4
-SHAPES, COLORS, PHOTO = 10, 12, 73
-LABELS = 74
-"""Labels of a cell: 10 shapes and text, 12 colors, center, large, 12 background colors, 36 characters, photograph."""
-CHARACTERS = 62
-"""A to Z, a to z, 0 to 9."""
-FINE, MEDIUM = 40, 112
-"""Channels of the stem's maps of strides 8 and 16."""
-FEATURE_SHARE = 0.5
-"""Scale of the standardised features beside the words."""
-
-_COLORS, _BACKGROUND = slice(11, 23), slice(25, 37)
-_SURE, _UNSURE = 0.5, 0.15  # probabilities from which a class is "sure" and "perhaps"
-_STEEP, _STEEPER = 40.0, 120.0  # of the soft steps at those probabilities, and at the thirds of a picture's side
-_FOUND = 0.3  # heat around a peak from which a shape is told
-_CHANNELS = 64  # of the convolutions that find letters
-_APART = 1.75  # cells between two letters' middles, one above the other, from which they are of two lines
+from mobillama_v.hybrid_sizes import (
+    APART,
+    BACKGROUND_LABELS,
+    CHARACTERS,
+    CLASSES,
+    COLOR_LABELS,
+    COLORS,
+    FEATURE_SHARE,
+    FINE,
+    FOUND,
+    GRID,
+    KIND_SLOTS,
+    KINDS,
+    LABELS,
+    LETTER_CHANNELS,
+    LETTERS,
+    LINES,
+    MEDIUM,
+    PARTS,
+    PHOTO,
+    RANKS,
+    SHAPES,
+    SLOTS,
+    STEEP,
+    STEEPER,
+    SURE,
+    THING_KINDS,
+    THINGS,
+    UNSURE,
+    WIDTH,
+)
 
 
 class CellWords(nn.Module):
@@ -83,10 +84,10 @@ class ClassNames(nn.Module):
     def forward(self, probabilities: Tensor) -> Tensor:
         """Map class probabilities [N,1000] to [N,1+RANKS*SLOTS+KIND_SLOTS,D]: how sure, names, kind."""
         top, classes = probabilities.topk(RANKS, dim=-1)
-        sure, unsure = ((_STEEP * (top[:, 0] - bound)).sigmoid() for bound in (_SURE, _UNSURE))
+        sure, unsure = ((STEEP * (top[:, 0] - bound)).sigmoid() for bound in (SURE, UNSURE))
         how = torch.stack((sure, (1 - sure) * unsure, (1 - sure) * (1 - unsure)), dim=-1) @ self.how
         mass, kind = (probabilities @ self.kind_of).max(-1)
-        kinds = self.kinds[kind] * (_STEEP * (mass - _SURE)).sigmoid()[:, None, None]
+        kinds = self.kinds[kind] * (STEEP * (mass - SURE)).sigmoid()[:, None, None]
         return torch.cat((how[:, None], self.table[classes].flatten(1, 2), kinds), dim=1)
 
 
@@ -101,7 +102,7 @@ class Places(nn.Module):
 
     def forward(self, where: Tensor) -> Tensor:
         """Map places [...,2], down and to the right, to the sum of their words [...,D]: "top left", "center"."""
-        first, last = ((_STEEPER * (bound - where / (2 * GRID))).sigmoid() for bound in (1 / 3, 2 / 3))
+        first, last = ((STEEPER * (bound - where / (2 * GRID))).sigmoid() for bound in (1 / 3, 2 / 3))
         ends = torch.stack((first, 1 - last), dim=-1)  # [...,2,2]
         words = ends[..., 0, :] @ self.rows + ends[..., 1, :] @ self.columns
         middle = (last - first).prod(-1, keepdim=True) * self.center
@@ -129,7 +130,7 @@ def find_peaks(logits: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     where = torch.stack((spots // columns, spots % columns), dim=-1) + 0.5 + off
     where = where * (2 * GRID / torch.tensor([rows, columns], dtype=where.dtype, device=where.device))
     there = logits.flatten(1, 2).gather(1, spots[..., None].expand(-1, -1, logits.shape[-1]))
-    return score > _FOUND, where, there[..., 1:]
+    return score > FOUND, where, there[..., 1:]
 
 
 _DOWN = torch.tensor([-1.0] * 3 + [0.0] * 3 + [1.0] * 3)
@@ -139,19 +140,16 @@ _RIGHT = torch.tensor([-1.0, 0.0, 1.0] * 3)
 class Things(nn.Module):
     """Shapes, told in reading order."""
 
-    kinds = (3, COLORS, SHAPES)
-    """Logits of a shape: its size (neither, small, large), color, name."""
-
     def __init__(self) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, PARTS * (1 + sum(self.kinds)))
+        self.fc1, self.fc2 = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, PARTS * (1 + sum(THING_KINDS)))
         self.sizes = nn.Parameter(torch.zeros(3, WIDTH))
         self.names = nn.Parameter(torch.zeros(SHAPES, WIDTH))
         self.thing = nn.Parameter(torch.zeros(WIDTH))
 
     def logits(self, features: Tensor) -> Tensor:
         """Map standardised features [N,P,D] to logits of all cells [N,C,C,1+25]."""
-        return over_picture(self.fc2(F.gelu(self.fc1(features))).unflatten(-1, (2, 2, 1 + sum(self.kinds))))
+        return over_picture(self.fc2(F.gelu(self.fc1(features))).unflatten(-1, (2, 2, 1 + sum(THING_KINDS))))
 
     def forward(self, features: Tensor, colors: Tensor, places: Places) -> Tensor:
         """Map standardised features [N,P,D] and the colors' words [12,D] to [N,THINGS,D].
@@ -159,7 +157,7 @@ class Things(nn.Module):
         Shapes beyond the ones found are zero.
         """
         found, where, kinds = find_peaks(self.logits(features), THINGS)
-        sizes, tints, names = (each.softmax(-1) for each in kinds.split(self.kinds, dim=-1))
+        sizes, tints, names = (each.softmax(-1) for each in kinds.split(THING_KINDS, dim=-1))
         told = self.thing + sizes @ self.sizes + tints @ colors + names @ self.names + places(where)
         third = (where[..., 0] * 3 / (2 * GRID)).floor()
         order = (third * 2 * GRID + where[..., 1] + torch.where(found, 0, 9 * GRID)).argsort(dim=-1, stable=True)
@@ -177,11 +175,11 @@ class Lines(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm8, self.norm16 = nn.LayerNorm(FINE), nn.LayerNorm(MEDIUM)
-        self.fine = nn.Conv2d(FINE, _CHANNELS, 3, (2, 1), padding=1)
-        self.medium, self.coarse = nn.Linear(MEDIUM, _CHANNELS), nn.Linear(WIDTH, _CHANNELS)
-        self.conv1 = nn.Conv2d(_CHANNELS, _CHANNELS, 3, padding=1)
-        self.conv2 = nn.Conv2d(_CHANNELS, 2 * _CHANNELS, 3, padding=1)
-        self.out = nn.Linear(2 * _CHANNELS, 1 + CHARACTERS)
+        self.fine = nn.Conv2d(FINE, LETTER_CHANNELS, 3, (2, 1), padding=1)
+        self.medium, self.coarse = nn.Linear(MEDIUM, LETTER_CHANNELS), nn.Linear(WIDTH, LETTER_CHANNELS)
+        self.conv1 = nn.Conv2d(LETTER_CHANNELS, LETTER_CHANNELS, 3, padding=1)
+        self.conv2 = nn.Conv2d(LETTER_CHANNELS, 2 * LETTER_CHANNELS, 3, padding=1)
+        self.out = nn.Linear(2 * LETTER_CHANNELS, 1 + CHARACTERS)
         self.first = nn.Parameter(torch.zeros(CHARACTERS, WIDTH))
         self.later = nn.Parameter(torch.zeros(CHARACTERS, WIDTH))
         self.text = nn.Parameter(torch.zeros(WIDTH))
@@ -237,7 +235,7 @@ def _between(found: Tensor, down: Tensor) -> Tensor:
     down = torch.where(found, down, torch.inf).sort(dim=-1).values
     gaps = (down[:, 1:] - down[:, :-1]).nan_to_num(0.0, posinf=0.0)  # inf - inf, and inf - a middle
     widest, index = gaps.max(-1)
-    return torch.where(widest > _APART, down.gather(1, index[:, None])[:, 0] + widest / 2, torch.inf)
+    return torch.where(widest > APART, down.gather(1, index[:, None])[:, 0] + widest / 2, torch.inf)
 
 
 class Account(nn.Module):
@@ -261,12 +259,12 @@ class Account(nn.Module):
         """
         shown = over_picture(told.unflatten(-1, (2, 2, LABELS)))
         labels = shown.mean((1, 2))
-        photo = (_STEEP * (labels[:, PHOTO] - 0.5)).sigmoid()[:, None, None]
-        ground = F.normalize(labels[:, _BACKGROUND] ** 4, p=1, dim=-1) @ self.colors
+        photo = (STEEP * (labels[:, PHOTO] - 0.5)).sigmoid()[:, None, None]
+        ground = F.normalize(labels[:, BACKGROUND_LABELS] ** 4, p=1, dim=-1) @ self.colors
         medium = photo * self.medium[0] + (1 - photo) * self.medium[1]
         seen = self.class_names(probabilities)
         things = self.things(features, self.colors, self.places)
-        lines = self.lines(cells, features, shown[..., _COLORS], self.colors, self.places)
+        lines = self.lines(cells, features, shown[..., COLOR_LABELS], self.colors, self.places)
         found = (ground[:, None], things, lines)
         return torch.cat((medium, photo * seen, (1 - photo) * torch.cat(found, dim=1)), dim=1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobillama_v import hybrid, hybrid_words
+from mobillama_v import hybrid, hybrid_sizes, hybrid_words
 from mobillama_v.errors import ConfigError
 from mobillama_v.specs import HYBRID, TowerSpec
 from mobillama_v.vision import build_tower, register_towers
@@ -38,7 +38,7 @@ def test_it_is_an_open_clip_model(tower) -> None:
         )
         expected = torch.cat((theirs["image_intermediates_prefix"][0], theirs["image_intermediates"][0]), dim=1)
         torch.testing.assert_close(tower(pixels), expected)
-        assert visual(pixels).shape == (2, hybrid.WIDTH)
+        assert visual(pixels).shape == (2, hybrid_sizes.WIDTH)
 
 
 def test_shapes_and_counts(tower) -> None:
@@ -112,7 +112,7 @@ def test_lines_are_told_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> Non
     # "NO" with the O a little lower, and under it "5"; letters may be one spot apart.
     logits = spots(14, 28, 62, [((3, 12), 14), ((2, 9), 13), ((10, 20), 57)])
     monkeypatch.setattr(lines, "logits", lambda cells, features: logits)
-    seen = torch.zeros(1, 49, hybrid.GATHERED), torch.zeros(1, 49, 256)
+    seen = torch.zeros(1, 49, hybrid_sizes.GATHERED), torch.zeros(1, 49, 256)
     tints = torch.zeros(1, 14, 14, 12)
     tints[0, 2, 4, 3] = tints[0, 3, 6, 3] = tints[0, 10, 10, 8] = 0.9
     colors = torch.randn(12, 256)
@@ -132,11 +132,11 @@ def test_lines_are_told_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_photographs_and_drawings_have_slots_of_their_own(tower) -> None:
     account = tower.visual.trunk.account
     told = torch.zeros(2, 49, 4, 74)
-    told[0, ..., hybrid_words.PHOTO] = 1
+    told[0, ..., hybrid_sizes.PHOTO] = 1
     told[1, ..., 25 + 6] = 1
     with torch.no_grad():
         photo, drawing = account(
-            torch.rand(2, 1000), torch.randn(2, 49, hybrid.GATHERED), torch.randn(2, 49, 256), told.flatten(2)
+            torch.rand(2, 1000), torch.randn(2, 49, hybrid_sizes.GATHERED), torch.randn(2, 49, 256), told.flatten(2)
         )
     torch.testing.assert_close(photo[:2], torch.stack((account.medium[0], photo[1])))
     assert photo[1:12].abs().amax(-1).all() and photo[12:].abs().max() < 1e-6
@@ -149,7 +149,7 @@ def test_cells_are_gathered_where_they_are() -> None:
     maps = [torch.zeros(1, channels, 224 // s, 224 // s) for channels, s in ((40, 8), (112, 16), (320, 32))]
     maps[0][:, :, 4 * 2 + 1, 4 * 5 + 3] = 1  # stride 8, in cell (2, 5)
     maps[2][:, :, 6, 0] = 2
-    cells = hybrid.gather_cells(maps)[0].view(7, 7, hybrid.GATHERED)
+    cells = hybrid.gather_cells(maps)[0].view(7, 7, hybrid_sizes.GATHERED)
     assert cells[2, 5].sum() == 40 and cells[6, 0].sum() == 640 and cells.sum() == 680
 
 

@@ -23,6 +23,7 @@ LAYERS = {
     "tokenization": 4,
     "prompts": 4,
     "decoder": 4,
+    "hybrid_sizes": 1,
     "hybrid_words": 2,
     "hybrid": 3,
     "vision": 4,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mobillama_v import hybrid, hybrid_words
+from mobillama_v import hybrid, hybrid_sizes, hybrid_words
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.nano import classes, recognise, tower, vocabulary
 from mobillama_v.train.nano.figures import SHAPES
@@ -51,7 +51,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tower.Words:
     )
     tokenizer = TextTokenizer.from_file(path, bos_id=1, eos_id=2, pad_id=0)
     torch.manual_seed(0)
-    return tower.Words(torch.randn(3000, hybrid.WIDTH) * 0.02, tokenizer)
+    return tower.Words(torch.randn(3000, hybrid_sizes.WIDTH) * 0.02, tokenizer)
 
 
 def test_the_account_starts_from_words(words: tower.Words) -> None:
@@ -88,11 +88,11 @@ def test_what_is_to_be_found() -> None:
 def test_finding_can_be_learnt() -> None:
     torch.manual_seed(0)
     scenes = [sample_scene(random.Random(i), ("few", "word")[i % 2]) for i in range(8)]
-    features = torch.randn(8, 49, hybrid.WIDTH)
+    features = torch.randn(8, 49, hybrid_sizes.WIDTH)
     account = hybrid_words.Account()
     given = [account.colors.clone(), account.lines.first.clone(), account.places.rows.clone()]
 
-    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid.GATHERED)).astype(np.float16)
+    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid_sizes.GATHERED)).astype(np.float16)
 
     def losses() -> list[float]:
         found = []
@@ -116,7 +116,7 @@ def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) ->
     trunk, probe = hybrid.HybridTrunk(), tower.CellProbe()
     torch.nn.init.normal_(probe.norm.weight)
     torch.nn.init.normal_(probe.norm.bias)
-    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid.GATHERED)).astype(np.float16)
+    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid_sizes.GATHERED)).astype(np.float16)
     tower.start_cell_words(trunk, probe, cells, words)
     with torch.no_grad():
         patches = trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float()))
@@ -126,11 +126,11 @@ def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) ->
             torch.stack([words.label(name, column=column) for name in (*LABEL_NAMES, "photo")]) for column in (0, 1)
         )
         told = labels[:, :, 0::2].sum(2) @ left + labels[:, :, 1::2].sum(2) @ right
-        expected = hybrid_words.FEATURE_SHARE * features + told + trunk.cell_words.place
+        expected = hybrid_sizes.FEATURE_SHARE * features + told + trunk.cell_words.place
     torch.testing.assert_close(given, labels.flatten(2), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(features.flatten(0, 1).mean(0), torch.zeros(hybrid.WIDTH), rtol=0, atol=1e-3)
-    torch.testing.assert_close(features.flatten(0, 1).std(0), torch.ones(hybrid.WIDTH), rtol=0, atol=1e-2)
+    torch.testing.assert_close(features.flatten(0, 1).mean(0), torch.zeros(hybrid_sizes.WIDTH), rtol=0, atol=1e-3)
+    torch.testing.assert_close(features.flatten(0, 1).std(0), torch.ones(hybrid_sizes.WIDTH), rtol=0, atol=1e-2)
     similarity = torch.cosine_similarity(words.label("color:red"), words.word("red"), dim=0)
     assert similarity > 0.999
     inside, starting = words.label("character:N", column=1), words.label("character:N")
@@ -145,9 +145,9 @@ def test_the_projector_starts_as_nearly_the_identity() -> None:
     from mobillama_v.specs import ProjectorSpec
 
     torch.manual_seed(0)
-    projector = build_projector(ProjectorSpec(), tower_width=hybrid.WIDTH, decoder_width=hybrid.WIDTH)
+    projector = build_projector(ProjectorSpec(), tower_width=hybrid_sizes.WIDTH, decoder_width=hybrid_sizes.WIDTH)
     tower.start_projector(projector, 0.02)
-    x = torch.randn(50, hybrid.WIDTH)
+    x = torch.randn(50, hybrid_sizes.WIDTH)
     with torch.no_grad():
         similarity = torch.cosine_similarity(projector(x), x, dim=-1)
         scale = projector(x).pow(2).mean().sqrt()
@@ -157,7 +157,7 @@ def test_the_projector_starts_as_nearly_the_identity() -> None:
 def test_the_tower_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cache:
         row = {f"{i}": i for i in range(24)}  # noqa: RUF012
-        cells = np.random.default_rng(0).normal(size=(24, 49, hybrid.GATHERED)).astype(np.float16)
+        cells = np.random.default_rng(0).normal(size=(24, 49, hybrid_sizes.GATHERED)).astype(np.float16)
 
     labels = (np.random.default_rng(1).random((16, CELLS, CELLS, len(LABEL_NAMES))) < 0.05).astype(np.uint8)
     drawn, taken = [str(i) for i in range(16)], [str(i) for i in range(16, 24)]

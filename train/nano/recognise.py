@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobillama_v.hybrid import HybridTrunk
-from mobillama_v.hybrid_words import GRID, WIDTH, Account, Things
+from mobillama_v.hybrid_sizes import GRID, THING_KINDS, WIDTH
+from mobillama_v.hybrid_words import Account
 from mobillama_v.train.nano import figures
 from mobillama_v.train.nano.figures import SHAPES
 from mobillama_v.train.nano.scenes import COLOUR_NAMES, SIDE, Scene, clear_size
@@ -54,7 +55,7 @@ def shapes_of(scenes: Iterable[Scene]) -> Targets:
         for thing in scene.shapes:
             kinds = [SIZES.index(clear_size(thing)), COLOUR_NAMES.index(thing.colour), SHAPES.index(thing.shape)]
             rows.append([index, _spot(*thing.centre, 2 * GRID, 2 * GRID), *kinds])
-    return Targets(_table(rows, 5), Things.kinds)
+    return Targets(_table(rows, 5), THING_KINDS)
 
 
 def letters_of(scenes: Iterable[Scene]) -> Targets:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mobillama_v.hybrid import CLASSES, GATHERED, GRID, Lite0, gather_cells
+from mobillama_v.hybrid import Lite0, gather_cells
+from mobillama_v.hybrid_sizes import CLASSES, GATHERED, GRID
 from mobillama_v.images import ImageTransform, load_image
 
 _BATCH = 16

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobillama_v.hybrid import HybridTrunk
-from mobillama_v.hybrid_words import CLASSES, GRID, KIND_SLOTS, KINDS, SLOTS, WIDTH, Account
+from mobillama_v.hybrid_sizes import CLASSES, GRID, KIND_SLOTS, KINDS, SLOTS, WIDTH
+from mobillama_v.hybrid_words import Account
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.nano import classes
 from mobillama_v.train.nano.figures import SHAPES
