@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.engine.files import ROWS, Packed, ffn_rows, layout, matrices
-from mobillama_v.engine.pack import pack_matrix, refuse_odd, unpack_matrix
+from mobillama_v.engine.assemble import HEAD, assemble, network_of, original
+from mobillama_v.engine.files import ROWS, Array, Packed, matrices
+from mobillama_v.engine.pack import pack_matrix, unpack_matrix
 from mobillama_v.specs import DecoderSpec
 
 
@@ -36,41 +36,17 @@ def pack(
         CheckpointError: weights that are not finite.
     """
     state = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
-    head = lm_head.state_dict()["weight"].detach()
-    refuse_odd(state["embed_tokens.weight"], "embed_tokens")
-    tensors: dict[str, np.ndarray] = {}
-    for name, (dtype, _) in layout(spec, bits).items():
-        if dtype == np.uint8:
-            weight = head if name == "lm_head" else _matrix(state, name, spec)
-            known = None if moments is None else moments.get(name)
-            tensor = pack_matrix(weight, bits, search=search, moments=known, name=name)
-        else:
-            tensor = state[_original(name)].to(getattr(torch, dtype.name)).contiguous()
-        tensors[name] = tensor.numpy()
-    return Packed(spec, bits, tensors)
+    state[HEAD] = lm_head.state_dict()["weight"].detach()
 
+    def take(name: str, *_: int) -> Array:
+        tensor = state[name]
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
 
-def _original(name: str) -> str:
-    name = name.replace(".attention_norm", ".input_layernorm").replace(".ffn_norm", ".post_attention_layernorm")
-    return f"{name}.weight"
+    def tiles(weight: Array, name: str) -> Array:
+        known = None if moments is None else moments.get(name)
+        return pack_matrix(torch.from_numpy(weight), bits, search=search, moments=known, name=name).numpy()
 
-
-def _matrix(state: dict[str, Tensor], name: str, spec: DecoderSpec) -> Tensor:
-    owner, index, part = name.split(".")
-    if owner == "layers":
-        attention = f"layers.{index}.self_attn"
-        if part == "out":
-            return state[f"{attention}.o_proj.weight"]
-        return torch.cat([state[f"{attention}.{each}_proj.weight"] for each in "qkv"])
-    network = "feed_forward" if spec.ffn_sharing == "all" else f"layers.{index}.mlp"
-    extra = ffn_rows(spec) - spec.intermediate_size
-    if part == "down":
-        return nn.functional.pad(state[f"{network}.down_proj.weight"], (0, extra))
-    gate, up = (
-        nn.functional.pad(state[f"{network}.{each}_proj.weight"], (0, 0, 0, extra)).view(-1, ROWS, spec.hidden_size)
-        for each in ("gate", "up")
-    )
-    return torch.stack((gate, up), dim=1).flatten(0, 2)
+    return assemble(take, spec, bits, tiles)
 
 
 def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
@@ -81,7 +57,7 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
     for name, array in packed.tensors.items():
         tensor = torch.from_numpy(array)
         if tensor.dtype != torch.uint8:
-            state[_original(name)] = tensor.float()
+            state[original(name)] = tensor.float()
             continue
         weight = unpack_matrix(tensor, packed.bits, *matrices(spec)[name])
         if name == "lm_head":
@@ -89,7 +65,7 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
             continue
         _, index, part = name.split(".")
         attention = f"layers.{index}.self_attn"
-        network = "feed_forward" if spec.ffn_sharing == "all" else f"layers.{index}.mlp"
+        network = network_of(index, spec)
         if part == "out":
             state[f"{attention}.o_proj.weight"] = weight
         elif part == "qkv":

@@ -12,22 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mobillama_v.engine.assemble import pack_halves, refuse_odd
 from mobillama_v.engine.files import BLOCK, ROWS, tiles_shape
-from mobillama_v.errors import CheckpointError
 
-_LARGEST = 65504.0  # of fp16
 _AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
-
-
-def refuse_odd(weight: Tensor, name: str) -> None:
-    """See that fp16 can hold ``weight``.
-
-    Raises:
-        CheckpointError: numbers that are not finite, or too large.
-    """
-    low, high = weight.aminmax()  # no numbers where there is one
-    if not (bool(low >= -_LARGEST) and bool(high <= _LARGEST)):
-        raise CheckpointError(f"{name} holds weights that are not finite, or too large for 16 bits; it is damaged.")
 
 
 def pack_matrix(
@@ -47,6 +35,8 @@ def pack_matrix(
     Raises:
         CheckpointError: numbers that are not finite, or beyond what 16 bits hold.
     """
+    if bits == 16:
+        return torch.from_numpy(pack_halves(weight.detach().float().numpy(), name))
     rows, columns = weight.shape
     bands, blocks, _ = tiles_shape(rows, columns, bits)
     out = torch.empty(tiles_shape(rows, columns, bits), dtype=torch.uint8)
@@ -57,14 +47,12 @@ def pack_matrix(
     step = max(1, _AT_ONCE // (ROWS * BLOCK * blocks))
     for band in range(0, bands, step):
         some = weight[band * ROWS : (band + step) * ROWS].float()
-        refuse_odd(some, name)
+        refuse_odd(some.detach().numpy(), name)
         end = min(band + step, bands)
         padded = some.new_zeros((end - band) * ROWS, blocks * BLOCK)
         padded[: len(some), :columns] = some
         tiles = padded.view(end - band, ROWS, blocks, BLOCK).transpose(1, 2)  # [A,B,16,32]
-        if bits == 16:
-            out[band:end] = tiles.transpose(2, 3).half().contiguous().view(torch.uint8).view(end - band, blocks, -1)
-        elif errors is None:
+        if errors is None:
             out[band:end] = _pack_codes(*quantise(tiles, bits, search=search), bits)
         else:
             codes, scales = quantise_for(padded, errors)

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mobillama_v.engine.assemble import refuse_odd
 from mobillama_v.engine.files import BLOCK
-from mobillama_v.engine.pack import quantise, refuse_odd
+from mobillama_v.engine.pack import quantise
 from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
 from mobillama_v.specs import DecoderSpec
 
@@ -159,7 +160,7 @@ def _add_tensors(
     raw = gguf.GGMLQuantizationType[kind.upper()]
 
     def converted(name: str, weight: Tensor) -> Any:
-        refuse_odd(weight, name)
+        refuse_odd(weight.detach().float().numpy(), name)
         if bits:
             return blocks(weight, bits, search=search).numpy()
         return weight.to(torch.float32 if kind == "f32" else torch.float16).contiguous().numpy()
