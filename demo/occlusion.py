@@ -46,7 +46,7 @@ def importance(
     """
     if model.network.lm_head.weight.is_meta:
         raise ConfigError("a packed decoder only says what comes next; for this map, load the model before packing.")
-    shown = torch.stack([image.features for image in images])
+    shown = torch.stack([torch.as_tensor(image.features) for image in images])
     whole = log_likelihood(model, messages, shown[None], answer)
     found = torch.zeros(CELLS, CELLS)
     for row in range(CELLS):
@@ -64,7 +64,7 @@ def log_likelihood(model: Assistant, messages: Sequence[Message], images: Tensor
         [*messages, assistant_turn(answer)],
         model.tokenizer,
         template=model.spec.template,
-        tokens_per_image=model.network.tokens_per_image,
+        tokens_per_image=model.sight.tokens_per_image,
         max_length=model.context,
     )
     rows, network = len(images), model.network

@@ -37,7 +37,7 @@ Start = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
 def ours(spec: DecoderSpec, folder: Path) -> Start:
     """Our decoder."""
-    from mobillama_v.generation import TorchEngine
+    from mobillama_v.torch_engine import TorchEngine
 
     engine = TorchEngine(_floats(spec, folder))
 
@@ -46,7 +46,7 @@ def ours(spec: DecoderSpec, folder: Path) -> Start:
         logits = decoding.prefill(engine.embed(ids[None]), torch.ones(1, len(ids), dtype=torch.long))
 
         def decode(token: torch.Tensor) -> torch.Tensor:
-            decoding.push(token[None])
+            decoding.push([int(token)])
             return decoding.logits()[0]
 
         return logits[0], decode

@@ -83,8 +83,10 @@ class Answers:
 
     @property
     def device(self) -> Any:
-        """Where the model runs."""
-        return self.assistant.device
+        """Where the model runs, as torch says it."""
+        import torch
+
+        return torch.device(self.assistant.device)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """An answer to each request, whose ``args`` are text, settings, and what gives its images.
@@ -143,7 +145,7 @@ class Answers:
             [*messages, assistant(said)],
             self.assistant.tokenizer,
             template=self.assistant.spec.template,
-            tokens_per_image=self.assistant.network.tokens_per_image,
+            tokens_per_image=self.assistant.sight.tokens_per_image,
             max_length=self.assistant.context,
         )
         network, device = self.assistant.network, self.assistant.device
@@ -152,7 +154,9 @@ class Answers:
             embeds = network.language_model.embed_tokens(ids)
             if seen:
                 slots = torch.tensor([encoded.image_mask])
-                embeds = place_image_features(embeds, slots, torch.stack([image.features for image in seen]))
+                embeds = place_image_features(
+                    embeds, slots, torch.stack([torch.as_tensor(image.features) for image in seen])
+                )
             positions = torch.arange(ids.shape[1], device=device)[None]
             hidden = network.language_model(embeds, position_ids=positions)
             at = [i for i, label in enumerate(encoded.labels) if label != IGNORE_INDEX][:-1]  # without the end token

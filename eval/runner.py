@@ -165,7 +165,8 @@ class Asker:
     """Asks a loaded model questions."""
 
     def __init__(self, assistant: Assistant, *, batch_size: int, max_new_tokens: int) -> None:
-        from mobillama_v.generation import Sampling, TorchEngine
+        from mobillama_v.generation import Sampling
+        from mobillama_v.torch_engine import TorchEngine
 
         self.assistant, self.batch_size = assistant, batch_size
         self._sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -187,9 +188,9 @@ class Asker:
         return [window for i, window in enumerate(every) if i % world.size == world.rank]
 
     def _images_at_once(self, pictured: Sequence[Example]) -> int:
-        network, decoder = self.assistant.network, self.assistant.spec.decoder
-        size = network.lm_head.weight.element_size()
-        image = network.tokens_per_image * decoder.hidden_size * size
+        decoder = self.assistant.spec.decoder
+        size = self.assistant.network.lm_head.weight.element_size() if self._torch else 4
+        image = self.assistant.sight.tokens_per_image * decoder.hidden_size * size
         if self._prefixes is None:
             return max(self.batch_size, _FEATURE_BYTES // max(1, image))
         common = self._row(pictured[0], []).common
@@ -276,7 +277,7 @@ class Asker:
             [user(example.prompt, images=len(example.images))],
             self.assistant.tokenizer,
             template=self.assistant.spec.template,
-            tokens_per_image=self.assistant.network.tokens_per_image,
+            tokens_per_image=self.assistant.sight.tokens_per_image,
         )
 
 

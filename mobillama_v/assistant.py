@@ -16,19 +16,21 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from mobillama_v.errors import PromptError
-from mobillama_v.generation import Completion, Engine, Sampling, TorchEngine, stream
+from mobillama_v.generation import Completion, Engine, Sampling, stream
 from mobillama_v.images import load_image
-from mobillama_v.network import Network, place_image_features
 from mobillama_v.prompts import Encoded, Message, encode, user
 from mobillama_v.prompts import assistant as assistant_turn
+from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
+
+if TYPE_CHECKING:
+    from mobillama_v.network import Network
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | SeenImage"
 Question: TypeAlias = "str | Sequence[Message]"
@@ -36,10 +38,31 @@ Question: TypeAlias = "str | Sequence[Message]"
 
 @dataclass(frozen=True)
 class SeenImage:
-    """An image as the decoder sees it, [P',D], and the seconds that decoding and encoding it took."""
+    """An image as the decoder sees it, [P',D], and the seconds that decoding and encoding it took.
 
-    features: Tensor
+    The features are an array of numpy's or a tensor of torch's, as the model's :class:`Sight` gives them.
+    """
+
+    features: Any
     seconds: float
+
+
+class Sight(Protocol):
+    """What sees for a model: its image tower and projector."""
+
+    device: str
+    """Where, by torch's name."""
+    tokens_per_image: int
+    """Visual tokens P' that one image makes."""
+
+    @property
+    def network(self) -> Network:
+        """The model in torch, made when it is first asked for where nothing here computes with it."""
+        ...
+
+    def look(self, pixel_values: np.ndarray[Any, Any]) -> Any:
+        """Visual tokens [P',D] of an image's pixels [3,S,S], when they have been computed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -124,22 +147,27 @@ class _Step(NamedTuple):
 class Assistant:
     """A loaded model; :func:`mobillama_v.load` makes it. It holds no conversation, so calls are independent."""
 
-    def __init__(self, name: str, network: Network, tokenizer: TextTokenizer, engine: Engine | None = None) -> None:
-        self.name, self.network, self.tokenizer = name, network, tokenizer
-        self.spec = network.spec
-        self.engine = engine or TorchEngine(network)
+    def __init__(self, name: str, spec: ModelSpec, tokenizer: TextTokenizer, sight: Sight, engine: Engine) -> None:
+        self.name, self.spec, self.tokenizer, self.sight, self.engine = name, spec, tokenizer, sight, engine
 
     @property
-    def device(self) -> torch.device:
-        """Where the model runs."""
-        return next(self.network.vision_tower.parameters()).device
+    def device(self) -> str:
+        """Where the model runs, by torch's name."""
+        return self.sight.device
+
+    @property
+    def network(self) -> Network:
+        """The model in torch; reading it imports torch and loads the model where it runs without.
+
+        Its decoder has no memory where the native engine runs a packed or large one.
+        """
+        return self.sight.network
 
     @property
     def context(self) -> int:
         """How many tokens a conversation may have, the answer included."""
         return self.spec.decoder.max_position_embeddings
 
-    @torch.inference_mode()
     def see(self, image: Source) -> SeenImage:
         """Read and encode one image; one that was seen already is returned as it is.
 
@@ -150,9 +178,7 @@ class Assistant:
             return image
         start = time.perf_counter()
         picture = load_image(image, target=self.spec.image.size)
-        pixels = torch.from_numpy(self.spec.image(picture))[None].to(self.device)
-        features = self.network.get_image_features(pixels)[0]
-        _wait_for(features)
+        features = self.sight.look(self.spec.image(picture))
         return SeenImage(features, time.perf_counter() - start)
 
     def ask(self, images: Sequence[Source], question: Question, sampling: Sampling | None = None) -> Reply:
@@ -223,7 +249,7 @@ class Assistant:
             messages,
             self.tokenizer,
             template=self.spec.template,
-            tokens_per_image=self.network.tokens_per_image,
+            tokens_per_image=self.sight.tokens_per_image,
         )
         if len(encoded.input_ids) >= self.context:
             raise PromptError(
@@ -244,30 +270,13 @@ class Assistant:
         if self.spec.template == "plain":  # its captions end with a newline and not with the end token
             sampling = dataclasses.replace(sampling, stop=(*sampling.stop, "\n"))
         start = time.perf_counter()
-        embeds, exists = self._embed(rows)
+        images = [image.features for row in rows for image in row.images]
+        embeds, exists = self.engine.compose([row.encoded for row in rows], images, self.tokenizer.pad_id)
         first = 0.0
         for pieces, completions in stream(self.engine, self.tokenizer, embeds, exists, sampling):
             now = time.perf_counter()
             first = first or now
             yield _Step(pieces, completions, first - start, now - first)
-
-    @torch.inference_mode()
-    def _embed(self, rows: list[_Row]) -> tuple[Tensor, Tensor]:
-        """Embeddings [B,T,D] of prompts padded on the left, and which positions exist [B,T]."""
-        longest = max(len(row.encoded.input_ids) for row in rows)
-        ids = torch.full((len(rows), longest), self.tokenizer.pad_id)
-        slots = torch.zeros((len(rows), longest), dtype=torch.bool)
-        exists = torch.zeros((len(rows), longest), dtype=torch.long)
-        for i, row in enumerate(rows):
-            start = longest - len(row.encoded.input_ids)
-            ids[i, start:] = torch.tensor(row.encoded.input_ids)
-            slots[i, start:] = torch.tensor(row.encoded.image_mask)
-            exists[i, start:] = 1
-        embeds = self.engine.embed(ids)
-        features = [image.features for row in rows for image in row.images]
-        if features:
-            embeds = place_image_features(embeds, slots, torch.stack(features))
-        return embeds, exists.to(self.device)
 
 
 @dataclass
@@ -335,9 +344,3 @@ def _reply(row: _Row, last: _Step, index: int) -> Reply:
         new_tokens=len(completion.ids),
         timings=Timings(images=row.seconds, prefill=last.prefill, decode=last.decode),
     )
-
-
-def _wait_for(tensor: Tensor) -> None:
-    """Let a GPU finish, so that its time is not counted to the next step."""
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)

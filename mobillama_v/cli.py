@@ -154,4 +154,6 @@ def _program(
 
 def main() -> None:
     """The console script."""
+    # numpy's products here are small: its threads would wait for each other, long where something else runs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()

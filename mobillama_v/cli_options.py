@@ -27,7 +27,7 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="An embedded model, a model folder, or a Hugging Face id (owner/name).")
 ]
 DeviceOption = Annotated[
-    str, typer.Option(help="auto (CUDA, else MPS, else CPU), or a torch device such as cpu or cuda:1.")
+    str, typer.Option(help="auto (CUDA, else MPS, else CPU; nano: CPU), or a torch device such as cpu or cuda:1.")
 ]
 EngineOption = Annotated[
     str,
@@ -52,23 +52,24 @@ def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int
     Raises:
         ConfigError: a value out of range.
     """
-    _import_torch()
     from mobillama_v.generation import Sampling
 
     return Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
 
 def load_assistant(folder: Path, device: str, engine: str) -> Assistant:
-    """Load the model in ``folder`` for a command; torch is imported here.
+    """Load the model in ``folder`` for a command; torch is imported here, for models that need it.
 
     Raises:
         MobiLlamaVError: as :func:`mobillama_v.load` does.
     """
-    _import_torch()
-    from mobillama_v.loading import limit_threads, load
+    from mobillama_v.hub import read_spec
+    from mobillama_v.loading import limit_threads, load, runs_light
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        limit_threads(folder)
+    if not runs_light(folder, read_spec(folder), device, engine):
+        _import_torch()
+        if "OMP_NUM_THREADS" not in os.environ:
+            limit_threads(folder)
     return load(str(folder.absolute()), device=device, engine=engine)
 
 

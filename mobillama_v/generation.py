@@ -1,7 +1,7 @@
-"""Prefill, decode, sampling, stopping and streaming, for batches whose rows stop on their own.
+"""Prefill, decode, stopping and streaming, for batches whose rows stop on their own.
 
-An :class:`Engine` runs the decoder: torch's is here, the native one in :mod:`mobillama_v.engine`. Greedy results of
-torch's are those of transformers' ``generate()``.
+An :class:`Engine` runs the decoder, in arrays of its own: torch's is in :mod:`mobillama_v.torch_engine`, the native one
+in :mod:`mobillama_v.engine.native`. Nothing here imports either.
 
 Shapes: B rows, T prompt positions (padded on the left), D hidden, V vocabulary.
 """
@@ -11,16 +11,12 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor
-
-from mobillama_v.cache import StaticCache
-from mobillama_v.decoder import causal_mask, position_ids_from_mask
 from mobillama_v.errors import ConfigError, PromptError
+from mobillama_v.prompts import Encoded
 from mobillama_v.specs import DecoderSpec
 
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character yet
@@ -114,48 +110,18 @@ class TextStream:
         return piece
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Choose one token [B] from logits [B,V]: the greatest, or by temperature within the smallest set of mass top_p."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most likely token is always inside
-        probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered.masked_fill(outside, 0))
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
-
-def prefill(model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: StaticCache) -> Tensor:
-    """Run the prompt [B,T,D] into the cache; logits [B,V] for the first new token."""
-    length = inputs_embeds.shape[1]
-    mask = None if bool(attention_mask.all()) else causal_mask(attention_mask, length)
-    positions = position_ids_from_mask(attention_mask)
-    hidden = model.language_model(inputs_embeds, position_ids=positions, mask=mask, cache=cache)
-    return model.lm_head(hidden[:, -1])
-
-
-def decode_one_token(model: Any, tokens: Tensor, attention_mask: Tensor, cache: StaticCache) -> Tensor:
-    """Run one token a row [B] against the cache; ``attention_mask`` [B,S] covers it. Logits [B,V] for the next."""
-    mask = None if bool(attention_mask.all()) else causal_mask(attention_mask, 1)
-    positions = position_ids_from_mask(attention_mask)[:, -1:]
-    embeds = model.language_model.embed_tokens(tokens[:, None])
-    hidden = model.language_model(embeds, position_ids=positions, mask=mask, cache=cache)
-    return model.lm_head(hidden[:, -1])
-
-
 class Decoding(Protocol):
     """A batch of B prompts being answered; the engine holds its keys and values."""
 
-    def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+    def prefill(self, inputs_embeds: Any, attention_mask: Any) -> Any:
         """Run prompts [B,T,D], padded on the left as ``attention_mask`` [B,T] says; logits [B,V] for the next token."""
         ...
 
-    def push(self, tokens: Tensor) -> None:
-        """Say with which token each row [B] goes on. Batches that said so when one asks for logits may run together."""
+    def push(self, tokens: list[int]) -> None:
+        """Say with which token each row goes on. Batches that said so when one asks for logits may run together."""
         ...
 
-    def logits(self) -> Tensor:
+    def logits(self) -> Any:
         """Run the tokens that were pushed, unless they have run; logits [B,V] for the next."""
         ...
 
@@ -165,66 +131,40 @@ class Decoding(Protocol):
 
 
 class Engine(ABC):
-    """What runs a decoder of shape ``spec``."""
+    """What runs a decoder of shape ``spec``, in arrays of its own kind."""
 
     spec: DecoderSpec
     title: str
     """What computes, in a few words."""
 
     @abstractmethod
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [...,D] of ids, where the decoder takes them."""
+    def compose(self, prompts: Sequence[Encoded], images: Sequence[Any], pad_id: int) -> tuple[Any, Any]:
+        """What :func:`stream` takes of B prompts, padded on the left.
+
+        Args:
+            prompts: ids and image slots.
+            images: visual tokens [P',D] of all prompts' images, in order.
+            pad_id: any id; it stands where a row has no position.
+
+        Returns:
+            Embeddings [B,T,D], those of images in their slots, and 1 where a position exists, [B,T].
+        """
+
+    @abstractmethod
+    def sampler(self, sampling: Sampling) -> Callable[[Any], list[int]]:
+        """What chooses a token for each row from logits [B,V].
+
+        The likeliest where the temperature is 0, else at random within the smallest set of mass ``top_p``; with a seed,
+        always the same from the same logits.
+        """
 
     @abstractmethod
     def begin(self, rows: int, capacity: int) -> Decoding:
         """Room to answer ``rows`` prompts, of ``capacity`` positions each with their answers."""
 
 
-class TorchEngine(Engine):
-    """Runs a model that has a :class:`~mobillama_v.decoder.Decoder` as ``language_model`` and a head as ``lm_head``."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.spec = model, model.language_model.spec
-        weight = model.lm_head.weight
-        self.title = f"PyTorch {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [...,D] on the model's device."""
-        table = self.model.language_model.embed_tokens
-        return table(ids.to(table.weight.device))
-
-    def begin(self, rows: int, capacity: int) -> Decoding:
-        """A static cache of that size."""
-        return _TorchDecoding(self.model, rows, capacity)
-
-
-class _TorchDecoding:
-    def __init__(self, model: Any, rows: int, capacity: int) -> None:
-        weight = model.lm_head.weight
-        self._model = model
-        self._cache = StaticCache(
-            model.language_model.spec, rows=rows, capacity=capacity, dtype=weight.dtype, device=weight.device
-        )
-        self._exists = torch.ones(rows, capacity, dtype=torch.long, device=weight.device)
-        self._tokens = self._exists[:, 0]
-
-    def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        self._exists[:, : attention_mask.shape[1]] = attention_mask
-        return prefill(self._model, inputs_embeds, attention_mask, self._cache)
-
-    def push(self, tokens: Tensor) -> None:
-        self._tokens = tokens
-
-    def logits(self) -> Tensor:
-        return decode_one_token(self._model, self._tokens, self._exists[:, : self._cache.length + 1], self._cache)
-
-    def close(self) -> None:
-        pass
-
-
-@torch.inference_mode()
 def stream(
-    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
+    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Any, attention_mask: Any, sampling: Sampling
 ) -> Iterator[tuple[list[str], list[Completion]]]:
     """Answer B prompts, a step at a time.
 
@@ -250,19 +190,16 @@ def stream(
         raise PromptError(f"the prompt has {length} tokens and the model's context is {length + room}; shorten it.")
     budget = min(sampling.max_new_tokens, room)
     deadline = time.monotonic() + sampling.max_seconds
-    device = inputs_embeds.device
-    generator = None
-    if sampling.seed is not None:
-        generator = torch.Generator(device=device).manual_seed(sampling.seed)
+    choose = engine.sampler(sampling)
     decoding = engine.begin(rows, length + budget)
     streams = [TextStream(tokenizer, sampling.stop) for _ in range(rows)]
     completions = [Completion() for _ in range(rows)]
     try:
         logits = decoding.prefill(inputs_embeds, attention_mask)
         for step in range(budget):
-            tokens = sample(logits, sampling, generator)
+            tokens = choose(logits)
             last = step == budget - 1 or time.monotonic() >= deadline
-            pieces = _advance(tokens.tolist(), tokenizer.eos_id, streams, completions, last=last)
+            pieces = _advance(tokens, tokenizer.eos_id, streams, completions, last=last)
             ended = last or all(c.finish_reason for c in completions)
             if not ended:
                 decoding.push(tokens)
@@ -299,7 +236,7 @@ def _advance(
 
 
 def generate(
-    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Tensor, attention_mask: Tensor, sampling: Sampling
+    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Any, attention_mask: Any, sampling: Sampling
 ) -> list[Completion]:
     """:func:`stream` to its end."""
     *_, (_, completions) = stream(engine, tokenizer, inputs_embeds, attention_mask, sampling)

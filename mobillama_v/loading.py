@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mobillama_v.assistant import Assistant
 from mobillama_v.checkpoint import tensor_names
-from mobillama_v.engine import sight
 from mobillama_v.engine.choice import bits_at_load, is_small, use_native
-from mobillama_v.engine.convert import pack, unpack
 from mobillama_v.engine.files import BITS, Packed, is_packed, read, weight_files_of
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.generation import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
-from mobillama_v.network import drop_decoder, fill_decoder, load_network
+from mobillama_v.light import model as light
+from mobillama_v.light.hybrid import fits
+from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from mobillama_v.network import Network
 
 _SMALL = 200_000_000  # bytes of weights
 _KEPT_PROMPTS = 2  # with their keys and values, of chats that go on
@@ -35,7 +40,8 @@ def load(
 
     Args:
         name: an embedded model (``nano``), a folder, or a Hugging Face id.
-        device: ``auto`` (CUDA, else MPS, else CPU) or a torch device such as ``cuda:1``.
+        device: ``auto`` (CUDA, else MPS, else CPU; the CPU for models that :func:`runs_light` names) or a torch device
+            such as ``cuda:1``.
         dtype: of torch's weights and activations; by default bfloat16 on CUDA and float32 elsewhere.
         engine: what runs the decoder: ``torch``; ``native``, which packs float weights as it loads them (to 16 bits,
             those of large models to 8); or ``auto``, which is native on a CPU for packed models (``mobillama-v
@@ -50,7 +56,46 @@ def load(
     """
     folder = find_model(name)
     spec = read_spec(folder)
+    tokenizer = _tokenizer(folder, spec)
+    if bits is not None and bits not in BITS:
+        raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
+    if dtype is None and bits is None and runs_light(folder, spec, device, engine):
+        # In torch a packed decoder stays without memory, as wherever the native engine answers.
+        found = light.load(folder, spec, lambda: _torch_parts(folder, spec, "cpu", None, native=is_packed(folder))[0])
+        if found is not None:
+            seeing, packed = found
+            return Assistant(name, spec, tokenizer, seeing, _native(packed, _threads(folder)))
     where = choose_device(device)
+    native = use_native(engine, spec.decoder, device=where.type, packed=is_packed(folder))
+    if bits is not None and (is_packed(folder) or not native):
+        why = "it is packed already" if is_packed(folder) else "torch answers; choose the native engine"
+        raise ConfigError(f"the model {name!r} is not packed to {bits} bits: {why}.")
+    import torch
+
+    from mobillama_v.network import TorchSight
+    from mobillama_v.torch_engine import TorchEngine
+
+    network, decoder = _torch_parts(folder, spec, where, dtype, native=native, bits=bits)
+    runs = TorchEngine(network) if decoder is None else _native(decoder, min(torch.get_num_threads(), _MAX_THREADS))
+    return Assistant(name, spec, tokenizer, TorchSight(network), runs)
+
+
+def runs_light(folder: Path, spec: ModelSpec, device: str, engine: str) -> bool:
+    """Whether :func:`load` leaves out torch, by its arguments; ``auto`` is then the CPU.
+
+    So do models whose image tower is the hybrid one, and whose decoder is packed or small: before another device had
+    been found, they have answered.
+
+    Raises:
+        ConfigError: no such engine, or ``native`` where it cannot be.
+    """
+    if device not in ("auto", "cpu") or not fits(spec):
+        return False
+    packed = is_packed(folder)
+    return (packed or is_small(spec.decoder)) and use_native(engine, spec.decoder, device="cpu", packed=packed)
+
+
+def _tokenizer(folder: Path, spec: ModelSpec) -> TextTokenizer:
     decoder = spec.decoder
     tokenizer = TextTokenizer.from_file(
         folder / "tokenizer.json", bos_id=decoder.bos_token_id, eos_id=decoder.eos_token_id, pad_id=decoder.pad_token_id
@@ -60,36 +105,53 @@ def load(
             f"{str(folder)!r} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
             f"{decoder.vocab_size}; copy the tokenizer.json that belongs to this model."
         )
+    return tokenizer
+
+
+def _torch_parts(
+    folder: Path,
+    spec: ModelSpec,
+    where: torch.device | str,
+    dtype: torch.dtype | None,
+    *,
+    native: bool,
+    bits: int | None = None,
+) -> tuple[Network, Packed | None]:
+    """The model in torch, and where the native engine answers the packed decoder."""
+    import torch
+
+    from mobillama_v.engine import sight
+    from mobillama_v.engine.convert import pack, unpack
+    from mobillama_v.network import drop_decoder, fill_decoder, load_network
+
     if dtype is None:
-        dtype = _default_dtype(where.type)
-    native = use_native(engine, decoder, device=where.type, packed=is_packed(folder))
-    if bits is not None and bits not in BITS:
-        raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
-    if bits is not None and (is_packed(folder) or not native):
-        why = "it is packed already" if is_packed(folder) else "torch answers; choose the native engine"
-        raise ConfigError(f"the model {name!r} is not packed to {bits} bits: {why}.")
+        dtype = _default_dtype(torch.device(where).type)
     if is_packed(folder):
-        packed = read(folder, decoder)
+        packed = read(folder, spec.decoder)
         names = tensor_names(folder)
         network = load_network(
             folder, spec, device=where, dtype=dtype, decoder=False, prepare=lambda sketch: sight.hold(sketch, names)
         )
-        if not native:
-            sight.unpack(network, dtype)
-            fill_decoder(network, *unpack(packed))
-    else:
-        network = load_network(folder, spec, device=where, dtype=dtype)
         if native:
-            packed = pack(network.language_model, network.lm_head, decoder, bits or bits_at_load(decoder))
-            if not is_small(decoder):  # it would take more memory than what it was packed to
-                drop_decoder(network)
-    return Assistant(name, network, tokenizer, _native(packed) if native else None)
+            return network, packed
+        sight.unpack(network, dtype)
+        fill_decoder(network, *unpack(packed))
+        return network, None
+    network = load_network(folder, spec, device=where, dtype=dtype)
+    if not native:
+        return network, None
+    packed = pack(network.language_model, network.lm_head, spec.decoder, bits or bits_at_load(spec.decoder))
+    if not is_small(spec.decoder):  # it would take more memory than what it was packed to
+        drop_decoder(network)
+    return network, packed
 
 
 def precision(name: str = DEFAULT, *, device: str = "auto", engine: str = "auto") -> str:
     """What the decoder computes with where :func:`load` gets these arguments, without loading it; errors as there."""
     folder = find_model(name)
-    decoder, where = read_spec(folder).decoder, choose_device(device).type
+    spec = read_spec(folder)
+    decoder = spec.decoder
+    where = "cpu" if runs_light(folder, spec, device, engine) else choose_device(device).type
     if use_native(engine, decoder, device=where, packed=is_packed(folder)):
         bits = read(folder, decoder).bits if is_packed(folder) else bits_at_load(decoder)
         return f"{bits} bit, native"
@@ -97,14 +159,16 @@ def precision(name: str = DEFAULT, *, device: str = "auto", engine: str = "auto"
 
 
 def _default_dtype(device: str) -> torch.dtype:
+    import torch
+
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
-def _native(packed: Packed) -> Engine:
+def _native(packed: Packed, threads: int) -> Engine:
     from mobillama_v.engine.native import NativeEngine
     from mobillama_v.engine.runtime import NativeModel
 
-    return NativeEngine(NativeModel(packed, threads=min(torch.get_num_threads(), _MAX_THREADS)), keep=_KEPT_PROMPTS)
+    return NativeEngine(NativeModel(packed, threads=threads), keep=_KEPT_PROMPTS)
 
 
 def limit_threads(folder: Path) -> None:
@@ -116,9 +180,22 @@ def limit_threads(folder: Path) -> None:
     Raises:
         CheckpointError: the folder holds no weights.
     """
+    import torch
+
+    torch.set_num_threads(1 if _is_quick(folder) else min(torch.get_num_threads(), _MAX_THREADS))
+
+
+def _threads(folder: Path) -> int:
+    """As many as suit the model, where torch is not asked; OpenMP's variable counts here too."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return min(int(wanted), _MAX_THREADS)
+    return 1 if _is_quick(folder) else min(os.cpu_count() or 1, _MAX_THREADS)
+
+
+def _is_quick(folder: Path) -> bool:
     weights = sum(path.stat().st_size for path in weight_files_of(folder))
-    small = weights < _SMALL / (4 if is_packed(folder) else 1)  # as much to compute, in a fourth of the bytes
-    torch.set_num_threads(1 if small else min(torch.get_num_threads(), _MAX_THREADS))
+    return weights < _SMALL / (4 if is_packed(folder) else 1)  # as much to compute, in a fourth of the bytes
 
 
 def choose_device(name: str) -> torch.device:
@@ -127,6 +204,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: no such device, here or anywhere.
     """
+    import torch
+
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

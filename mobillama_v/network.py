@@ -127,6 +127,25 @@ def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Te
     return inputs_embeds.masked_scatter(image_mask[..., None].to(inputs_embeds.device), features.to(inputs_embeds))
 
 
+class TorchSight:
+    """What sees for an assistant: a network's tower and projector, where they are."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.tokens_per_image = network.tokens_per_image
+        self._device = next(network.vision_tower.parameters()).device
+        self.device = str(self._device)
+
+    @torch.inference_mode()
+    def look(self, pixel_values: Any) -> Tensor:
+        """Visual tokens [P',D] of an image's pixels [3,S,S], an array."""
+        pixels = torch.from_numpy(pixel_values)[None].to(self._device)
+        features = self.network.get_image_features(pixels)[0]
+        if self._device.type == "cuda":  # so that its time is not counted to the next step
+            torch.cuda.synchronize(self._device)
+        return features
+
+
 def load_network(
     folder: Path,
     spec: ModelSpec,

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mobillama_v import generation
 from mobillama_v.assistant import Assistant
+from mobillama_v.engine.files import Array
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generation import Sampling
 from mobillama_v.loading import choose_device, limit_threads, load
@@ -28,15 +28,15 @@ def model(nano_like: Path) -> Assistant:
 
 @pytest.fixture
 def encoded(model: Assistant, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many images each run of the tower took."""
+    """One for each run of the tower."""
     runs: list[int] = []
-    original = model.network.get_image_features
+    original = model.sight.look
 
-    def counting(pixels: torch.Tensor) -> torch.Tensor:
-        runs.append(len(pixels))
+    def counting(pixels: Array) -> Array:
+        runs.append(1)
         return original(pixels)
 
-    monkeypatch.setattr(model.network, "get_image_features", counting)
+    monkeypatch.setattr(model.sight, "look", counting)
     return runs
 
 
@@ -189,7 +189,7 @@ def test_a_caption_ends_with_its_line(nano_like: Path, tmp_path: Path, monkeypat
     captioner = load(str(tmp_path), device="cpu")
     newline = captioner.tokenizer.encode("\n")[0]
     picked = iter([captioner.tokenizer.encode("a")[0], newline, newline])
-    monkeypatch.setattr(generation, "sample", lambda logits, *_: torch.tensor([next(picked)]))
+    monkeypatch.setattr(captioner.engine, "sampler", lambda _: lambda logits: [next(picked)])
     reply = captioner.ask([RED], "anything")
     assert (reply.text, reply.finish_reason, reply.new_tokens) == ("a", "stop", 2)
 

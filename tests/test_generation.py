@@ -14,15 +14,12 @@ from mobillama_v.generation import (
     Completion,
     Sampling,
     TextStream,
-    TorchEngine,
-    decode_one_token,
     generate,
-    prefill,
-    sample,
     stream,
 )
 from mobillama_v.modeling import place_image_features
 from mobillama_v.specs import DecoderSpec
+from mobillama_v.torch_engine import TorchEngine, decode_one_token, prefill, sample
 from tiny import DECODER, IMAGE_SIZE
 
 EOS = 2

@@ -18,10 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, MobiLlamaVProcessor, prompts
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, PromptError
-from mobillama_v.generation import Sampling, TorchEngine, generate
+from mobillama_v.generation import Sampling, generate
 from mobillama_v.image_processing import MobiLlamaVImageProcessor, open_image
 from mobillama_v.images import ImageTransform
 from mobillama_v.prompts import Slot, assistant, user
+from mobillama_v.torch_engine import TorchEngine
 from tiny import DECODER, IMAGE_SIZE, model_config, save_nano_like
 
 SLOTS = 16  # (32 / 8) squared

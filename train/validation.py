@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mobillama_v.generation import Sampling, TorchEngine, generate
-from mobillama_v.network import place_image_features
-from mobillama_v.prompts import IGNORE_INDEX, SYSTEM
+from mobillama_v.generation import Sampling, generate
+from mobillama_v.prompts import IGNORE_INDEX, SYSTEM, Encoded
 from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.torch_engine import TorchEngine
 from mobillama_v.train import checkpoints, ranks
 from mobillama_v.train.answers import Answer, keep_answers, write_page
 from mobillama_v.train.collate import Collator
@@ -176,27 +175,19 @@ class Validation:
     def _answers(self, model: Any, questions: list[Question]) -> list[str]:
         """Greedy answers to B questions at once."""
         tokenizer, template = self.setup.tokenizer, self.setup.recipe.data.template
-        longest = max(question.length for question in questions)
-        ids = torch.full((len(questions), longest), tokenizer.pad_id)
-        slots, exists = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids)
-        pixels: list[Tensor] = []
-        for row, question in enumerate(questions):
-            item, start = self.dataset[question.sample], longest - question.length
-            ids[row, start:] = item["input_ids"][: question.length]
-            slots[row, start:] = item["image_mask"][: question.length]
-            exists[row, start:] = 1
+        prompts, pixels = [], []
+        for question in questions:
+            item, span = self.dataset[question.sample], slice(question.length)
+            prompts.append(Encoded(item["input_ids"][span].tolist(), [], item["image_mask"][span].tolist()))
             if question.images:
                 pixels.append(item["pixel_values"][: question.images])
         engine = TorchEngine(model)
-        embeds = engine.embed(ids)
-        device = embeds.device
-        if pixels:
-            seen = model.get_image_features(torch.cat(pixels).to(device))
-            embeds = place_image_features(embeds, slots.to(device), seen)
+        seen = model.get_image_features(torch.cat(pixels).to(model.lm_head.weight.device)) if pixels else ()
+        embeds, exists = engine.compose(prompts, tuple(seen), tokenizer.pad_id)
         section = self.setup.recipe.validation
         # As an Assistant answers: captions of the plain template end with a newline and not with the end token.
         sampling = Sampling(max_new_tokens=section.max_new_tokens, stop=("\n",) if template == "plain" else ())
-        found = generate(engine, tokenizer, embeds, exists.to(device), sampling)
+        found = generate(engine, tokenizer, embeds, exists, sampling)
         return [completion.text.strip() for completion in found]
 
     def _answer(self, number: int, text: str, step: int) -> Answer:

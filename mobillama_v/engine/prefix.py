@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+from mobillama_v.engine.files import Array
 
 if TYPE_CHECKING:
     from mobillama_v.engine.runtime import NativeSequence
@@ -21,14 +21,14 @@ _TURNS = 3
 class Prompt(NamedTuple):
     """A prompt: its embeddings [T,D], and the sequence that begins with it, or shall."""
 
-    embeds: Tensor
+    embeds: Array
     sequence: NativeSequence
 
-    def common(self, embeds: Tensor) -> int:
+    def common(self, embeds: Array) -> int:
         """Positions with which another prompt begins as this one does, its last one left to be run."""
         length = min(len(self.embeds), len(embeds) - 1)
         same = (self.embeds[:length] == embeds[:length]).all(-1)
-        return int(same.long().cumprod(0).sum())
+        return length if same.all() else int(same.argmin())
 
 
 class Kept:
@@ -57,7 +57,7 @@ class Part(NamedTuple):
     source: Prompt | None
     turn: int
 
-    def begin(self) -> Tensor:
+    def begin(self) -> Array:
         """Take over what the source has run, which it must have; the embeddings that are left, [T-start,D].
 
         Raises:

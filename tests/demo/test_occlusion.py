@@ -23,8 +23,8 @@ def model(nano_like: Path) -> Assistant:
 
 def test_the_likelihood_is_the_models(model: Assistant) -> None:
     messages, answer = [user("What?", images=2)], "A red circle"
-    seen = [model.see(RED), model.see(RAMP)]
-    rows = torch.stack([torch.stack([each.features for each in order]) for order in (seen, seen[::-1])])
+    seen = [torch.as_tensor(model.see(image).features) for image in (RED, RAMP)]
+    rows = torch.stack([torch.stack(order) for order in (seen, seen[::-1])])
     found = log_likelihood(model, messages, rows, answer)
     told = encode([*messages, assistant(answer)], model.tokenizer, template="v1", tokens_per_image=84)
     pixels = [torch.from_numpy(model.spec.image(image)) for image in (RED, RAMP)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from mobillama_v.decoder import Decoder
 from mobillama_v.engine import library
 from mobillama_v.engine.convert import pack, unpack
-from mobillama_v.engine.native import forward
 from mobillama_v.engine.runtime import NativeModel, NativeSequence
 from mobillama_v.specs import DecoderSpec
 
@@ -85,6 +86,16 @@ def meant(model: Plain, bits: int) -> Plain:
     out.language_model.load_state_dict(state)
     out.lm_head.weight.copy_(head)
     return out
+
+
+def forward(model: NativeModel, sequences: Sequence[NativeSequence], inputs: Sequence[Tensor]) -> Tensor:
+    """:meth:`NativeModel.forward` of torch's tensors."""
+    return torch.from_numpy(model.forward(sequences, [each.numpy() for each in inputs]))
+
+
+def embed(model: NativeModel, ids: Tensor) -> Tensor:
+    """:meth:`NativeModel.embed` of torch's tensors."""
+    return torch.from_numpy(model.embed(ids.numpy()))
 
 
 def run(model: NativeModel, embeds: Tensor, steps: list[int], capacity: int = 300) -> Tensor:

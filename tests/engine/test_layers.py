@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from decoders import forward
 from mobillama_v.decoder import Decoder
 from mobillama_v.engine import library
 from mobillama_v.engine.convert import pack
-from mobillama_v.engine.native import forward
 from mobillama_v.engine.runtime import NativeModel, NativeSequence
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.network import load_network

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoders import PATHS, SHAPES, Plain, RoundedCache, meant, natives, quantised_inputs, run
+from decoders import PATHS, SHAPES, Plain, RoundedCache, embed, forward, meant, natives, quantised_inputs, run
 from mobillama_v.engine import library
-from mobillama_v.engine.native import NativeEngine, forward
 from mobillama_v.engine.runtime import NativeSequence
 from mobillama_v.specs import DecoderSpec
 
@@ -120,9 +119,8 @@ def test_tokens_are_their_embeddings() -> None:
     spec = SHAPES["shared"]
     model = natives(Plain(spec), 8)
     ids = torch.randint(0, spec.vocab_size, (20,))
-    engine = NativeEngine(model)
     first, second = (NativeSequence(model, 20) for _ in range(2))
-    assert torch.equal(forward(model, [first], [ids]), forward(model, [second], [engine.embed(ids)]))
+    assert torch.equal(forward(model, [first], [ids]), forward(model, [second], [embed(model, ids)]))
 
 
 def test_threads_that_call_at_once_take_turns() -> None:
@@ -182,19 +180,18 @@ def test_traffic_counts_the_shared_network_once_a_layer() -> None:
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_forked_process_can_go_on() -> None:
     code = """
-import os, sys, torch
+import os, sys, numpy, torch
 from mobillama_v.decoder import Decoder
 from mobillama_v.engine.convert import pack
-from mobillama_v.engine.native import forward
 from mobillama_v.engine.runtime import NativeModel, NativeSequence
 from mobillama_v.specs import DecoderSpec
 spec = DecoderSpec(97, 64, 176, 3, 4, 4, 300)
 model = NativeModel(pack(Decoder(spec), torch.nn.Linear(64, 97, bias=False), spec, 8), threads=2)
-prompt = torch.randn(5, 64)
-expected = forward(model, [NativeSequence(model, 9)], [prompt])
+prompt = torch.randn(5, 64).numpy()
+expected = model.forward([NativeSequence(model, 9)], [prompt])
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.equal(forward(model, [NativeSequence(model, 9)], [prompt]), expected) else 3)
+    os._exit(0 if numpy.array_equal(model.forward([NativeSequence(model, 9)], [prompt]), expected) else 3)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120).returncode == 0

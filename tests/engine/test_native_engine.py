@@ -5,15 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from decoders import PATHS, SHAPES, Plain, meant, natives
+from decoders import PATHS, SHAPES, Plain, forward, meant, natives
 from mobillama_v.engine import library
-from mobillama_v.engine.native import NativeEngine, forward
+from mobillama_v.engine.files import Array
+from mobillama_v.engine.native import NativeEngine
 from mobillama_v.engine.runtime import NativeModel, NativeSequence
-from mobillama_v.generation import Completion, Sampling, TorchEngine, generate, stream
+from mobillama_v.generation import Completion, Sampling, generate, stream
+from mobillama_v.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
 
@@ -34,10 +37,11 @@ def test_generation_is_that_of_torch() -> None:
     exists = torch.stack([torch.arange(40) >= 40 - n for n in (40, 7, 22)]).long()
     torchs = TorchEngine(model)
     expected = generate(torchs, Letters(), torchs.embed(ids), exists, Sampling(max_new_tokens=50))
-    got = generate(native, Letters(), native.embed(ids), exists, Sampling(max_new_tokens=50))
+    embeds = native.model.embed(ids.numpy())
+    got = generate(native, Letters(), embeds, exists.numpy(), Sampling(max_new_tokens=50))
     assert [(each.ids, each.finish_reason) for each in got] == [(each.ids, each.finish_reason) for each in expected]
     assert len({tuple(each.ids) for each in got}) == 3
-    long = generate(native, Letters(), native.embed(ids), exists, Sampling(max_new_tokens=1000))
+    long = generate(native, Letters(), embeds, exists.numpy(), Sampling(max_new_tokens=1000))
     assert max(len(each.ids) for each in long) <= 260
 
 
@@ -51,19 +55,21 @@ def test_streams_in_turns_run_together_and_answer_as_alone(monkeypatch: pytest.M
         Sampling(30, temperature=0.7, top_p=0.8, seed=5),
         Sampling(30),
     ]
-    prompts = [native.embed(torch.randint(3, spec.vocab_size, (1, length))) for length in (5, 60, 21, 140)]
+    prompts = [
+        native.model.embed(torch.randint(3, spec.vocab_size, (1, length)).numpy()) for length in (5, 60, 21, 140)
+    ]
 
     def begin(i: int) -> Iterator[tuple[list[str], list[Completion]]]:
-        return stream(native, Letters(), prompts[i], torch.ones(prompts[i].shape[:2]), settings[i])
+        return stream(native, Letters(), prompts[i], np.ones(prompts[i].shape[:2]), settings[i])
 
     alone = [list(begin(i))[-1][1][0] for i in range(4)]
     assert len({tuple(each.ids) for each in alone}) == 4 and alone[0].finish_reason == "length"
     rows: list[int] = []
-    forward = native.model.forward
+    original = native.model.forward
 
-    def counted(sequences: Sequence[NativeSequence], inputs: Sequence[Tensor]) -> Tensor:
+    def counted(sequences: Sequence[NativeSequence], inputs: Sequence[Array]) -> Array:
         rows.append(len(sequences) if len(inputs[0]) == 1 else 0)
-        return forward(sequences, inputs)
+        return original(sequences, inputs)
 
     monkeypatch.setattr(native.model, "forward", counted)
     running, found, broken = {i: begin(i) for i in (0, 1, 2)}, {}, None
@@ -91,11 +97,11 @@ def test_a_stream_that_is_collected_during_a_pass_holds_up_nobody(monkeypatch: p
     """Collection of garbage may close it anywhere, also in the thread that runs the pass."""
     spec = SHAPES["shared"]
     native = NativeEngine(natives(Plain(spec), 16))
-    prompt = native.embed(torch.randint(3, spec.vocab_size, (1, 9)))
-    first, second = (stream(native, Letters(), prompt, torch.ones(1, 9), Sampling(5)) for _ in range(2))
-    forward = native.model.forward
+    prompt = native.model.embed(torch.randint(3, spec.vocab_size, (1, 9)).numpy())
+    first, second = (stream(native, Letters(), prompt, np.ones((1, 9)), Sampling(5)) for _ in range(2))
+    original = native.model.forward
     next(first), next(second)
-    monkeypatch.setattr(native.model, "forward", lambda *args: second.close() or forward(*args))
+    monkeypatch.setattr(native.model, "forward", lambda *args: second.close() or original(*args))
     ended: list[int] = []
     thread = threading.Thread(target=lambda: ended.append(len(list(first))), daemon=True)
     thread.start()
@@ -113,21 +119,21 @@ def test_what_prompts_have_in_common_is_run_once(bits: int, path: str, monkeypat
     prompts.append(torch.randn(30, 96))
     tokens = torch.randint(0, 64, (len(prompts), 4))
     run_positions: list[int] = []
-    forward = NativeModel.forward
+    original = NativeModel.forward
 
-    def counted(self: NativeModel, sequences: list[NativeSequence], inputs: list[Tensor]) -> Tensor:
+    def counted(self: NativeModel, sequences: list[NativeSequence], inputs: list[Array]) -> Array:
         run_positions.append(sum(map(len, inputs)))
-        return forward(self, sequences, inputs)
+        return original(self, sequences, inputs)
 
     def answers(engine: NativeEngine, rows: list[int]) -> Tensor:
         longest = max(len(prompts[i]) for i in rows)
         padded = torch.stack([nn.functional.pad(prompts[i], (0, 0, longest - len(prompts[i]), 0)) for i in rows])
         exists = torch.stack([torch.arange(longest) >= longest - len(prompts[i]) for i in rows]).long()
         decoding = engine.begin(len(rows), longest + 4)
-        logits = [decoding.prefill(padded, exists)]
+        logits = [torch.from_numpy(decoding.prefill(padded.numpy(), exists.numpy()))]
         for step in range(4):
-            decoding.push(tokens[rows, step])
-            logits.append(decoding.logits())
+            decoding.push(tokens[rows, step].tolist())
+            logits.append(torch.from_numpy(decoding.logits()))
         return torch.stack(logits, dim=1)
 
     plain, keeping = NativeEngine(model), NativeEngine(model, keep=2)  # a batch shares in either
