@@ -101,9 +101,9 @@ inline void band_product(const uint8_t* tiles, int blocks, const Activations& in
     if (kBits == 16) half_by_half16<kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
 }
 
-// Two bands times one token: what is fetched of its activations serves both.
+// Two bands times one token: what is fetched of its activations serves both. Nothing is gained by asking for what comes next.
 template <int kBits, bool kAdd, bool kStream>
-inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
+inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t*) {
     if (kBits == 4) return one_token<Half4, 2, kAdd, kStream>(tiles, blocks, in, y);
     for (int i = 0; i < 2; i++)
         band_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);

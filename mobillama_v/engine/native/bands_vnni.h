@@ -103,9 +103,48 @@ inline void band_product(const uint8_t* tiles, int blocks, const Activations& in
     }
 }
 
+// Two bands of 4-bit weights that lie in a cache times one token: there the kernel waits for its own instructions. Each
+// activation is fetched once for both bands, high nibbles are multiplied where they are, as 16 times themselves, and none of
+// these weights is asked for ahead, which the processor does as well by itself; but a line of `next` is, since memory has
+// nothing to do. Alone the kernel is 15 % faster than one band after the other, and with weights from memory, where two
+// places at a time are slower than one, 10 to 40 % slower.
+template <bool kAdd>
+inline void resident_pair(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t* next) {
+    constexpr int kStep = Band<4>::kStep, kTile = 32 + 2 * kStep;
+    const size_t apart = static_cast<size_t>(kTile) * blocks;
+    const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(-16);
+    __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int b = 0; b < blocks; b++, tiles += kTile) {
+        const int8_t* x = in.values + b * kBlock;
+        if (next != nullptr) _mm_prefetch(reinterpret_cast<const char*>(next) + b * 64, _MM_HINT_T1);
+        __m512i lows[2], highs[2];
+        for (int i = 0; i < 2; i++) lows[i] = highs[i] = _mm512_setzero_si512();
+MV_UNROLL
+        for (int j = 0; j < 4; j++) {
+            const __m512i first = _mm512_set1_epi32(four_bytes(x + 8 * j));
+            const __m512i second = _mm512_set1_epi32(four_bytes(x + 8 * j + 4));
+            for (int i = 0; i < 2; i++) {
+                const uint8_t* group = tiles + i * apart + 32 + 32 * j;
+                const __m512i pairs = both(group, group + kStep);
+                lows[i] = _mm512_dpbusd_epi32(lows[i], _mm512_and_si512(pairs, low), first);
+                highs[i] = _mm512_dpbusd_epi32(highs[i], _mm512_and_si512(pairs, high), second);
+            }
+        }
+        const __m512i offset = _mm512_set1_epi32(in.sums[b]);
+        const __m512 scale = _mm512_set1_ps(in.scales[b]);
+        for (int i = 0; i < 2; i++) {
+            const __m512i sums = _mm512_add_epi32(lows[i], _mm512_srai_epi32(highs[i], 4));
+            total[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, offset)),
+                                       _mm512_mul_ps(load_halves(tiles + i * apart), scale), total[i]);
+        }
+    }
+    for (int i = 0; i < 2; i++) emit<1, kAdd>(y + i * kRows, 0, total + i);
+}
+
 // Two bands times one token.
 template <int kBits, bool kAdd, bool kStream>
-inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
+inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t* next) {
+    if (kBits == 4 && !kStream) return resident_pair<kAdd>(tiles, blocks, in, y, next);
     for (int i = 0; i < 2; i++)
         band_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
 }

@@ -116,6 +116,14 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
             for (const Group& group : m.groups) attend(l, group, h);
     };
 
+    // Where this thread begins with a layer's weights, if they come from memory.
+    const auto begins = [&](int l) -> const uint8_t* {
+        if (l >= c.layers || !m.layers[l].qkv.stream) return nullptr;
+        const Matrix& qkv = m.layers[l].qkv;
+        const int band = by_heads ? kv_heads * thread / threads * queries * head_bands : qkv.bands * thread / threads;
+        return qkv.data + tile_bytes(c.bits) * qkv.blocks * band;
+    };
+
     for (int l = 0; l < c.layers; l++) {
         const Layer& layer = m.layers[l];
         const Ffn& ffn = m.ffns[c.ffn_count == 1 ? 0 : l];
@@ -143,10 +151,12 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
         }
         product(counters[1], layer.out, m.inner.at(0, hidden_blocks), m.x.get(), m.hidden, true);
         const Activations normal = normed(layer.ffn_norm);
+        Matrix gate_up = ffn.gate_up;
+        gate_up.next = begins(l + 1);
         // Four bands of gate and up make one block of what goes on.
-        const size_t stride = static_cast<size_t>(ffn.gate_up.bands) * kRows;
+        const size_t stride = static_cast<size_t>(gate_up.bands) * kRows;
         take(counters[2], ffn.down.blocks, tokens, thread, threads, [&](int from, int to) {
-            k.product(c.bits, ffn.gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
+            k.product(c.bits, gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
             for (int t = 0; t < tokens; t++)
                 k.swiglu(m.gate_up.get() + t * stride, from, to, floats, m.inner.at(t, ffn.down.blocks));
         });

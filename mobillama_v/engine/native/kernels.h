@@ -34,7 +34,11 @@ struct Matrix {
     const uint8_t* data = nullptr;
     int bands = 0, blocks = 0;  // rows / 16, columns / 32
     bool stream = false;        // read once a token: keep it out of the cache
+    // Where a thread goes on reading after its part of this matrix: kernels that wait for themselves ask for its first bytes
+    // meanwhile, which are to stay in the second-level cache until then.
+    const uint8_t* next = nullptr;
 };
+constexpr size_t kNextBytes = 768 << 10;
 
 // Activations of consecutive tokens, each of blocks * 32 columns.
 struct Activations {
