@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -67,6 +66,7 @@ def bench_run(
     """Time the CPU engine, torch, transformers and llama.cpp on the same decoder: speed, memory, and the roof."""
     from mobillama_v.eval.store import write_output
     from mobillama_v.hub import find_model, read_spec
+    from mobillama_v.loading import processors
     from mobillama_v.presets import PRESETS
 
     lengths = _lengths(prompts)
@@ -78,7 +78,7 @@ def bench_run(
     longest = max(lengths) + new
     if longest > spec.max_position_embeddings:
         raise ConfigError(f"{longest} tokens do not fit the model's context of {spec.max_position_embeddings}.")
-    count = threads or _processors()
+    count = threads or processors()
     with tempfile.TemporaryDirectory() as work:
         _write_weights(model, spec, Path(work), chosen)
         layers = spec.num_hidden_layers
@@ -142,10 +142,6 @@ def _chosen(ways: str, absent: dict[str, str]) -> list[str]:
             who = "llama.cpp" if way in SETTINGS else "the native engine"
             raise ConfigError(f"{who} is not here to be measured: {absent[way]}.")
     return chosen or [way for way in every if way not in absent]
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[str]) -> None:

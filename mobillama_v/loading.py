@@ -59,13 +59,14 @@ def load(
     tokenizer = _tokenizer(folder, spec)
     if bits is not None and bits not in BITS:
         raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
-    if dtype is None and bits is None and runs_light(folder, spec, device, engine):
+    light_kind = runs_light(folder, spec, device, engine)
+    if light_kind and dtype is None and bits is None:
         # In torch a packed decoder stays without memory, as wherever the native engine answers.
         found = light.load(folder, spec, lambda: _torch_parts(folder, spec, "cpu", None, native=is_packed(folder))[0])
         if found is not None:
             seeing, packed = found
             return Assistant(name, spec, tokenizer, seeing, _native(packed, _threads(folder)))
-    where = choose_device(device)
+    where = choose_device("cpu" if light_kind else device)
     native = use_native(engine, spec.decoder, device=where.type, packed=is_packed(folder))
     if bits is not None and (is_packed(folder) or not native):
         why = "it is packed already" if is_packed(folder) else "torch answers; choose the native engine"
@@ -81,7 +82,7 @@ def load(
 
 
 def runs_light(folder: Path, spec: ModelSpec, device: str, engine: str) -> bool:
-    """Whether :func:`load` leaves out torch, by its arguments; ``auto`` is then the CPU.
+    """Whether a model runs on the CPU where ``device`` is ``auto``, and without torch if its files are as expected.
 
     So do models whose image tower is the hybrid one, and whose decoder is packed or small: before another device had
     been found, they have answered.
@@ -190,7 +191,12 @@ def _threads(folder: Path) -> int:
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         return min(int(wanted), _MAX_THREADS)
-    return 1 if _is_quick(folder) else min(os.cpu_count() or 1, _MAX_THREADS)
+    return 1 if _is_quick(folder) else min(processors(), _MAX_THREADS)
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _is_quick(folder: Path) -> bool:

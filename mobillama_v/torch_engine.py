@@ -75,7 +75,7 @@ class TorchEngine(Engine):
             exists[i, start:] = 1
         embeds = self.embed(ids)
         if images:
-            embeds = place_image_features(embeds, slots, torch.stack([torch.as_tensor(each) for each in images]))
+            embeds = place_image_features(embeds, slots, torch.stack(tuple(images)))
         return embeds, exists.to(embeds.device)
 
     def sampler(self, sampling: Sampling) -> Callable[[Tensor], list[int]]:

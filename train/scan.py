@@ -24,6 +24,7 @@ import numpy as np
 
 from mobillama_v.errors import DataError, ImageError, RecipeError
 from mobillama_v.images import load_image
+from mobillama_v.loading import processors
 from mobillama_v.prompts import IGNORE_INDEX, Encoded, Tokenizer, encode
 from mobillama_v.sizes import tokens_per_image
 from mobillama_v.specs import ModelSpec
@@ -130,7 +131,7 @@ class Outcome(NamedTuple):
 
 def cores(*, alone: bool = False) -> int:
     """Processes that may work at once: the cores that are ours, shared by the ranks on this machine or ``alone``."""
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ours = processors()
     if alone:
         return ours
     ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"  # torchrun's, DeepSpeed's

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mobillama_v import hybrid_words
+from mobillama_v import hybrid_words, loading
 from mobillama_v.engine import library
 from mobillama_v.errors import CheckpointError
 from mobillama_v.generation import Sampling
@@ -59,7 +59,7 @@ def agree(got: np.ndarray, expected: np.ndarray) -> None:
 def test_the_tower_sees_what_torchs_sees(which: str, nano_like: Path) -> None:
     folder = find_model("nano") if which == "nano" else nano_like
     light = load(str(folder), device="cpu")
-    assert isinstance(light.sight, LightSight) and light.tokenizer.vocab_size
+    assert isinstance(light.sight, LightSight)
     network = light.network
     seen = pictures()
     for picture in seen:
@@ -211,6 +211,20 @@ def test_files_of_other_kinds_are_torchs(nano_like: Path, tmp_path: Path) -> Non
     index = {"weight_map": {name: shard for shard, some in shards.items() for name in some}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert is_light(folder) and load(str(folder)).ask([RED], "What?", Sampling(8)).text == expected
+
+
+def test_what_is_left_to_torch_stays_on_the_cpu(
+    nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As :func:`precision` says: a GPU that ``auto`` would find elsewhere is not asked for."""
+    wanted: list[str] = []
+    monkeypatch.setattr(loading, "choose_device", lambda name: wanted.append(name) or torch.device("cpu"))
+    folder = copied(nano_like, tmp_path / "bf16")
+    state = load_file(folder / "model.safetensors")
+    save_file({name: each.bfloat16() for name, each in state.items()}, folder / "model.safetensors")
+    assert not is_light(folder) and load(str(nano_like), dtype=torch.float32).device == "cpu"
+    load(str(nano_like), bits=8)
+    assert wanted == ["cpu"] * 3 and loading.precision(str(folder)) == "16 bit, native"
 
 
 def test_what_does_not_fit_is_told_as_torch_tells_it(nano_like: Path, tmp_path: Path) -> None:
