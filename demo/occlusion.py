@@ -79,7 +79,7 @@ def log_likelihood(model: Assistant, messages: Sequence[Message], images: Tensor
 
 
 def cover(square: Image.Image, row: int, column: int) -> Image.Image:
-    """The picture with one cell in its mean colour."""
+    """The picture with one cell in its mean color."""
     side = square.width
     box = tuple(round(edge * side / CELLS) for edge in (column, row, column + 1, row + 1))
     mean = np.asarray(square, dtype=np.float32).mean((0, 1)).round().astype(int)

@@ -1,7 +1,7 @@
 """Between a chat window's list of messages and a conversation: plain functions, without Gradio.
 
 A message is ``{"role": ..., "content": [...]}`` with parts ``{"type": "text", "text": ...}`` and ``{"type": "file",
-"file": {"path": ...}}``. Neighbouring messages of one role are one turn. A turn that was not answered, because it
+"file": {"path": ...}}``. Neighboring messages of one role are one turn. A turn that was not answered, because it
 failed or was stopped at once, is shown and not told to the model.
 """
 

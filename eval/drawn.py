@@ -27,7 +27,7 @@ _BACKGROUNDS = ((244, 242, 236), (214, 228, 240), (226, 238, 218))
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape in a picture, by its centre [pixels]."""
+    """A shape in a picture, by its center [pixels]."""
 
     color: str
     shape: str

@@ -1,4 +1,4 @@
-"""EvalAI's normalisation of short answers and its soft accuracy, as TextVQA and the VQA challenges judge by.
+"""EvalAI's normalization of short answers and its soft accuracy, as TextVQA and the VQA challenges judge by.
 
 The effect is that of M4C's ``EvalAIAnswerProcessor`` and ``TextVQAAccuracyEvaluator`` (facebookresearch/mmf, which
 LLaVA's ``llava/eval/m4c_evaluator.py`` uses), oddities included, for scores are compared digit by digit:
@@ -44,7 +44,7 @@ _CONTRACTIONS = {spelling: word for word in _CONTRACTED for spelling in _lacking
 _CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round in the original
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """The form in which two answers are compared."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = _without_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
@@ -66,7 +66,7 @@ def soft_accuracy(answer: str, answers: Sequence[str]) -> float:
     With fewer than four people the three is the number of the others, and with one person it is a plain comparison, so
     that a set of one's own with one answer a question can be judged, too.
     """
-    given, known = normalise(answer), Counter(normalise(each) for each in answers)
+    given, known = normalize(answer), Counter(normalize(each) for each in answers)
     matches, people = known[given], len(answers)
     if people == 1:
         return float(matches)

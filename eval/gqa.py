@@ -147,7 +147,7 @@ class GQA:
 
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> Score:
         """All of GQA's metrics for which the files are there, in percent (distribution: lower is better)."""
-        given = {example.id: normalise(predictions.get(example.id, "")) for example in examples}
+        given = {example.id: normalize(predictions.get(example.id, "")) for example in examples}
         correct = {
             example.id: float(example.id in predictions and given[example.id] == example.answers[0])
             for example in examples
@@ -176,7 +176,7 @@ class GQA:
         )
 
 
-def normalise(answer: str) -> str:
+def normalize(answer: str) -> str:
     """LLaVA's step before GQA's comparison: without final full stops, in lower case; blanks stay."""
     return answer.rstrip(".").lower()
 

@@ -19,7 +19,7 @@ def exact(answer: str, answers: Sequence[str]) -> float:
 
 
 def anls(answer: str, answers: Sequence[str]) -> float:
-    """Normalised Levenshtein similarity to the nearest right answer, 0 where it is under one half.
+    """Normalized Levenshtein similarity to the nearest right answer, 0 where it is under one half.
 
     As in ST-VQA and DocVQA (Biten et al., arXiv 1905.13648): lower case, runs of blanks as one.
     """

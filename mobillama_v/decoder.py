@@ -33,7 +33,7 @@ class KVCache(Protocol):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation, computed in fp32 as Llama does."""
+    """Root-mean-square normalization, computed in fp32 as Llama does."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last dimension."""
+        """Normalize the last dimension."""
         wide = x.float()
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
@@ -168,7 +168,7 @@ class Decoder(nn.Module):
             hidden_states: when given, the input of every layer and the final output are appended to it.
 
         Returns:
-            The normalised hidden state [B,T,D].
+            The normalized hidden state [B,T,D].
         """
         x = inputs_embeds
         rotary = rotary_tables(position_ids, head_dim=self.spec.head_dim, theta=self.spec.rope_theta, dtype=x.dtype)

@@ -2,8 +2,8 @@
 
 A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). This stem was
 trained on ImageNet and knows 1,000 kinds of photographed things. Its feature maps of three resolutions are gathered
-over a 7 x 7 grid and mixed by transformer blocks: where is what, in which colour. That is the **patch part** of the
-output; in the place of a CLS token stands an **account** of what was recognised, in words
+over a 7 x 7 grid and mixed by transformer blocks: where is what, in which color. That is the **patch part** of the
+output; in the place of a CLS token stands an **account** of what was recognized, in words
 (:mod:`mobillama_v.hybrid_words`).
 
 Plain torch: neither timm nor open_clip is imported. :func:`mobillama_v.vision.register_towers` makes them know it.

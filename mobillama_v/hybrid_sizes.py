@@ -50,7 +50,7 @@ THING_KINDS = (3, COLORS, SHAPES)
 LETTER_CHANNELS = 64
 """Of the convolutions that find letters."""
 FEATURE_SHARE = 0.5
-"""Scale of the standardised features beside the words."""
+"""Scale of the standardized features beside the words."""
 
 SURE, UNSURE = 0.5, 0.15
 """Probabilities from which a class is "sure" and "perhaps"."""

@@ -64,7 +64,7 @@ class CellWords(nn.Module):
         self.place = nn.Parameter(torch.zeros(1, GRID * GRID, WIDTH))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Map the last block's output [N,P,D] to the patch part [N,P,D], standardised features [N,P,D] and label
+        """Map the last block's output [N,P,D] to the patch part [N,P,D], standardized features [N,P,D] and label
         probabilities [N,P,4*L]."""
         features = self.norm(x)
         told = self.labels(features).sigmoid()
@@ -148,11 +148,11 @@ class Things(nn.Module):
         self.thing = nn.Parameter(torch.zeros(WIDTH))
 
     def logits(self, features: Tensor) -> Tensor:
-        """Map standardised features [N,P,D] to logits of all cells [N,C,C,1+25]."""
+        """Map standardized features [N,P,D] to logits of all cells [N,C,C,1+25]."""
         return over_picture(self.fc2(F.gelu(self.fc1(features))).unflatten(-1, (2, 2, 1 + sum(THING_KINDS))))
 
     def forward(self, features: Tensor, colors: Tensor, places: Places) -> Tensor:
-        """Map standardised features [N,P,D] and the colors' words [12,D] to [N,THINGS,D].
+        """Map standardized features [N,P,D] and the colors' words [12,D] to [N,THINGS,D].
 
         Shapes beyond the ones found are zero.
         """
@@ -185,7 +185,7 @@ class Lines(nn.Module):
         self.text = nn.Parameter(torch.zeros(WIDTH))
 
     def logits(self, cells: Tensor, features: Tensor) -> Tensor:
-        """Map gathered stem values [N,P,GATHERED] and standardised features [N,P,D] to logits [N,C,2C,1+62]."""
+        """Map gathered stem values [N,P,GATHERED] and standardized features [N,P,D] to logits [N,C,2C,1+62]."""
         fine, medium, _ = cells.split((16 * FINE, 4 * MEDIUM, cells.shape[-1] - 16 * FINE - 4 * MEDIUM), dim=-1)
         fine = self.norm8(over_picture(fine.unflatten(-1, (4, 4, FINE)))).permute(0, 3, 1, 2)
         medium = self.medium(self.norm16(over_picture(medium.unflatten(-1, (2, 2, MEDIUM)))))
@@ -196,7 +196,7 @@ class Lines(nn.Module):
         return self.out(x.permute(0, 2, 3, 1))
 
     def forward(self, cells: Tensor, features: Tensor, tints: Tensor, colors: Tensor, places: Places) -> Tensor:
-        """Map gathered stem values [N,P,GATHERED] and standardised features [N,P,D] to [N,LINES*LINE_SLOTS,D].
+        """Map gathered stem values [N,P,GATHERED] and standardized features [N,P,D] to [N,LINES*LINE_SLOTS,D].
 
         Args:
             cells: see above.
@@ -254,7 +254,7 @@ class Account(nn.Module):
         Args:
             probabilities: of the stem's classes, [N,1000].
             cells: what the stem's maps say about each patch, [N,P,GATHERED].
-            features: standardised ones of the last block, [N,P,D].
+            features: standardized ones of the last block, [N,P,D].
             told: label probabilities, [N,P,4*L].
         """
         shown = over_picture(told.unflatten(-1, (2, 2, LABELS)))

@@ -1,7 +1,7 @@
 """Reading images from anywhere, and turning them into the array that a vision tower takes.
 
 :func:`load_image` gives an upright 8-bit RGB image or an :class:`~mobillama_v.errors.ImageError`;
-:class:`ImageTransform` resizes and normalises; :func:`find_images` lists a folder.
+:class:`ImageTransform` resizes and normalizes; :func:`find_images` lists a folder.
 """
 
 from __future__ import annotations
@@ -130,15 +130,15 @@ def find_images(path: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """The geometry and the normalisation that a vision tower was trained with.
+    """The geometry and the normalization that a vision tower was trained with.
 
     Modes:
         ``pad``: the long side is resized to ``size`` and the rest of the square is ``background``, the image in the
-        centre. The image is resized before it is padded, since padding first, as LLaVA-1.5 does, needs a canvas of long
+        center. The image is resized before it is padded, since padding first, as LLaVA-1.5 does, needs a canvas of long
         side x long side. Both agree but for the seam where the padding is a whole number of output pixels (4:3 at 336);
         elsewhere the content lies up to about half an output pixel apart.
-        ``crop``: the short side is resized to ``size`` (the long one to ``int(size * long / short)``) and the centre is
-        kept, with torchvision's rounding. An image longer than 8:1 is first cut to 8:1 around its centre, so that a
+        ``crop``: the short side is resized to ``size`` (the long one to ``int(size * long / short)``) and the center is
+        kept, with torchvision's rounding. An image longer than 8:1 is first cut to 8:1 around its center, so that a
         panorama does not become millions of pixels wide.
         ``squash``: both sides are resized to ``size``; the aspect ratio is lost.
 
@@ -147,7 +147,7 @@ class ImageTransform:
         mode: one of the modes above.
         mean: per-channel mean of values in 0..1; OpenAI CLIP's by default.
         std: per-channel standard deviation of values in 0..1; OpenAI CLIP's by default.
-        background: RGB of the padding in 0..255; by default the CLIP mean colour, as LLaVA-1.5 pads.
+        background: RGB of the padding in 0..255; by default the CLIP mean color, as LLaVA-1.5 pads.
         resample: the resizing filter, antialiased.
 
     Raises:
@@ -179,7 +179,7 @@ class ImageTransform:
             raise ConfigError(f"image background must be three whole numbers from 0 to 255, not {self.background!r}")
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The geometry alone: the RGB image of ``size`` x ``size`` pixels that the tower sees, before normalisation.
+        """The geometry alone: the RGB image of ``size`` x ``size`` pixels that the tower sees, before normalization.
 
         Any Pillow image is taken and is first made upright RGB as :func:`load_image` does; it is not changed.
 
@@ -194,7 +194,7 @@ class ImageTransform:
         if self.mode == "squash":
             return image.resize((size, size), resample)
         if self.mode == "crop":
-            return _centre_crop(image, size, resample)
+            return _center_crop(image, size, resample)
         long = max(width, height)
         inner = (max(1, round(width * size / long)), max(1, round(height * size / long)))
         canvas = Image.new("RGB", (size, size), self.background)
@@ -210,8 +210,8 @@ class ImageTransform:
             ImageError: the image is zero-sized or does not decode.
         """
         pixels = np.asarray(self.apply(image), dtype=np.float32) / np.float32(255)
-        normalised = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
-        return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+        normalized = (pixels - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return np.ascontiguousarray(normalized.transpose(2, 0, 1))
 
     def batch(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Transform N images (also none) to float32 ``[N, 3, size, size]``, C-contiguous.
@@ -249,16 +249,16 @@ def _check_size(size: tuple[int, int], max_pixels: int, where: str) -> None:
         )
 
 
-def _centre_crop(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+def _center_crop(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
     # A box given to resize() would do without the cut, but Pillow rounds its edges to float32, which moves pixel values
     # away from those of the resize-then-crop that towers were trained with.
     short = min(image.size)
-    image = _centre(image, min(image.width, _MAX_ASPECT * short), min(image.height, _MAX_ASPECT * short))
+    image = _center(image, min(image.width, _MAX_ASPECT * short), min(image.height, _MAX_ASPECT * short))
     image = image.resize((int(size * image.width / short), int(size * image.height / short)), resample)
-    return _centre(image, size, size)
+    return _center(image, size, size)
 
 
-def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+def _center(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
 

@@ -265,7 +265,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
         spec = config.spec
         self.add_tower(spec)
         for module in self.vision_tower.modules():
-            module._is_hf_initialized = True  # open_clip has initialised it, and as CLIP should be
+            module._is_hf_initialized = True  # open_clip has initialized it, and as CLIP should be
         self.add_language_parts(spec)
         self.post_init()
 

@@ -1,7 +1,7 @@
 """Conversations to token ids, labels and image slots: the only chat template, for training and inference.
 
-Every segment is tokenised on its own and the ids are concatenated, so that the supervised span is known by
-construction and no tokenisation mismatch can move it (LLaVA searches for it afterwards). Image slots are marked by a
+Every segment is tokenized on its own and the ids are concatenated, so that the supervised span is known by
+construction and no tokenization mismatch can move it (LLaVA searches for it afterwards). Image slots are marked by a
 mask, never by a token: ``<image>`` or ``</s>`` typed by a user is only text.
 
 Templates are LLaVA-1.5's (arXiv 2310.03744): ``plain`` is image, caption, newline; ``v1`` is

@@ -67,5 +67,5 @@ class Projector(nn.Module):
 
 
 def build_projector(spec: ProjectorSpec, *, tower_width: int, decoder_width: int) -> Projector:
-    """The projector that ``spec`` names, freshly initialised."""
+    """The projector that ``spec`` names, freshly initialized."""
     return Projector(spec, tower_width=tower_width, decoder_width=decoder_width)

@@ -28,7 +28,7 @@ def noise(width: int = 64, height: int = 48, seed: int = 0) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> list:
-    """Row by row: a tuple for each pixel of a colour image, a number for each of a grey one."""
+    """Row by row: a tuple for each pixel of a color image, a number for each of a grey one."""
     values = np.asarray(image)
     return [tuple(v) for v in values.reshape(-1, 3).tolist()] if values.ndim == 3 else values.ravel().tolist()
 
@@ -37,8 +37,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, depth: int, colour: int, *chunks: bytes) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+def png(width: int, height: int, depth: int, color: int, *chunks: bytes) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IEND", b"")
 
 
@@ -53,14 +53,14 @@ def refusal(source, **options) -> str:
 # Where the red, green, blue and white corners of the upright picture lie in the stored one, worked by hand from the
 # EXIF table ("row 0 is ..., column 0 is ..."): top-left, top-right, bottom-left, bottom-right.
 STORED = {1: "RGBW", 2: "GRWB", 3: "WBGR", 4: "BWRG", 5: "RBGW", 6: "GWRB", 7: "WGBR", 8: "BRWG"}
-COLOURS = {"R": RED, "G": GREEN, "B": BLUE, "W": WHITE}
+COLORS = {"R": RED, "G": GREEN, "B": BLUE, "W": WHITE}
 
 
 def oriented(orientation: int) -> tuple[Image.Image, Image.Exif]:
     corners = STORED[orientation]
     size = (96, 64) if orientation < 5 else (64, 96)
     image = Image.new("RGB", (2, 2))
-    image.putdata([COLOURS[c] for c in corners])
+    image.putdata([COLORS[c] for c in corners])
     exif = Image.Exif()
     exif[0x0112] = orientation
     return image.resize(size, Image.Resampling.NEAREST), exif

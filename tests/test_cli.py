@@ -243,10 +243,10 @@ def test_model_folders_that_are_damaged(copy: Path, pictures: Path) -> None:
     (copy / "tokenizer.json").write_text("{}")
     assert_one_line(describe(copy, pictures / "red.png"))
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"colour": "red"}))
+    (copy / "config.json").write_text(json.dumps(config | {"color": "red"}))
     result = describe(copy, pictures / "red.png")
     assert_one_line(result)
-    assert "unknown keys: colour" in result.stderr
+    assert "unknown keys: color" in result.stderr
 
 
 def test_a_prompt_longer_than_the_context(nano_like: Path, pictures: Path) -> None:

@@ -15,7 +15,7 @@ TOLERANCE = 1e-4  # the project's bound on logits in fp32; the same kernels in t
 def reference(**changes) -> LlamaForCausalLM:
     torch.manual_seed(1)
     model = LlamaForCausalLM(LlamaConfig(**(DECODER | changes), rms_norm_eps=1e-6)).eval()
-    for parameter in model.parameters():  # larger than the initialisation, so that every part matters
+    for parameter in model.parameters():  # larger than the initialization, so that every part matters
         torch.nn.init.normal_(parameter, std=0.2)
     return model
 

@@ -1,4 +1,4 @@
-"""Images to model inputs: pad, crop, squash, scale, normalise."""
+"""Images to model inputs: pad, crop, squash, scale, normalize."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def test_pad_geometry():
     got = np.asarray(ImageTransform(8).apply(Image.new("RGB", (40, 20), RED)))
     background = (122, 116, 104)
     assert (got[:2] == background).all() and (got[2:6] == RED).all() and (got[6:] == background).all()
-    normalised = ((np.array(background) / 255 - images.CLIP_MEAN) / images.CLIP_STD)[:, None, None]
+    normalized = ((np.array(background) / 255 - images.CLIP_MEAN) / images.CLIP_STD)[:, None, None]
     seen = ImageTransform(8)(Image.new("RGB", (40, 20), RED))
-    np.testing.assert_allclose(seen[:, [0, 1, 6, 7]] - normalised, 0, atol=1e-6)
+    np.testing.assert_allclose(seen[:, [0, 1, 6, 7]] - normalized, 0, atol=1e-6)
     got = np.asarray(ImageTransform(8, background=(1, 2, 3)).apply(Image.new("RGB", (10, 30), RED)))
     # 8 * 10 / 30 = 2.67 -> 3 columns, after (8 - 3) // 2 = 2 of background
     assert (got[:, :2] == (1, 2, 3)).all() and (got[:, 2:5] == RED).all() and (got[:, 5:] == (1, 2, 3)).all()
@@ -42,8 +42,8 @@ def test_pad_agrees_with_padding_first():
 
 def test_crop_geometry():
     stripes = Image.new("RGB", (30, 10))
-    for i, colour in enumerate((RED, GREEN, BLUE)):
-        stripes.paste(colour, (10 * i, 0, 10 * i + 10, 10))
+    for i, color in enumerate((RED, GREEN, BLUE)):
+        stripes.paste(color, (10 * i, 0, 10 * i + 10, 10))
     assert (np.asarray(ImageTransform(10, mode="crop").apply(stripes)) == GREEN).all()
     got = np.asarray(ImageTransform(10, mode="crop").apply(stripes.rotate(90, expand=True)))
     assert (got == GREEN).all()
@@ -69,14 +69,14 @@ def test_crop_matches_resizing_all_and_cropping(size, resample):
     np.testing.assert_array_equal(np.asarray(got), np.asarray(expected))
 
 
-def test_crop_of_a_panorama_keeps_its_centre():
+def test_crop_of_a_panorama_keeps_its_center():
     stripes = Image.new("RGB", (300, 10), RED)
     stripes.paste(GREEN, (145, 0, 155, 10))
     assert (np.asarray(ImageTransform(10, mode="crop").apply(stripes)) == GREEN).all()
     assert (np.asarray(ImageTransform(10, mode="crop").apply(stripes.rotate(90, expand=True))) == GREEN).all()
 
 
-def test_normalisation_layout_and_batch():
+def test_normalization_layout_and_batch():
     transform = ImageTransform(4, mode="squash")
     got = transform(Image.new("RGB", (9, 9), (255, 0, 51)))
     assert (got.shape, got.dtype, got.flags["C_CONTIGUOUS"]) == ((3, 4, 4), np.float32, True)
@@ -129,12 +129,12 @@ def test_very_long_images(size, mode):
     resample=st.sampled_from(["bicubic", "bilinear"]),
 )
 def test_any_size_gives_finite_values(width, height, size, mode, resample):
-    colour = (10, 200, 90)
-    transform = ImageTransform(size, mode=mode, resample=resample, background=colour)
-    image = Image.new("RGB", (width, height), colour)
+    color = (10, 200, 90)
+    transform = ImageTransform(size, mode=mode, resample=resample, background=color)
+    image = Image.new("RGB", (width, height), color)
     got = transform(image)
     assert got.shape == (3, size, size) and got.dtype == np.float32 and np.isfinite(got).all()
-    assert (np.asarray(transform.apply(image)) == colour).all()  # a flat image stays flat in every geometry
+    assert (np.asarray(transform.apply(image)) == color).all()  # a flat image stays flat in every geometry
 
 
 def test_configuration_is_checked():

@@ -98,7 +98,7 @@ def test_palette_with_and_without_transparency():
     assert pixels(load_image(encoded(image, "GIF", transparency=2))) == [RED, GREEN, WHITE]
 
 
-def test_colour_key_transparency():
+def test_color_key_transparency():
     image = Image.new("RGB", (2, 1), RED)
     image.putpixel((1, 0), GREEN)
     assert pixels(load_image(encoded(image, "PNG", transparency=GREEN))) == [RED, WHITE]
@@ -180,13 +180,13 @@ def test_signalling_nan_is_black_and_warns_nobody():
 def test_first_frame_of_many(format):
     if format == "WEBP" and not features.check("webp"):
         pytest.skip("this Pillow has no WebP")
-    frames = [Image.new("RGB", (16, 16), colour) for colour in (RED, GREEN, BLUE)]
+    frames = [Image.new("RGB", (16, 16), color) for color in (RED, GREEN, BLUE)]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:])
     assert np.abs(np.subtract(load_image(data).getpixel((8, 8)), RED)).max() <= 3
 
 
 def test_current_frame_of_an_open_pillow_image():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN)]
+    frames = [Image.new("RGB", (4, 4), color) for color in (RED, GREEN)]
     with Image.open(io.BytesIO(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:]))) as image:
         image.seek(1)
         assert load_image(image).getpixel((0, 0)) == GREEN
@@ -247,11 +247,11 @@ def test_broken_exif_does_not_refuse_a_good_image(exif):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "WEBP", "JPEG2000"])
-def test_broken_colour_profile_does_not_refuse_a_good_image(format):
+def test_broken_color_profile_does_not_refuse_a_good_image(format):
     assert load_image(encoded(noise(), format, icc_profile=b"garbage" * 20)).size == (64, 48)
 
 
-def test_compressed_colour_profile_bomb():
+def test_compressed_color_profile_bomb():
     profile = chunk(b"iCCP", b"icc\0\0" + zlib.compress(bytes(50_000_000)))
     assert "too large" in refusal(png(1, 1, 8, 2, profile, chunk(b"IDAT", zlib.compress(bytes(4)))))
     torn = chunk(b"iCCP", b"icc\0\0garbage")

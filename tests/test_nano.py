@@ -39,11 +39,11 @@ def test_the_examples_are_described_truly(nano: Assistant, name: str, style: str
     text = nano.ask([EXAMPLES / f"{name}.png"], "Describe the image.").text
     assert f"{scene.background} background" in text
     if style == "word":
-        assert f"The word {scene.things[0].text} in {scene.things[0].colour}" in text
+        assert f"The word {scene.things[0].text} in {scene.things[0].color}" in text
     else:
         assert f"A drawing with {('three', 'four')[len(scene.things) - 3]} shapes" in text
         told = Counter(re.findall(r"(?:small|large) (\w+ \w+)", text))
-        assert told == Counter(f"{thing.colour} {thing.shape}" for thing in scene.things)
+        assert told == Counter(f"{thing.color} {thing.shape}" for thing in scene.things)
 
 
 def test_the_command_describes_an_example() -> None:

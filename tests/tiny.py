@@ -108,7 +108,7 @@ def save_nano_like(folder: Path) -> Path:
     torch.manual_seed(1)
     network = Network(spec)
     with torch.no_grad():
-        # As they are initialised, a stem fades every picture to the same one, the tower's words are zeros, and a
+        # As they are initialized, a stem fades every picture to the same one, the tower's words are zeros, and a
         # decoder at 0.02 does not mind its input: no picture would change an answer.
         trunk = network.vision_tower.visual.trunk
         for module in trunk.patch_embed.stem.modules():

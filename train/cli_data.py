@@ -87,7 +87,7 @@ def preview(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with the images, instead of the terminal.")] = None,
 ) -> None:
-    """Show records as the model will see them, with the tokens that are learnt in colour."""
+    """Show records as the model will see them, with the tokens that are learnt in color."""
     from mobillama_v.hub import find_model, read_spec
     from mobillama_v.train.check import replacing
     from mobillama_v.train.preview import page, views
@@ -107,7 +107,7 @@ def preview(
 
 
 def _print_view(view: View) -> None:
-    """A record in the terminal; where there are no colours, what is learnt stands in brackets."""
+    """A record in the terminal; where there are no colors, what is learnt stands in brackets."""
     from rich.console import Console
     from rich.text import Text
 
@@ -154,7 +154,7 @@ def convert(
     split: Annotated[str | None, typer.Option(help="Hugging Face: which split.")] = None,
     prompt: Annotated[str, typer.Option(help="Folder of images: the question.")] = "Describe the image.",
     short: Annotated[bool, typer.Option("--short", help="Append LLaVA's line that asks for a short answer.")] = False,
-    turns: Annotated[int, typer.Option(min=1, help="Neighbouring questions about one image in a record.")] = 1,
+    turns: Annotated[int, typer.Option(min=1, help="Neighboring questions about one image in a record.")] = 1,
 ) -> None:
     """Make records from another format; look at them with preview and check."""
     import itertools

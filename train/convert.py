@@ -211,7 +211,7 @@ def records_of(pairs: Iterable[Pair], *, suffix: str = "", turns: int = 1) -> It
     Args:
         pairs: what is asked; the image is shown with the first question of a record.
         suffix: goes after every question.
-        turns: up to how many neighbouring pairs of one image share a record, which encodes the image once for them.
+        turns: up to how many neighboring pairs of one image share a record, which encodes the image once for them.
     """
     for image, group in groupby(pairs, lambda pair: pair.image):
         asked = list(group)

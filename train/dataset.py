@@ -1,6 +1,6 @@
 """Records as tokens, ready to be learnt from.
 
-All samples are tokenised before training starts, by all cores, and lie in three flat arrays, so that a token costs five
+All samples are tokenized before training starts, by all cores, and lie in three flat arrays, so that a token costs five
 bytes and so that whatever is wrong with the data is said before the first step.
 """
 
@@ -30,7 +30,7 @@ _SHOWN = 20  # problems in a text; a list of all of them goes to a file
 
 @dataclass(frozen=True)
 class Samples:
-    """Tokenised samples; sample i is the span ``offsets[i]:offsets[i+1]`` of ``ids`` and ``flags``."""
+    """Tokenized samples; sample i is the span ``offsets[i]:offsets[i+1]`` of ``ids`` and ``flags``."""
 
     ids: np.ndarray  # [all tokens] int32
     flags: np.ndarray  # [all tokens] uint8

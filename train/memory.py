@@ -175,8 +175,8 @@ def _block(spec: DecoderSpec, train: TrainSection, size: int, stream: int, *, pa
     attention = size * 2 * (hidden + kv) + 4 * spec.num_attention_heads  # q, k, v, output; log-sums
     whole = train.modules.decoder is not None and train.lora is None
     if whole:
-        normalised = stream if size == 4 or not train.deepspeed else hidden * size
-        norms = 2 * (4 * hidden + normalised + hidden * size)
+        normalized = stream if size == 4 or not train.deepspeed else hidden * size
+        norms = 2 * (4 * hidden + normalized + hidden * size)
         joined = size * hidden * packed  # what each sample's attention gives, and all of it in a row for o_proj
         return norms + attention + joined + size * 4 * inner
     frozen = 8 * hidden + attention + size * 3 * inner  # a frozen layer keeps no input

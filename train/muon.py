@@ -1,8 +1,8 @@
-"""The Muon optimizer: momentum whose matrices are orthogonalised (Jordan 2024, kellerjordan.github.io/posts/muon).
+"""The Muon optimizer: momentum whose matrices are orthogonalized (Jordan 2024, kellerjordan.github.io/posts/muon).
 
 Hidden matrices take a step of the same size in every direction; embeddings, the head, norms and biases are AdamW's, as
 the authors advise. Steps are scaled to AdamW's usual size (Moonlight, arXiv 2502.16982, section 2.2), so that one
-learning rate serves both. torch has a Muon too, but it orthogonalises in bfloat16, which CPUs without bfloat16
+learning rate serves both. torch has a Muon too, but it orthogonalizes in bfloat16, which CPUs without bfloat16
 arithmetic emulate.
 """
 
@@ -20,7 +20,7 @@ _ADAMW_RMS = 0.2  # root mean square of AdamW's steps, in learning rates
 
 
 @torch.no_grad()
-def orthogonalise(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """The matrix [N,M] with its singular values brought near 1, by Newton-Schulz iterations."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
@@ -69,6 +69,6 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1
         momentum = state["momentum"].lerp_(parameter.grad, 1 - _MOMENTUM)
-        update = orthogonalise(parameter.grad.lerp(momentum, _MOMENTUM))
+        update = orthogonalize(parameter.grad.lerp(momentum, _MOMENTUM))
         parameter.mul_(1 - lr * weight_decay)
         parameter.add_(update, alpha=-lr * _ADAMW_RMS * max(parameter.shape) ** 0.5)

@@ -75,7 +75,7 @@ class Packs:
 def pack(
     lengths: np.ndarray, *, tokens: int, seed: int, total: int, count: int | None = None, multiple: int = 1
 ) -> Packs:
-    """Samples in shuffled order, as many neighbours in a pack as fit: what a batch is made of stays chance.
+    """Samples in shuffled order, as many neighbors in a pack as fit: what a batch is made of stays chance.
 
     Args:
         lengths: tokens of each sample of the data.
@@ -107,7 +107,7 @@ def pack(
 
 
 def _fill(lengths: np.ndarray, tokens: int) -> np.ndarray:
-    """Where packs of neighbouring samples begin, and the last one ends."""
+    """Where packs of neighboring samples begin, and the last one ends."""
     ends = np.cumsum(lengths)
     offsets = [0]
     while offsets[-1] < len(lengths):

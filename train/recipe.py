@@ -109,7 +109,7 @@ class TrainSection:
     epochs: float = _help("passes over the data, where max_steps is null", default=1.0)
     max_steps: int | None = _help("optimizer steps, instead of epochs", default=None)
     optimizer: Literal["adamw", "muon"] = _help(
-        "muon: hidden matrices orthogonalised, for models trained from scratch", default="adamw"
+        "muon: hidden matrices orthogonalized, for models trained from scratch", default="adamw"
     )
     schedule: Literal["cosine", "linear", "constant"] = _help("of the learning rate after warm-up", default="cosine")
     warmup_ratio: float = _help("share of the steps in which the learning rate rises", default=0.03)
@@ -123,7 +123,7 @@ class TrainSection:
     )
     gradient_checkpointing: bool = _help("recompute activations to save memory", default=False)
     group_by_length: bool = _help("batches of samples of like length: less padding; packs have none", default=True)
-    seed: int = _help("of initialisation and order", default=0)
+    seed: int = _help("of initialization and order", default=0)
     log_steps: int = _help("steps between two lines of progress and metrics", default=10)
     save_steps: int = _help("steps between two checkpoints", default=500)
     save_total_limit: int = _help("how many checkpoints are kept", default=2)

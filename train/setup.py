@@ -94,7 +94,7 @@ def freeze_all_but(model: nn.Module, learning: dict[str, float]) -> None:
 def parameter_groups(model: nn.Module, modules: ModulesSection, weight_decay: float) -> list[dict[str, Any]]:
     """Optimizer groups: each part at its learning rate, and norms and biases (less than two dimensions) undecayed.
 
-    ``hidden`` marks the weights of linear layers but the head: what Muon orthogonalises.
+    ``hidden`` marks the weights of linear layers but the head: what Muon orthogonalizes.
     """
     named = dict(model.named_modules())
     words = {named[name].weight for name in EMBEDDINGS}

@@ -1,7 +1,7 @@
 """The trainer: transformers' own, thinly extended.
 
 Added are learning rates by part, an order of samples that resuming cannot disturb, the count of tokens, and checkpoints
-that are model folders, complete or not there at all. The loss is normalised by the supervised tokens of a whole
+that are model folders, complete or not there at all. The loss is normalized by the supervised tokens of a whole
 optimizer step, over accumulation and ranks: transformers counts them and the model divides by them.
 """
 

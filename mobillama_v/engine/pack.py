@@ -29,7 +29,7 @@ def pack_matrix(
         search: choose each 4-bit scale as that with the least squared error among several, which takes ten times as
             long as the one that the largest weight gives.
         moments: of the matrix's inputs, [K,K] or less where the last columns are padding: 4-bit codes are chosen by
-            them (:func:`quantise_for`).
+            them (:func:`quantize_for`).
         name: for the error.
 
     Raises:
@@ -53,9 +53,9 @@ def pack_matrix(
         padded[: len(some), :columns] = some
         tiles = padded.view(end - band, ROWS, blocks, BLOCK).transpose(1, 2)  # [A,B,16,32]
         if errors is None:
-            out[band:end] = _pack_codes(*quantise(tiles, bits, search=search), bits)
+            out[band:end] = _pack_codes(*quantize(tiles, bits, search=search), bits)
         else:
-            codes, scales = quantise_for(padded, errors)
+            codes, scales = quantize_for(padded, errors)
             shape = (end - band, ROWS, blocks)
             codes = codes.view(*shape, BLOCK).transpose(1, 2)
             out[band:end] = _pack_codes(codes, scales.view(shape).transpose(1, 2), bits)
@@ -75,7 +75,7 @@ def _pack_codes(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
     return torch.cat((scales.half().contiguous().view(torch.uint8).view(bands, blocks, -1), data), dim=-1)
 
 
-def quantise(blocks: Tensor, bits: int, *, search: bool = True) -> tuple[Tensor, Tensor]:
+def quantize(blocks: Tensor, bits: int, *, search: bool = True) -> tuple[Tensor, Tensor]:
     """Codes [...,32] and scales [...] of blocks [...,32], fp32: whole numbers, and numbers that fp16 holds.
 
     4 bits are -8 to 7, and 8 bits -127 to 127; ``search`` is as in :func:`pack_matrix`.
@@ -97,7 +97,7 @@ def _spread_of_errors(moments: Tensor) -> Tensor:
     return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def quantise_for(weight: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_for(weight: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
     """4-bit codes [N,K] and scales [N,K/32] of ``weight`` [N,K] for inputs that have been measured.
 
     Each block's scale is chosen when the errors of the blocks before it have been passed on to it.

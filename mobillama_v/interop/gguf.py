@@ -1,7 +1,7 @@
 """The decoder as a GGUF file, which llama.cpp reads as a Llama.
 
 The format (github.com/ggml-org/ggml, docs/gguf.md) knows no shared feed-forward network: it stands in the file once a
-layer. llama.cpp rotates neighbouring channels of a head where this project rotates its two halves, so the rows of
+layer. llama.cpp rotates neighboring channels of a head where this project rotates its two halves, so the rows of
 queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of :mod:`mobillama_v.engine.pack`:
 both formats are blocks of 32 codes with one fp16 scale. Image tower and projector are not part of the file.
 
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from mobillama_v.engine.assemble import refuse_odd
 from mobillama_v.engine.files import BLOCK
-from mobillama_v.engine.pack import quantise
+from mobillama_v.engine.pack import quantize
 from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
 from mobillama_v.specs import DecoderSpec
 
 TYPES = {"f32": None, "f16": None, "q8_0": 8, "q4_0": 4}
-"""Types of a file's matrices, and the bits of those that are quantised."""
+"""Types of a file's matrices, and the bits of those that are quantized."""
 _BLOCK_BYTES = {8: 2 + BLOCK, 4: 2 + BLOCK // 2}
 _AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -119,7 +119,7 @@ def interleaved(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def blocks(weight: Tensor, bits: int, *, search: bool = True) -> Tensor:
-    """Quantise [N,K] to GGUF's blocks: uint8 [N, bytes of a row].
+    """Quantize [N,K] to GGUF's blocks: uint8 [N, bytes of a row].
 
     A block is an fp16 scale d, then 32 codes: of 8 bits a byte each; of 4 bits plus 8 and two in a byte, the first 16
     in the low halves.
@@ -130,7 +130,7 @@ def blocks(weight: Tensor, bits: int, *, search: bool = True) -> Tensor:
     for first in range(0, rows, step):
         some = out[first : first + step]
         each = weight[first : first + step].float().reshape(len(some), -1, BLOCK)
-        codes, scales = quantise(each, bits, search=search)
+        codes, scales = quantize(each, bits, search=search)
         some[..., :2] = scales.half()[..., None].view(torch.uint8)
         if bits == 8:
             some[..., 2:] = codes.to(torch.int8).view(torch.uint8)

@@ -46,7 +46,7 @@ class FoldError:
     weights: float
     """Over the three matrices."""
     outputs: float
-    """Over answers to random normalised inputs."""
+    """Over answers to random normalized inputs."""
 
 
 @dataclass(frozen=True)

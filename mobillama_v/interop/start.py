@@ -109,7 +109,7 @@ def write_start(
 
 
 def _fresh(name: str) -> Imported:
-    """A preset's decoder at random, as this project's models are initialised."""
+    """A preset's decoder at random, as this project's models are initialized."""
     from mobillama_v.configuration import MobiLlamaConfig
     from mobillama_v.modeling import MobiLlamaForCausalLM
 

@@ -70,7 +70,7 @@ class LayerNorm:
         self._weight, self._bias = tensors.floats("weight", width), tensors.floats("bias", width)
 
     def __call__(self, x: Array) -> Array:
-        """The standardised rows."""
+        """The standardized rows."""
         off = x - x.mean(-1, keepdims=True)
         variance = np.square(off).mean(-1, keepdims=True)
         return off / np.sqrt(variance + np.float32(_EPS)) * self._weight + self._bias

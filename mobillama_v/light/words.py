@@ -55,7 +55,7 @@ class CellWords:
         self._place = tensors.floats("place", 1, GRID * GRID, WIDTH)[0]
 
     def __call__(self, x: Array) -> tuple[Array, Array, Array]:
-        """[P,D] to the patch part [P,D], standardised features [P,D] and label probabilities [P,4*L]."""
+        """[P,D] to the patch part [P,D], standardized features [P,D] and label probabilities [P,4*L]."""
         features = self._norm(x)
         told = sigmoid(self._labels(features))
         return np.float32(FEATURE_SHARE) * features + told @ self._table + self._place, features, told

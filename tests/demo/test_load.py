@@ -21,7 +21,7 @@ from mobillama_v.train.nano.scenes import draw, sample_scene
 from serving import Running, data_url, encoded, question
 
 CLIENTS, REQUESTS, TOKENS = 16, 20, 24
-QUESTIONS = ("What is this?", "Describe the image.", "What colour is it?")
+QUESTIONS = ("What is this?", "Describe the image.", "What color is it?")
 
 
 def pictures() -> list[bytes]:
@@ -46,13 +46,13 @@ async def client(
             body: dict[str, Any] = {"model": "nano", "max_tokens": TOKENS}
             kind = "good"
             if (number * REQUESTS + turn) % 10 == 0:
-                kind = rng.choice(("broken", "cancelled", "malformed"))
+                kind = rng.choice(("broken", "canceled", "malformed"))
             data = shown[i][: len(shown[i]) // 3] if kind == "broken" else shown[i]
             body["messages"] = [question(text, data_url(data))]
-            body["stream"] = streamed = kind == "cancelled" or rng.random() < 0.5
+            body["stream"] = streamed = kind == "canceled" or rng.random() < 0.5
             if kind == "malformed":
                 body["temperature"] = "hot"
-            if kind == "cancelled":
+            if kind == "canceled":
                 with contextlib.suppress(httpx.HTTPError):
                     async with http.stream("POST", url, json=body | {"max_tokens": 400}) as answer:
                         async for _ in answer.aiter_lines():
@@ -118,7 +118,7 @@ def test_load(queue: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixt
         process = server.process
         assert "Traceback" not in "".join(server.lines), "".join(server.lines)
     assert process.returncode in (0, -15)
-    assert sum(ends[kind] for kind in ("good", "broken", "cancelled", "malformed")) == CLIENTS * REQUESTS
+    assert sum(ends[kind] for kind in ("good", "broken", "canceled", "malformed")) == CLIENTS * REQUESTS
     assert ends["good"] == CLIENTS * REQUESTS * 9 // 10
     assert (ends["turned away"] > 0) == (queue[1] == "4")
     with capsys.disabled():

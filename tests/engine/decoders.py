@@ -58,7 +58,7 @@ class RoundedCache:
         return (x / scale).round() * scale
 
 
-def quantised_inputs(model: nn.Module) -> None:
+def quantized_inputs(model: nn.Module) -> None:
     """Let every matrix take what the engine's 4-bit and 8-bit matrices take: 8-bit blocks of 32."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:

@@ -1,6 +1,6 @@
 """Hidden states layer by layer: after each layer the engine is as far from the float model as its bits say, no further.
 
-The engine gives logits alone; a decoder cut off after k layers, with the unit matrix for a head, gives the normalised
+The engine gives logits alone; a decoder cut off after k layers, with the unit matrix for a head, gives the normalized
 hidden state behind layer k.
 """
 
@@ -46,7 +46,7 @@ def nano() -> tuple[Decoder, nn.Linear, Tensor]:
     spec = read_spec(folder)
     network = load_network(folder, spec)
     words = TextTokenizer.from_file(folder / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
-    talk = [user("What colour is the small circle?"), assistant("red"), user("How many squares are there?")]
+    talk = [user("What color is the small circle?"), assistant("red"), user("How many squares are there?")]
     ids = encode(talk, words, template=spec.template, tokens_per_image=0).input_ids
     return network.language_model, network.lm_head, network.language_model.embed_tokens(torch.tensor(ids))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoders import PATHS, SHAPES, Plain, RoundedCache, embed, forward, meant, natives, quantised_inputs, run
+from decoders import PATHS, SHAPES, Plain, RoundedCache, embed, forward, meant, natives, quantized_inputs, run
 from mobillama_v.engine import library
 from mobillama_v.engine.runtime import NativeSequence
 from mobillama_v.specs import DecoderSpec
@@ -40,7 +40,7 @@ def test_logits_are_those_of_torch_with_the_same_roundings(shape: str, bits: int
     native = natives(Plain(spec), bits, path=path)
     assert native.path == path
     if bits != 16:
-        quantised_inputs(model)
+        quantized_inputs(model)
     expected = model.logits(embeds, RoundedCache(bits))
     pieces = [37, *[1] * 9, 2, 3, 4, 5, 90]
     got = run(native, embeds, pieces)

@@ -12,14 +12,14 @@ PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity",
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 IN_IMAGES = ("posters", "celebrity", "scene", "landmark", "artwork")
 """MME's categories whose pictures and texts lie in folders of their own."""
-COLOURS = ("red", "green", "blue", "yellow")
+COLORS = ("red", "green", "blue", "yellow")
 
 
 def picture(path: Path, number: int) -> Path:
     """A drawn picture; each number another one."""
     image = Image.new("RGB", (64 + 8 * (number % 3), 48), (235, 235, 225))
     corner = 4 + 5 * (number % 7)
-    ImageDraw.Draw(image).rectangle((corner, 8, corner + 22, 34), fill=COLOURS[number % 4])
+    ImageDraw.Draw(image).rectangle((corner, 8, corner + 22, 34), fill=COLORS[number % 4])
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)
     return path
@@ -43,15 +43,15 @@ def gqa_questions(images: int = 2) -> dict[str, dict[str, Any]]:
     """Three questions an image: one binary, two open, of which one follows from the other."""
     found: dict[str, dict[str, Any]] = {}
     for i in range(images):
-        colour = COLOURS[i % 4]
+        color = COLORS[i % 4]
         base = f"20{i:04d}"
         rows = [
             ("verify", "attr", "Is there a square?", "yes", [("select", "square"), ("exist", "?")], None, []),
             (
                 "query",
                 "attr",
-                "What colour is the square?",
-                colour,
+                "What color is the square?",
+                color,
                 [("select", "square"), ("query", "color")],
                 "color",
                 [2],
@@ -179,7 +179,7 @@ def textvqa_rows() -> list[dict[str, Any]]:
 
     return [
         row(0, "003a8ae2ef43b901", "what does the SIGN say?", ["stop"] * 6 + ["stop sign"] * 2 + ["the stop", "halt"]),
-        row(1, "003a8ae2ef43b901", "what colour is it?", ["red"] * 10),
+        row(1, "003a8ae2ef43b901", "what color is it?", ["red"] * 10),
         row(2, "b9dc400eb20bad64", "how many?", ["2", "two", "2.", "two"] + ["three"] * 6),
         row(3, "2b538a43dd933fc1", "what brand is this?", ["none"] * 2 + ["unanswerable"] * 8),
     ]
@@ -235,7 +235,7 @@ def mme_rows(images: int = 2) -> list[tuple[str, str, str, str]]:
             name = f"{category}/{inner}{i:04d}.{suffix}"
             rows.append((category, name, "Is there a square? Please answer yes or no.", "Yes"))
             blanks = "  " if i else " "
-            rows.append((category, name, f"Is it {COLOURS[i + 1]}?{blanks}Please answer yes or no.", "No"))
+            rows.append((category, name, f"Is it {COLORS[i + 1]}?{blanks}Please answer yes or no.", "No"))
     return rows
 
 
@@ -272,8 +272,8 @@ def llava_mme(path: Path) -> Path:
 def custom(folder: Path) -> Path:
     """questions.jsonl and its pictures."""
     rows = [
-        {"question_id": "a", "image": "images/0.jpg", "text": "What colour?", "answer": "red", "category": "colour"},
-        {"question_id": "b", "image": "images/1.jpg", "text": "What colour?", "answer": "green", "category": "colour"},
+        {"question_id": "a", "image": "images/0.jpg", "text": "What color?", "answer": "red", "category": "color"},
+        {"question_id": "b", "image": "images/1.jpg", "text": "What color?", "answer": "green", "category": "color"},
         {"question_id": "c", "image": "images/1.jpg", "text": "What shape?", "answers": ["square", "box"]},
     ]
     dump_lines(folder / "questions.jsonl", rows)

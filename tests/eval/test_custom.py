@@ -13,8 +13,8 @@ from mobillama_v.eval.registry import get
 def test_the_file_of_a_folder(tmp_path: Path) -> None:
     examples = get("custom").examples(official.custom(tmp_path))
     assert [(each.id, each.prompt, each.answers) for each in examples] == [
-        ("a", "What colour?", ("red",)),
-        ("b", "What colour?", ("green",)),
+        ("a", "What color?", ("red",)),
+        ("b", "What color?", ("green",)),
         ("c", "What shape?", ("square", "box")),
     ]
     assert examples[0].images == (tmp_path / "images" / "0.jpg",)
@@ -23,7 +23,7 @@ def test_the_file_of_a_folder(tmp_path: Path) -> None:
 
 def test_a_request_for_a_short_answer(tmp_path: Path) -> None:
     prompt = get("custom", prompt="short").examples(official.custom(tmp_path))[0].prompt
-    assert prompt == "What colour?\nAnswer the question using a single word or phrase."
+    assert prompt == "What color?\nAnswer the question using a single word or phrase."
 
 
 def test_llava_records_ask_every_turn(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_llava_records_ask_every_turn(tmp_path: Path) -> None:
         {"from": "system", "value": "Be brief."},
         {"from": "human", "value": "<image>\nWhat is it?"},
         {"from": "gpt", "value": "A dog."},
-        {"from": "human", "value": "What colour?"},
+        {"from": "human", "value": "What color?"},
         {"from": "gpt", "value": "Brown"},
     ]
     rows: list[dict[str, Any]] = [
@@ -44,7 +44,7 @@ def test_llava_records_ask_every_turn(tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     examples = bench.examples(tmp_path / "pictures")
     assert [each.id for each in examples] == ["x", "x#2", "7", "3"]
-    assert [each.prompt for each in examples[:2]] == ["What is it?", "What colour?"]
+    assert [each.prompt for each in examples[:2]] == ["What is it?", "What color?"]
     assert examples[0].images == (tmp_path / "pictures" / "a.jpg",)
     assert examples[2].images == () and len(examples[3].images) == 2
     assert bench.score(examples, {"x": "a dog", "x#2": "brown."}).headline == 50

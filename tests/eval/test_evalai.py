@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mobillama_v.eval.evalai import _CONTRACTIONS, normalise, soft_accuracy
+from mobillama_v.eval.evalai import _CONTRACTIONS, normalize, soft_accuracy
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from mobillama_v.eval.evalai import _CONTRACTIONS, normalise, soft_accuracy
     ],
 )
 def test_words(answer: str, expected: str) -> None:
-    assert normalise(answer) == expected
+    assert normalize(answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_words(answer: str, expected: str) -> None:
     ],
 )
 def test_punctuation(answer: str, expected: str) -> None:
-    assert normalise(answer) == expected
+    assert normalize(answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_punctuation(answer: str, expected: str) -> None:
     ],
 )
 def test_full_stops(answer: str, expected: str) -> None:
-    assert normalise(answer) == expected
+    assert normalize(answer) == expected
 
 
 def test_only_the_first_32_full_stops_go() -> None:
-    assert normalise("x" + "." * 32) == "x"
-    assert normalise("x" + "." * 35) == "x..."
+    assert normalize("x" + "." * 32) == "x"
+    assert normalize("x" + "." * 35) == "x..."
 
 
 def test_a_contraction_is_known_by_every_spelling_that_lacks_one_apostrophe() -> None:
@@ -91,7 +91,7 @@ def test_a_contraction_is_known_by_every_spelling_that_lacks_one_apostrophe() ->
 
 @given(st.text())
 def test_the_result_is_lower_case_words_with_single_blanks(answer: str) -> None:
-    found = normalise(answer)
+    found = normalize(answer)
     assert found == " ".join(found.split()) and not set(found.split()) & {"a", "an", "the", "none", "zero"}
     assert "," not in found and "?" not in found
 

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 import official
 from mobillama_v.errors import ConfigError, DataError
-from mobillama_v.eval.gqa import normalise
+from mobillama_v.eval.gqa import normalize
 from mobillama_v.eval.registry import get
 
-# Of official.gqa_questions(2): 0 is binary, 1 asks the colour (red, green), 2 the thing; 1 and 2 entail each other.
+# Of official.gqa_questions(2): 0 is binary, 1 asks the color (red, green), 2 the thing; 1 and 2 entail each other.
 A0, A1, A2, B0, B1, B2 = (f"20000{i}{n}" for i in (0, 1) for n in (0, 1, 2))
 
 
@@ -20,19 +20,19 @@ A0, A1, A2, B0, B1, B2 = (f"20000{i}{n}" for i in (0, 1) for n in (0, 1, 2))
     [("Yes.", "yes"), ("RED...", "red"), (".5", ".5"), ("red ", "red "), ("a. b.", "a. b"), ("", ""), ("...", "")],
 )
 def test_final_stops_and_case_go_and_nothing_else(answer: str, expected: str) -> None:
-    assert normalise(answer) == expected
+    assert normalize(answer) == expected
 
 
 @given(st.text())
-def test_normalising_again_changes_nothing_but_what_lower_case_adds(answer: str) -> None:
-    assert normalise(answer) == answer.rstrip(".").lower()
+def test_normalizing_again_changes_nothing_but_what_lower_case_adds(answer: str) -> None:
+    assert normalize(answer) == answer.rstrip(".").lower()
 
 
 def test_examples(tmp_path: Path) -> None:
     examples = get("gqa").examples(official.gqa(tmp_path))
     assert [each.id for each in examples] == [A0, A1, A2, B0, B1, B2]
     first = examples[1]
-    assert first.prompt == "What colour is the square?\nAnswer the question using a single word or phrase."
+    assert first.prompt == "What color is the square?\nAnswer the question using a single word or phrase."
     assert first.images == (tmp_path / "images" / "n000.jpg",) and first.images[0].is_file()
     assert first.answers == ("red",)
     # "exist" ends a program without being a step of reasoning, "query: color" is one.
@@ -69,7 +69,7 @@ def test_score(tmp_path: Path) -> None:
     assert found.categories["steps"] == {"1": 25, "2": 50}
     assert list(found.categories["words"]) == ["3", "4", "5"]
     assert "validity" not in found.metrics and "consistency" not in found.metrics
-    # colour: red 1 right of 1 given, green 1 of 0 -> chi-square 0 + 1; shape: square 2 of 0 -> 2. Weighted by two each.
+    # color: red 1 right of 1 given, green 1 of 0 -> chi-square 0 + 1; shape: square 2 of 0 -> 2. Weighted by two each.
     assert found.metrics["distribution"] == pytest.approx((1 * 2 + 2 * 2) / 4 / 100)
 
 

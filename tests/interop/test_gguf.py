@@ -56,7 +56,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0", "q4_0"])
 def test_every_tensor_is_the_decoders(kind: str, shape: str, tmp_path: Path) -> None:
-    """Of the quantised types too, number for number: gguf's own decoder gives what our packed file means."""
+    """Of the quantized types too, number for number: gguf's own decoder gives what our packed file means."""
     spec = SHAPES[shape]
     decoder, head = model(spec)
     assert write_gguf(tmp_path / "m.gguf", decoder, head, spec, kind=kind) == ()
@@ -140,7 +140,7 @@ def test_a_model_is_exported_with_its_tokenizer(nano_like: Path, tmp_path: Path)
 
 
 def test_a_sentencepiece_tokenizer_joins_in_the_order_of_its_merges(tmp_path: Path) -> None:
-    """llama.cpp joins the neighbours whose whole has the highest score, the leftmost first."""
+    """llama.cpp joins the neighbors whose whole has the highest score, the leftmost first."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     merges = [("a", "b"), ("b", "c"), ("ab", "c"), ("▁", "a"), ("bc", "bc")]

@@ -4,21 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from mobillama_v.train.muon import Muon, orthogonalise
+from mobillama_v.train.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
-def test_orthogonalising_keeps_directions_and_levels_their_sizes(shape: tuple[int, int]) -> None:
+def test_orthogonalizing_keeps_directions_and_levels_their_sizes(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     left, _ = torch.linalg.qr(torch.randn(shape[0], 24))
     right, _ = torch.linalg.qr(torch.randn(shape[1], 24))
     sizes = torch.logspace(0, -1.5, 24)  # a condition number of 30
-    found = orthogonalise(left * sizes @ right.T)
+    found = orthogonalize(left * sizes @ right.T)
     assert found.shape == shape
     inner = left.T @ found @ right  # diagonal where the directions are kept
     assert inner.diagonal().min() > 0.5 and inner.diagonal().max() < 1.3
     torch.testing.assert_close(inner - inner.diagonal().diag(), torch.zeros(24, 24), atol=1e-4, rtol=0)
-    torch.testing.assert_close(orthogonalise(torch.zeros(shape)), torch.zeros(shape))
+    torch.testing.assert_close(orthogonalize(torch.zeros(shape)), torch.zeros(shape))
 
 
 def model() -> nn.Sequential:

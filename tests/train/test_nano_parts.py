@@ -163,12 +163,12 @@ def test_photographs_are_split_and_cut(tmp_path: Path) -> None:
     with Image.open(tmp_path / "data" / written[3]) as crop:
         assert crop.size == (224, 224)
     rows = np.stack([shares(tabby_cat=0.9)] * len(written))
-    colours = dict.fromkeys(written, "green")
-    told, captions, swapped = photos.records(colours, rows, seed=1)
+    colors = dict.fromkeys(written, "green")
+    told, captions, swapped = photos.records(colors, rows, seed=1)
     assert len(told) == len(captions) == 2 * len(written) and set(swapped) == {f"{name}#permuted" for name in written}
     assert captions[0]["conversations"][1]["value"] == "A photo of a tabby cat, a kind of cat."
     assert captions[1]["conversations"][1]["value"] == photos.description(swapped[f"{written[0]}#permuted"])
-    told, named = photos.namings(colours, times=1, seed=1)
+    told, named = photos.namings(colors, times=1, seed=1)
     assert [record["image"] for record in told] == list(named) and len(set(named)) == 1000
     for index in (0, 281, 999):
         row = named[told[index]["image"]]
@@ -176,9 +176,9 @@ def test_photographs_are_split_and_cut(tmp_path: Path) -> None:
         assert photos.description(row) in [turn["value"] for turn in told[index]["conversations"][1::2]]
 
 
-def test_main_colour() -> None:
-    assert photos.main_colour(Image.new("RGB", (8, 8), (20, 30, 240))) == "blue"
-    assert photos.main_colour(Image.effect_noise((64, 64), 300).convert("RGB")) in (None, "gray", "black", "white")
+def test_main_color() -> None:
+    assert photos.main_color(Image.new("RGB", (8, 8), (20, 30, 240))) == "blue"
+    assert photos.main_color(Image.effect_noise((64, 64), 300).convert("RGB")) in (None, "gray", "black", "white")
 
 
 # --- measure --------------------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import torch
 
 from mobillama_v import hybrid, hybrid_sizes, hybrid_words
 from mobillama_v.tokenization import TextTokenizer
-from mobillama_v.train.nano import classes, recognise, tower, vocabulary
+from mobillama_v.train.nano import classes, recognize, tower, vocabulary
 from mobillama_v.train.nano.figures import SHAPES
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
-from mobillama_v.train.nano.scenes import COLOUR_NAMES, Scene, Thing, sample_scene
+from mobillama_v.train.nano.scenes import COLOR_NAMES, Scene, Thing, sample_scene
 
 
 def test_signs_are_spelled_and_words_are_not(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_account_starts_from_words(words: tower.Words) -> None:
     dog = classes.kinds().index("dog")
     torch.testing.assert_close(names.kinds[dog, 0], words.word("dog"))
     assert names.kind_of[207, dog] == 1 and names.kind_of[207].sum() == 1 and names.kind_of[490].sum() == 0
-    s, small_s = (recognise.LETTERS.index(letter) for letter in "Ss")
+    s, small_s = (recognize.LETTERS.index(letter) for letter in "Ss")
     torch.testing.assert_close(account.lines.first[s], words.tokens(" S")[0])
     torch.testing.assert_close(account.lines.later[s], words.tokens("S")[0])
     torch.testing.assert_close(account.lines.later[small_s], words.tokens(" s")[0])
@@ -75,11 +75,11 @@ def test_what_is_to_be_found() -> None:
     heart = Thing("shape", "heart", "red", "large", (10, 10, 90, 90))
     sign = Thing("word", "text", "black", "large", (20, 150, 200, 210), "No5")
     scenes = [Scene((), "blue", seed=2), Scene((sign, heart), "white", seed=1)]
-    kinds = [2, COLOUR_NAMES.index("red"), SHAPES.index("heart")]
-    assert recognise.shapes_of(scenes).rows.tolist() == [[1, 3 * 14 + 3, *kinds]]
-    letters = recognise.letters_of(scenes)
+    kinds = [2, COLOR_NAMES.index("red"), SHAPES.index("heart")]
+    assert recognize.shapes_of(scenes).rows.tolist() == [[1, 3 * 14 + 3, *kinds]]
+    letters = recognize.letters_of(scenes)
     assert letters.rows[:, 0].tolist() == [1] * 3
-    assert [recognise.LETTERS[i] for i in letters.rows[:, 2]] == ["N", "o", "5"]
+    assert [recognize.LETTERS[i] for i in letters.rows[:, 2]] == ["N", "o", "5"]
     rows, columns = letters.rows[:, 1] // 28, letters.rows[:, 1] % 28
     assert ((rows > 9) & (rows < 13)).all() and (columns.diff() > 0).all()
     assert letters.of(torch.tensor([1]), 2)[:, 0].tolist() == [0] * 3 and not len(letters.of(torch.tensor([0]), 2))
@@ -97,14 +97,14 @@ def test_finding_can_be_learnt() -> None:
     def losses() -> list[float]:
         found = []
         for logits, wanted in (
-            (account.things.logits(features), recognise.shapes_of(scenes)),
-            (account.lines.logits(torch.from_numpy(cells).float(), features), recognise.letters_of(scenes)),
+            (account.things.logits(features), recognize.shapes_of(scenes)),
+            (account.lines.logits(torch.from_numpy(cells).float(), features), recognize.letters_of(scenes)),
         ):
-            found.append(float(recognise.finding_loss(logits.detach(), wanted.rows, wanted.kinds)))
+            found.append(float(recognize.finding_loss(logits.detach(), wanted.rows, wanted.kinds)))
         return found
 
     before = losses()
-    recognise.learn_account(account, cells, features, scenes, epochs=80)
+    recognize.learn_account(account, cells, features, scenes, epochs=80)
     after = losses()
     assert after[0] < 0.2 * before[0] and after[1] < 0.2 * before[1]
     for old, new in zip(given, (account.colors, account.lines.first, account.places.rows), strict=True):

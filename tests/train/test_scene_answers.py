@@ -16,15 +16,15 @@ from mobillama_v.train.nano import questions as asking
 from mobillama_v.train.nano.scenes import Scene, Thing
 
 SHAPE = re.compile(rf"\b({'|'.join(figures.SHAPES)})(?:e?s)?\b")
-COLOUR = re.compile(rf"\b({'|'.join(scenes.COLOUR_NAMES)})\b")
+COLOR = re.compile(rf"\b({'|'.join(scenes.COLOR_NAMES)})\b")
 
 
-def shape(name: str, colour: str, box: tuple[int, int, int, int], size: str = "large") -> Thing:
-    return Thing("shape", name, colour, size, box)
+def shape(name: str, color: str, box: tuple[int, int, int, int], size: str = "large") -> Thing:
+    return Thing("shape", name, color, size, box)
 
 
-def word(text: str, colour: str, box: tuple[int, int, int, int]) -> Thing:
-    return Thing("word", "text", colour, "large", box, text)
+def word(text: str, color: str, box: tuple[int, int, int, int]) -> Thing:
+    return Thing("word", "text", color, "large", box, text)
 
 
 RED_CIRCLE = shape("circle", "red", (8, 8, 72, 72))
@@ -54,9 +54,9 @@ def plain(question: str) -> str:
 
 
 def fitting(scene: Scene, phrase: str) -> list[Thing]:
-    """The shapes that the colour and shape names in a phrase allow."""
-    colour, kind = COLOUR.search(phrase), SHAPE.search(phrase)
-    return [t for t in scene.shapes if (not colour or t.colour == colour[1]) and (not kind or t.shape == kind[1])]
+    """The shapes that the color and shape names in a phrase allow."""
+    color, kind = COLOR.search(phrase), SHAPE.search(phrase)
+    return [t for t in scene.shapes if (not color or t.color == color[1]) and (not kind or t.shape == kind[1])]
 
 
 def meant(scene: Scene, phrase: str) -> Thing:
@@ -67,7 +67,7 @@ def meant(scene: Scene, phrase: str) -> Thing:
 # --- questions ------------------------------------------------------------------------------------------------------
 
 
-def test_colours_are_asked_only_of_what_the_question_singles_out() -> None:
+def test_colors_are_asked_only_of_what_the_question_singles_out() -> None:
     about = asked(MIX, "color")
     assert {answer for _, answer in about} == {"red", "green"}
     for question, answer in about:
@@ -75,8 +75,8 @@ def test_colours_are_asked_only_of_what_the_question_singles_out() -> None:
         assert answer == ("red" if re.search("heart|top left|bottom left", question) else "green"), question
 
 
-def test_shapes_are_asked_only_by_a_colour_or_place_that_one_thing_has() -> None:
-    assert not [question for question, _ in asked(MIX, "shape") if COLOUR.search(question)]
+def test_shapes_are_asked_only_by_a_color_or_place_that_one_thing_has() -> None:
+    assert not [question for question, _ in asked(MIX, "shape") if COLOR.search(question)]
     assert {answer for question, answer in asked(MIX, "shape") if "shape is in the center" in question} == {"square"}
     assert {answer for question, answer in asked(PAIR, "shape") if "red" in question} == {"circle"}
 
@@ -104,7 +104,7 @@ def test_relations_follow_from_the_boxes() -> None:
             second = meant(scene, ends[0])
             first = meant(scene, ends[1] if answer in ("yes", "no") else answer)
             axis = 0 if relation[1] in ("left", "right") else 1
-            before = first.centre[axis] < second.centre[axis]
+            before = first.center[axis] < second.center[axis]
             true = before if relation[1] in ("left", "above", "over", "higher") else not before
             assert true == (answer != "no"), (question, answer)
 
@@ -116,7 +116,7 @@ def test_existence_and_its_negation_are_true_of_the_scene(scene: Scene, family: 
         if re.search("text|word|writing|written", question):
             assert answer == "no"
             continue
-        assert COLOUR.search(question) or SHAPE.search(question), question
+        assert COLOR.search(question) or SHAPE.search(question), question
         assert answer == ("yes" if bool(fitting(scene, question)) is (family == "existence") else "no"), question
 
 
@@ -178,7 +178,7 @@ def test_a_thing_is_drawn_in_its_box_and_nowhere_else(style: str) -> None:
             assert drawn and all(abs(a - b) <= 3 for a, b in zip(drawn, thing.box, strict=True)), (thing, drawn)
 
 
-def test_the_named_colours_are_what_is_drawn() -> None:
+def test_the_named_colors_are_what_is_drawn() -> None:
     pixels = np.asarray(scenes.draw(PAIR)).astype(int)
     red, green, blue = pixels[40, 40]
     assert red > 200 and green < 60 and blue < 60
@@ -285,9 +285,9 @@ def test_held_out_questions_have_balanced_families_and_answers(tmp_path: Path) -
     assert all((tmp_path / line["image"]).exists() for line in lines)
 
 
-def test_easy_vqa_open_questions_give_shape_and_colour() -> None:
-    from mobillama_v.train.nano.easyvqa import shape_and_colour
+def test_easy_vqa_open_questions_give_shape_and_color() -> None:
+    from mobillama_v.train.nano.easyvqa import shape_and_color
 
-    assert shape_and_colour([("what is the blue shape?", "rectangle")]) == ("rectangle", "blue")
-    assert shape_and_colour([("what color is the circle?", "teal"), ("is there a circle?", "yes")]) == (None, "teal")
-    assert shape_and_colour([("what shape is present?", "circle")]) == ("circle", None)
+    assert shape_and_color([("what is the blue shape?", "rectangle")]) == ("rectangle", "blue")
+    assert shape_and_color([("what color is the circle?", "teal"), ("is there a circle?", "yes")]) == (None, "teal")
+    assert shape_and_color([("what shape is present?", "circle")]) == ("circle", None)

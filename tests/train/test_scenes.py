@@ -25,7 +25,7 @@ def test_things_lie_inside_and_apart() -> None:
         for i, thing in enumerate(scene.things):
             left, top, right, bottom = thing.box
             assert 0 <= left < right <= scenes.SIDE and 0 <= top < bottom <= scenes.SIDE
-            assert thing.colour != scene.background
+            assert thing.color != scene.background
             for other in scene.things[:i]:
                 a, b = thing.box, other.box
                 assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
@@ -48,10 +48,10 @@ def test_cell_labels_place_every_thing() -> None:
         for thing in scene.things:
             row, column = int((thing.box[1] + thing.box[3]) / 2 // 16), int((thing.box[0] + thing.box[2]) / 2 // 16)
             near = labels[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
-            assert near[..., LABEL_NAMES.index(f"color:{thing.colour}")].any()
+            assert near[..., LABEL_NAMES.index(f"color:{thing.color}")].any()
 
 
-def test_counts_colours_and_reading_answer_the_scene() -> None:
+def test_counts_colors_and_reading_answer_the_scene() -> None:
     checked = dict.fromkeys(("count", "reading", "background"), 0)
     for i, scene in enumerate(some_scenes(200)):
         for qa in questions(scene, random.Random(i)):

@@ -15,13 +15,13 @@ from mobillama_v.hybrid import HybridTrunk
 from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.features import FeatureCache, fingerprint
-from mobillama_v.train.nano import recognise, tower
+from mobillama_v.train.nano import recognize, tower
 from mobillama_v.train.nano.scenes import Scene
 from mobillama_v.train.nano.stem import load_stem
 from mobillama_v.train.nano.stemcache import StemCache
 
 _BATCH = 64
-_SAMPLE = 1024  # pictures over which the patch part is standardised
+_SAMPLE = 1024  # pictures over which the patch part is standardized
 
 
 def write_start(folder: Path, spec: ModelSpec, tokenizer: Path, *, seed: int) -> Path:
@@ -76,10 +76,10 @@ def assemble(
     sample = np.linspace(0, len(cache.names) - 1, min(_SAMPLE, len(cache.names))).astype(int)
     tower.start_cell_words(trunk, probe, cache.cells[sample], words)
     tower.start_account(trunk.account, words)
-    features = torch.cat([recognise.patch_features(trunk, each.cache, each.names) for each in drawn])
+    features = torch.cat([recognize.patch_features(trunk, each.cache, each.names) for each in drawn])
     cells = np.concatenate([each.cache.cells[[each.cache.row[name] for name in each.names]] for each in drawn])
     scenes = [scene for each in drawn for scene in each.scenes]
-    recognise.learn_account(trunk.account, cells, features, scenes, epochs=account_epochs, seed=options["seed"])
+    recognize.learn_account(trunk.account, cells, features, scenes, epochs=account_epochs, seed=options["seed"])
     tower.start_projector(model.projector, float(embeddings.detach().pow(2).mean().sqrt()))
     partial = folder.with_name(f"{folder.name}.partial")
     model.save_pretrained(partial)

@@ -181,9 +181,9 @@ def write_photo_records(data: Path, crops: list[str], cache: Any, *, seed: int) 
     if (data / "photos-permuted.npz").exists():
         return
     rows = np.stack([cache.probabilities[cache.row[name]] for name in crops]).astype(np.float32)
-    colours = {name: photos.main_colour(load_image(data / name)) for name in crops}
-    told, captions, permuted = photos.records(colours, rows, seed=seed)
-    names, named = photos.namings(colours, times=_NAMINGS, seed=seed)
+    colors = {name: photos.main_color(load_image(data / name)) for name in crops}
+    told, captions, permuted = photos.records(colors, rows, seed=seed)
+    names, named = photos.namings(colors, times=_NAMINGS, seed=seed)
     permuted |= named
     _write(data / "photos.json", told)
     _write(data / "photos-names.json", names)

@@ -33,11 +33,11 @@ def account(scene: Scene) -> str:
     """
     told = [f"drawing {scene.background}"]
     for thing in sorted(scene.shapes, key=reading_order):
-        words = (clear_size(thing), thing.colour, thing.shape, nearest_region(thing))
+        words = (clear_size(thing), thing.color, thing.shape, nearest_region(thing))
         told.append(" ".join(word for word in words if word))
     for word in sorted(scene.words, key=reading_order):
         letters = word.text if word.text == word.text.upper() else " ".join(word.text)
-        told.append(f"{letters} {word.colour} text {nearest_region(word)}")
+        told.append(f"{letters} {word.color} text {nearest_region(word)}")
     return " ".join(f"{each}." for each in told)
 
 
@@ -48,24 +48,24 @@ def describe(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 
 def _noun_phrase(thing: Thing) -> str:
-    words = [word for word in (clear_size(thing), thing.colour, thing.shape) if word]
+    words = [word for word in (clear_size(thing), thing.color, thing.shape) if word]
     return f"{article(words[0])} {' '.join(words)}"
 
 
 def _words_phrase(scene: Scene) -> str:
     words = sorted(scene.words, key=reading_order)
     kinds = {text_kind(word.text) for word in words}
-    colours = {word.colour for word in words}
+    colors = {word.color for word in words}
     kind = kinds.pop() if len(kinds) == 1 else "word"
     name = "letters" if kind == "letters" else kind + ("s" if len(words) > 1 else "")
-    if len(colours) == 1:
-        return f"The {name} {_listed([word.text for word in words])} in {words[0].colour}"
-    return f"The {name} {_listed([f'{word.text} in {word.colour}' for word in words])}"
+    if len(colors) == 1:
+        return f"The {name} {_listed([word.text for word in words])} in {words[0].color}"
+    return f"The {name} {_listed([f'{word.text} in {word.color}' for word in words])}"
 
 
 def reading_order(thing: Thing) -> tuple[int, float]:
     """Sort key of things: by thirds of the picture from the top, then from the left."""
-    x, y = thing.centre
+    x, y = thing.center
     return int(y * 3 / SIDE), x
 
 

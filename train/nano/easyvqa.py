@@ -16,8 +16,8 @@ from mobillama_v.train.nano.phrases import SINGLE_WORD_SUFFIX
 TURNS_PER_RECORD = 8
 SUFFIX_SHARE = 0.25
 
-_COLOUR_QUESTION = re.compile(r"what (?:color is|is the color of) ")
-_SHAPE_OF_COLOUR = re.compile(r"what is the (\w+) shape\?")
+_COLOR_QUESTION = re.compile(r"what (?:color is|is the color of) ")
+_SHAPE_OF_COLOR = re.compile(r"what is the (\w+) shape\?")
 _SHAPE_QUESTION = re.compile(r"what shape ")
 
 
@@ -25,7 +25,7 @@ def convert(out_dir: Path, *, seed: int = 0) -> None:
     """Write the set below ``out_dir``: pictures under ``images/easyvqa``, and three files beside them.
 
     ``easyvqa-train.json`` holds all training questions, up to :data:`TURNS_PER_RECORD` of one picture in a record,
-    ``easyvqa-train-captions.json`` a caption of each picture whose shape and colour its questions give away, and
+    ``easyvqa-train-captions.json`` a caption of each picture whose shape and color its questions give away, and
     ``easyvqa-test-questions.jsonl`` the test questions, unchanged.
     """
     import easy_vqa
@@ -86,25 +86,25 @@ def _records(number: int, images: dict[int, str], asked: _Asked, rng: random.Ran
 
 
 def _caption_record(number: int, image: str, asked: _Asked) -> dict[str, Any] | None:
-    shape, colour = shape_and_colour(asked)
-    if not (shape and colour):
+    shape, color = shape_and_color(asked)
+    if not (shape and color):
         return None
-    text = f"A drawing of {article(colour)} {colour} {shape}."
+    text = f"A drawing of {article(color)} {color} {shape}."
     conversation = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": text}]
     return {"id": f"easyvqa-caption-{number:05d}", "image": image, "conversations": conversation}
 
 
-def shape_and_colour(asked: list[tuple[str, str]]) -> tuple[str | None, str | None]:
+def shape_and_color(asked: list[tuple[str, str]]) -> tuple[str | None, str | None]:
     """What the open questions of one picture, each with its answer, tell about its one shape."""
-    shape = colour = None
+    shape = color = None
     for question, answer in asked:
-        if _COLOUR_QUESTION.match(question):
-            colour = answer
-        elif named := _SHAPE_OF_COLOUR.match(question):
-            shape, colour = answer, named.group(1)
+        if _COLOR_QUESTION.match(question):
+            color = answer
+        elif named := _SHAPE_OF_COLOR.match(question):
+            shape, color = answer, named.group(1)
         elif _SHAPE_QUESTION.match(question):
             shape = answer
-    return shape, colour
+    return shape, color
 
 
 def _write_json(path: Path, value: Any) -> None:

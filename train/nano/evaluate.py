@@ -35,7 +35,7 @@ class Tally:
         return sum(self.right[f] for f in chosen) / max(1, sum(self.asked[f] for f in chosen))
 
 
-def normalised(answer: str) -> str:
+def normalized(answer: str) -> str:
     """As GQA compares answers: lower case, no final period."""
     return answer.strip().rstrip(".").lower()
 
@@ -49,7 +49,7 @@ def judge(assistant: Assistant, questions: list[dict[str, Any]], root: Path, say
         replies = assistant.ask_batch([([seen(each["image"])], each["text"]) for each in batch], _SHORT)
         for each, reply in zip(batch, replies, strict=True):
             tally.asked[each["family"]] += 1
-            if normalised(reply.text) == normalised(each["answer"]):
+            if normalized(reply.text) == normalized(each["answer"]):
                 tally.right[each["family"]] += 1
             else:
                 tally.wrong.append({**each, "given": reply.text})

@@ -1,4 +1,4 @@
-"""Geometry and colours of what scenes are drawn from: shape outlines and laid-out letters.
+"""Geometry and colors of what scenes are drawn from: shape outlines and laid-out letters.
 
 Everything random is a function of a ``key`` string, so the sampler, the renderer and the label maker, which run
 apart, see the same tilt, the same font and the same letter boxes.
@@ -19,7 +19,7 @@ from PIL import ImageFont
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
 
-COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
+COLORS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "red": ((232, 28, 34), (255, 0, 0)),
     "green": ((36, 160, 58), (0, 255, 0), (0, 128, 0)),
     "blue": ((36, 88, 222), (0, 0, 255)),
@@ -33,7 +33,7 @@ COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "gray": ((128, 128, 128),),
     "teal": ((0, 128, 128), (20, 150, 150)),
 }
-"""Typical RGB values of each colour name; a drawn colour is one of them, slightly shifted."""
+"""Typical RGB values of each color name; a drawn color is one of them, slightly shifted."""
 
 SIMILAR: frozenset[frozenset[str]] = frozenset(
     frozenset(pair.split("-"))
@@ -42,7 +42,7 @@ SIMILAR: frozenset[frozenset[str]] = frozenset(
         "green-teal gray-teal gray-brown black-brown purple-brown yellow-white"
     ).split()
 )
-"""Pairs of colour names too close for a thing and its background."""
+"""Pairs of color names too close for a thing and its background."""
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def text_extent(text: str, key: str) -> Point:
 
 
 def lettering(text: str, key: str, box: Box) -> Lettering:
-    """Lay ``text`` out so that its ink fills ``box`` as far as its proportions allow, centred."""
+    """Lay ``text`` out so that its ink fills ``box`` as far as its proportions allow, centered."""
     unit = _at_100(text, key)
     left, top, right, bottom = _bounds(unit.boxes)
     scale = min((box[2] - box[0]) / (right - left), (box[3] - box[1]) / (bottom - top))

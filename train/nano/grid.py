@@ -7,17 +7,17 @@ import string
 import numpy as np
 
 from mobillama_v.train.nano import figures
-from mobillama_v.train.nano.scenes import COLOUR_NAMES, SIDE, Scene, clear_size, thing_mask
+from mobillama_v.train.nano.scenes import COLOR_NAMES, SIDE, Scene, clear_size, thing_mask
 
 CELL = 16
 CELLS = SIDE // CELL
 CHARACTERS = string.ascii_uppercase + string.digits
 LABEL_NAMES: tuple[str, ...] = (
     *(f"shape:{name}" for name in (*figures.SHAPES, "text")),
-    *(f"color:{name}" for name in COLOUR_NAMES),
+    *(f"color:{name}" for name in COLOR_NAMES),
     "center",
     "large",
-    *(f"background:{name}" for name in COLOUR_NAMES),
+    *(f"background:{name}" for name in COLOR_NAMES),
     *(f"character:{character}" for character in CHARACTERS),
 )
 _INDEX = {name: index for index, name in enumerate(LABEL_NAMES)}
@@ -32,7 +32,7 @@ def cell_labels(scene: Scene) -> np.ndarray:
     for index, thing in enumerate(scene.things):
         covered = _label_letters(labels, scene, index) if thing.kind == "word" else _shape_cells(scene, index)
         labels[covered, _INDEX[f"shape:{thing.shape}"]] = 1
-        labels[covered, _INDEX[f"color:{thing.colour}"]] = 1
+        labels[covered, _INDEX[f"color:{thing.color}"]] = 1
         if clear_size(thing) == "large":
             labels[covered, _INDEX["large"]] = 1
         row, column = _middle(thing.box)

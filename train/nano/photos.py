@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from mobillama_v.images import find_images, load_image
 from mobillama_v.train.nano import classes
 from mobillama_v.train.nano.captions import article
-from mobillama_v.train.nano.figures import COLOURS
+from mobillama_v.train.nano.figures import COLORS
 from mobillama_v.train.nano.phrases import DESCRIBE_PROMPTS, SINGLE_WORD_SUFFIX
 
 SIDE = 224
@@ -53,7 +53,7 @@ MEDIUM = (
     "Is the image a photo or a drawing?",
     "What kind of picture is this, a photo or a drawing?",
 )
-MAIN_COLOUR = ("What is the main color of the picture?", "What color is most of the image?", "Which color is dominant?")
+MAIN_COLOR = ("What is the main color of the picture?", "What color is most of the image?", "Which color is dominant?")
 
 _PLAIN_KINDS = frozenset(("person", "landscape", "food", "drink"))  # "a kind of person" is nothing that one says
 
@@ -128,7 +128,7 @@ def _likeliest_kind(probabilities: np.ndarray) -> tuple[str | None, float]:
     return max(masses.items(), key=lambda item: item[1]) if masses else (None, 0.0)
 
 
-def conversation(probabilities: np.ndarray, colour: str | None, rng: random.Random) -> list[tuple[str, str]]:
+def conversation(probabilities: np.ndarray, color: str | None, rng: random.Random) -> list[tuple[str, str]]:
     """Questions and answers about a photograph, in random order."""
     turns = [(DESCRIBE_PROMPTS[0] if rng.random() < 0.5 else rng.choice(DESCRIBE_PROMPTS), description(probabilities))]
     first = int(probabilities.argmax())
@@ -138,8 +138,8 @@ def conversation(probabilities: np.ndarray, colour: str | None, rng: random.Rand
     if mass >= SURE or probabilities[first] >= SURE:
         turns += _kind_turns(kind if mass >= SURE else classes.kind(first), rng)
     turns.append((rng.choice(MEDIUM), "photo"))
-    if colour:
-        turns.append((rng.choice(MAIN_COLOUR), colour))
+    if color:
+        turns.append((rng.choice(MAIN_COLOR), color))
     rng.shuffle(turns)
     return [(_vary(question, rng), answer) for question, answer in turns]
 
@@ -185,13 +185,13 @@ def likely(index: int, rng: random.Random) -> np.ndarray:
 def imagined(index: int, rng: random.Random) -> dict[str, Any]:
     """A conversation about a photograph that nobody took, of class ``index``, told in words before its first turn."""
     probabilities = likely(index, rng)
-    colour = rng.choice(tuple(COLOURS))
-    record = _record(f"imagined-{index:03d}", conversation(probabilities, colour, rng))
-    return in_words(record, account(probabilities, colour))
+    color = rng.choice(tuple(COLORS))
+    record = _record(f"imagined-{index:03d}", conversation(probabilities, color, rng))
+    return in_words(record, account(probabilities, color))
 
 
-def account(probabilities: np.ndarray, colour: str) -> str:
-    """What the tower tells of a photograph with class probabilities [1000], and its main colour.
+def account(probabilities: np.ndarray, color: str) -> str:
+    """What the tower tells of a photograph with class probabilities [1000], and its main color.
 
     ``photo sure tench. goldfish. fish. red.``: how sure the likeliest class is, the two likeliest, and their kind where
     one has half of the probability.
@@ -202,7 +202,7 @@ def account(probabilities: np.ndarray, colour: str) -> str:
     kind, mass = _likeliest_kind(probabilities)
     told = [f"photo {how} {classes.name(first)}", classes.name(second)]
     told += [kind] if kind and mass >= SURE else []
-    return " ".join(f"{each}." for each in (*told, colour))
+    return " ".join(f"{each}." for each in (*told, color))
 
 
 def in_words(record: dict[str, Any], account: str) -> dict[str, Any]:
@@ -218,12 +218,12 @@ def _vary(question: str, rng: random.Random) -> str:
     return question + SINGLE_WORD_SUFFIX if rng.random() < 0.15 and not question.startswith("Describe") else question
 
 
-_PALETTE = np.array([rgb for shades in COLOURS.values() for rgb in shades], dtype=np.float32)
-_PALETTE_NAMES = [name for name, shades in COLOURS.items() for _ in shades]
+_PALETTE = np.array([rgb for shades in COLORS.values() for rgb in shades], dtype=np.float32)
+_PALETTE_NAMES = [name for name, shades in COLORS.items() for _ in shades]
 
 
-def main_colour(image: Image.Image) -> str | None:
-    """The colour name of most of a picture, or ``None`` where no name covers half of it."""
+def main_color(image: Image.Image) -> str | None:
+    """The color name of most of a picture, or ``None`` where no name covers half of it."""
     pixels = np.asarray(image.convert("RGB").resize((24, 24), Image.Resampling.BOX), dtype=np.float32).reshape(-1, 3)
     nearest = ((pixels[:, None] - _PALETTE) ** 2).sum(-1).argmin(1)
     names, counts = np.unique([_PALETTE_NAMES[i] for i in nearest], return_counts=True)
@@ -231,9 +231,9 @@ def main_colour(image: Image.Image) -> str | None:
 
 
 def records(
-    colours: dict[str, str | None], probabilities: np.ndarray, *, seed: int
+    colors: dict[str, str | None], probabilities: np.ndarray, *, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, np.ndarray]]:
-    """LLaVA records of N pictures, given with their main colours, and class probabilities [N,1000].
+    """LLaVA records of N pictures, given with their main colors, and class probabilities [N,1000].
 
     Each picture gives a second record under the name ``<image>#permuted``, whose class part is to be made of the third
     result's probabilities.
@@ -242,31 +242,31 @@ def records(
         Conversations, captions, and the permuted probabilities by name.
     """
     told, captions, swapped = [], [], {}
-    for (image, colour), row in zip(colours.items(), probabilities, strict=True):
+    for (image, color), row in zip(colors.items(), probabilities, strict=True):
         rng = random.Random(f"photo:{seed}:{image}")
         swapped[f"{image}#permuted"] = permuted(row, np.random.default_rng(zlib.crc32(image.encode()) + seed))
         for name, classed in ((image, row), (f"{image}#permuted", swapped[f"{image}#permuted"])):
-            told.append(_record(name, conversation(classed, colour, rng)))
+            told.append(_record(name, conversation(classed, color, rng)))
             captions.append(_record(name, [("", description(classed))]))
     return told, captions, swapped
 
 
 def namings(
-    colours: dict[str, str | None], *, times: int, seed: int
+    colors: dict[str, str | None], *, times: int, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Conversations that name every class ``times`` times, over pictures of something else, given with their colours.
+    """Conversations that name every class ``times`` times, over pictures of something else, given with their colors.
 
     The photographs show few of the classes, and a name that was never said is not copied well.
 
     Returns:
         LLaVA records of ``<image>#named<number>``, and the probabilities of which their class part is to be made.
     """
-    told, swapped, images = [], {}, list(colours)
+    told, swapped, images = [], {}, list(colors)
     for number in range(times * 1000):
         rng = random.Random(f"named:{seed}:{number}")
         image = rng.choice(images)
         name, row = f"{image}#named{number}", likely(number % 1000, rng)
-        told.append(_record(name, conversation(row, colours[image], rng)))
+        told.append(_record(name, conversation(row, colors[image], rng)))
         swapped[name] = row
     return told, swapped
 

@@ -17,7 +17,7 @@ DESCRIBE_PROMPTS: tuple[str, ...] = (
     "What is shown here?",
 )
 
-COLOUR = (
+COLOR = (
     "What color is the {ref}?",
     "What is the color of the {ref}?",
     "Which color is the {ref}?",
@@ -27,20 +27,20 @@ COLOUR = (
     "In what color is the {ref} drawn?",
     "What color is the {ref} in the image?",
 )
-COLOUR_AT = (
+COLOR_AT = (
     "What color is the thing {place}?",
     "What color is the shape {place}?",
     "What is the color of the thing {place}?",
     "Which color does the shape {place} have?",
 )
-SHAPE_OF_COLOUR = (
-    "What shape is {colour}?",
-    "What is the {colour} thing?",
-    "What is the {colour} shape?",
-    "Which shape is {colour}?",
-    "What shape is the {colour} thing?",
-    "What kind of shape is {colour}?",
-    "Name the {colour} shape.",
+SHAPE_OF_COLOR = (
+    "What shape is {color}?",
+    "What is the {color} thing?",
+    "What is the {color} shape?",
+    "Which shape is {color}?",
+    "What shape is the {color} thing?",
+    "What kind of shape is {color}?",
+    "Name the {color} shape.",
 )
 SHAPE_ONLY = (
     "What shape is this?",
@@ -138,12 +138,12 @@ EXISTENCE = (
     "Does the picture show {a} {kind}?",
     "Is {a} {kind} in this image?",
 )
-EXISTENCE_COLOUR = (
-    "Is there anything {colour}?",
-    "Is anything {colour}?",
-    "Do you see anything {colour}?",
-    "Is there something {colour} in the picture?",
-    "Is one of the things {colour}?",
+EXISTENCE_COLOR = (
+    "Is there anything {color}?",
+    "Is anything {color}?",
+    "Do you see anything {color}?",
+    "Is there something {color} in the picture?",
+    "Is one of the things {color}?",
 )
 EXISTENCE_TEXT = (
     "Is there any text?",
@@ -193,7 +193,7 @@ READ_BOTTOM = (
     "Read the second line.",
     "What is the lower text?",
 )
-READ_COLOUR = ("What is written in {colour}?", "What does the {colour} text say?", "Read the {colour} text.")
+READ_COLOR = ("What is written in {color}?", "What does the {color} text say?", "Read the {color} text.")
 READ_FIRST = ("What is the first letter?", "Which letter comes first?", "With which letter does the text start?")
 READ_LAST = ("What is the last letter?", "Which letter comes last?", "With which letter does the text end?")
 

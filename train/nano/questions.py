@@ -12,7 +12,7 @@ from mobillama_v.train.nano.captions import article, caption, describe, place_ph
 from mobillama_v.train.nano.figures import SHAPES
 from mobillama_v.train.nano.lexicon import text_kind
 from mobillama_v.train.nano.phrases import DESCRIBE_PROMPTS, SINGLE_WORD_SUFFIX
-from mobillama_v.train.nano.scenes import COLOUR_NAMES, Scene, Thing, clear_size, nearest_region, region
+from mobillama_v.train.nano.scenes import COLOR_NAMES, Scene, Thing, clear_size, nearest_region, region
 
 __all__ = [
     "DESCRIBE_PROMPTS",
@@ -57,19 +57,19 @@ def _mixes(shape: str, others: Iterable[str]) -> bool:
     return any(frozenset((shape, other)) in _CONFUSABLE for other in others)
 
 
-def _references(thing: Thing, scene: Scene, *, colour: bool = True) -> list[str]:
-    """Noun phrases that mean this thing and no other, with ``colour`` allowed to tell it from the rest or not."""
+def _references(thing: Thing, scene: Scene, *, color: bool = True) -> list[str]:
+    """Noun phrases that mean this thing and no other, with ``color`` allowed to tell it from the rest or not."""
     rest = [other for other in scene.things if other is not thing]
     if thing.kind == "word":
         return _word_references(thing, scene)
     found: list[str] = []
     if all(o.shape != thing.shape for o in rest) and not _mixes(thing.shape, (o.shape for o in rest)):
         found.append(thing.shape)
-    if colour and all(other.colour != thing.colour for other in rest):
-        found += [f"{thing.colour} thing", f"{thing.colour} shape"]
-    same_colour = [other.shape for other in rest if other.colour == thing.colour]
-    if colour and thing.shape not in same_colour and not _mixes(thing.shape, same_colour):
-        found += [f"{thing.colour} {thing.shape}"] * 2
+    if color and all(other.color != thing.color for other in rest):
+        found += [f"{thing.color} thing", f"{thing.color} shape"]
+    same_color = [other.shape for other in rest if other.color == thing.color]
+    if color and thing.shape not in same_color and not _mixes(thing.shape, same_color):
+        found += [f"{thing.color} {thing.shape}"] * 2
     if len(scene.shapes) == 1 and not found:
         found.append("shape")
     return found
@@ -97,7 +97,7 @@ def _shuffled(rng: random.Random, things: Iterable[Thing]) -> list[Thing]:
 
 
 def _named(thing: Thing) -> str:
-    return f"{thing.colour} {thing.shape}"
+    return f"{thing.color} {thing.shape}"
 
 
 def _vary(question: str, scene: Scene, rng: random.Random) -> str:
@@ -116,25 +116,25 @@ def _vary(question: str, scene: Scene, rng: random.Random) -> str:
 _Pairs = list[tuple[str, str]]
 
 
-def _colour(scene: Scene, rng: random.Random) -> _Pairs:
+def _color(scene: Scene, rng: random.Random) -> _Pairs:
     pairs: _Pairs = []
     for thing in _shuffled(rng, scene.things)[:2]:
-        names = _references(thing, scene, colour=False)
+        names = _references(thing, scene, color=False)
         if names:
-            pairs.append((_pick(rng, phrases.COLOUR).format(ref=_pick(rng, names)), thing.colour))
+            pairs.append((_pick(rng, phrases.COLOR).format(ref=_pick(rng, names)), thing.color))
     place = _lone_place(scene, rng)
     if place and rng.random() < 0.4:
-        pairs.append((_pick(rng, phrases.COLOUR_AT).format(place=place_phrase(place[1])), place[0].colour))
+        pairs.append((_pick(rng, phrases.COLOR_AT).format(place=place_phrase(place[1])), place[0].color))
     if len(scene.shapes) == 1 and not scene.words:
-        pairs.append((_pick(rng, phrases.COLOUR).format(ref="shape"), scene.shapes[0].colour))
+        pairs.append((_pick(rng, phrases.COLOR).format(ref="shape"), scene.shapes[0].color))
     return pairs
 
 
 def _shape(scene: Scene, rng: random.Random) -> _Pairs:
     pairs: _Pairs = []
     for thing in _shuffled(rng, scene.shapes)[:2]:
-        if all(other is thing or other.colour != thing.colour for other in scene.things):
-            pairs.append((_pick(rng, phrases.SHAPE_OF_COLOUR).format(colour=thing.colour), thing.shape))
+        if all(other is thing or other.color != thing.color for other in scene.things):
+            pairs.append((_pick(rng, phrases.SHAPE_OF_COLOR).format(color=thing.color), thing.shape))
     if len(scene.shapes) == 1:
         pairs.append((_pick(rng, phrases.SHAPE_ONLY), scene.shapes[0].shape))
     place = _lone_place(scene, rng)
@@ -147,7 +147,7 @@ def _shape(scene: Scene, rng: random.Random) -> _Pairs:
 
 
 def _lone_place(scene: Scene, rng: random.Random) -> tuple[Thing, str] | None:
-    """A shape that is clearly in a ninth of the picture where no other thing's centre is."""
+    """A shape that is clearly in a ninth of the picture where no other thing's center is."""
     if scene.words:  # they reach across several ninths
         return None
     for thing in _shuffled(rng, scene.shapes):
@@ -178,16 +178,16 @@ def _count(scene: Scene, rng: random.Random) -> _Pairs:
 def _count_some(scene: Scene, rng: random.Random) -> tuple[str, int]:
     present = [thing.shape for thing in scene.shapes]
     model = rng.choice(scene.shapes)
-    shape, colour = model.shape, model.colour
+    shape, color = model.shape, model.color
     if rng.random() < 0.2:  # sometimes of what is not there
-        shape, colour = rng.choice(SHAPES), rng.choice(COLOUR_NAMES)
-    same_colour = [thing for thing in scene.shapes if thing.colour == colour]
+        shape, color = rng.choice(SHAPES), rng.choice(COLOR_NAMES)
+    same_color = [thing for thing in scene.shapes if thing.color == color]
     kind = rng.random()
     if kind < 0.4 or _mixes(shape, present):
-        return f"{colour} {rng.choice(('things', 'shapes')) if not scene.words else 'shapes'}", len(same_colour)
+        return f"{color} {rng.choice(('things', 'shapes')) if not scene.words else 'shapes'}", len(same_color)
     if kind < 0.75:
         return _plural(shape), present.count(shape)
-    return f"{colour} {_plural(shape)}", sum(thing.shape == shape for thing in same_colour)
+    return f"{color} {_plural(shape)}", sum(thing.shape == shape for thing in same_color)
 
 
 def _position(scene: Scene, rng: random.Random) -> _Pairs:
@@ -246,7 +246,7 @@ def _leans(thing: Thing, other: Thing, relation: str) -> bool:
 
 
 def _straight(thing: Thing, other: Thing, relation: str) -> bool:
-    dx, dy = (abs(a - b) for a, b in zip(thing.centre, other.centre, strict=True))
+    dx, dy = (abs(a - b) for a, b in zip(thing.center, other.center, strict=True))
     along, aside = (dx, dy) if relation in ("left", "right") else (dy, dx)
     return relation in _clear_relations(thing, other) and along > aside
 
@@ -259,10 +259,10 @@ def _existence(scene: Scene, rng: random.Random) -> _Pairs:
         if kind:
             pairs.append((_pick(rng, phrases.EXISTENCE).format(a=article(kind), kind=kind), _yes(truth)))
     truth = rng.random() < 0.5
-    colours = {thing.colour for thing in scene.things}
-    usable = [c for c in COLOUR_NAMES if c != scene.background and (c in colours) is truth]
+    colors = {thing.color for thing in scene.things}
+    usable = [c for c in COLOR_NAMES if c != scene.background and (c in colors) is truth]
     if usable and rng.random() < 0.5:
-        pairs.append((_pick(rng, phrases.EXISTENCE_COLOUR).format(colour=_pick(rng, usable)), _yes(truth)))
+        pairs.append((_pick(rng, phrases.EXISTENCE_COLOR).format(color=_pick(rng, usable)), _yes(truth)))
     if rng.random() < (0.4 if scene.words else 0.2):
         pairs.append((_pick(rng, phrases.EXISTENCE_TEXT), _yes(bool(scene.words))))
     return pairs
@@ -284,26 +284,26 @@ def _rounds(scene: Scene, rng: random.Random) -> int:
 
 
 def _kind(scene: Scene, rng: random.Random, *, present: bool) -> str | None:
-    """A kind of shape that is or is not there; an absent one often shares colour or shape with one that is."""
+    """A kind of shape that is or is not there; an absent one often shares color or shape with one that is."""
     if present:
         if not scene.shapes:
             return None
         thing = rng.choice(scene.shapes)
-        return rng.choice((thing.shape, f"{thing.colour} shape", _named(thing), _named(thing)))
-    shapes, colours = {thing.shape for thing in scene.shapes}, {thing.colour for thing in scene.shapes}
+        return rng.choice((thing.shape, f"{thing.color} shape", _named(thing), _named(thing)))
+    shapes, colors = {thing.shape for thing in scene.shapes}, {thing.color for thing in scene.shapes}
     absent_shape = _pick(rng, (s for s in SHAPES if s not in shapes and not _mixes(s, shapes)))
-    absent_colour = _pick(rng, (c for c in COLOUR_NAMES if c not in colours and c != scene.background))
+    absent_color = _pick(rng, (c for c in COLOR_NAMES if c not in colors and c != scene.background))
     if not scene.shapes:
-        return rng.choice((absent_shape, f"{absent_colour} {absent_shape}"))
+        return rng.choice((absent_shape, f"{absent_color} {absent_shape}"))
     thing = rng.choice(scene.shapes)
-    swapped = [f"{c} {s}" for c in colours for s in shapes if not _shows(scene, c, s)]
-    hard = [f"{thing.colour} {absent_shape}", f"{absent_colour} {thing.shape}", *sorted(swapped)[:2]]
-    return rng.choice((absent_shape, f"{absent_colour} shape", rng.choice(hard), rng.choice(hard)))
+    swapped = [f"{c} {s}" for c in colors for s in shapes if not _shows(scene, c, s)]
+    hard = [f"{thing.color} {absent_shape}", f"{absent_color} {thing.shape}", *sorted(swapped)[:2]]
+    return rng.choice((absent_shape, f"{absent_color} shape", rng.choice(hard), rng.choice(hard)))
 
 
-def _shows(scene: Scene, colour: str, shape: str) -> bool:
-    same_colour = [thing.shape for thing in scene.shapes if thing.colour == colour]
-    return shape in same_colour or _mixes(shape, same_colour)
+def _shows(scene: Scene, color: str, shape: str) -> bool:
+    same_color = [thing.shape for thing in scene.shapes if thing.color == color]
+    return shape in same_color or _mixes(shape, same_color)
 
 
 def _yes(truth: bool) -> str:
@@ -324,9 +324,9 @@ def _reading(scene: Scene, rng: random.Random) -> _Pairs:
             pairs.append((_pick(rng, phrases.READ_FIRST if first else phrases.READ_LAST), text[0 if first else -1]))
         return pairs
     pairs += [(_pick(rng, phrases.READ_TOP), words[0].text), (_pick(rng, phrases.READ_BOTTOM), words[-1].text)]
-    if words[0].colour != words[-1].colour:
+    if words[0].color != words[-1].color:
         word = rng.choice(words)
-        pairs.append((_pick(rng, phrases.READ_COLOUR).format(colour=word.colour), word.text))
+        pairs.append((_pick(rng, phrases.READ_COLOR).format(color=word.color), word.text))
     return pairs
 
 
@@ -357,7 +357,7 @@ def _background(scene: Scene, rng: random.Random) -> _Pairs:
 
 
 _ASK: dict[str, Callable[[Scene, random.Random], _Pairs]] = {
-    "color": _colour,
+    "color": _color,
     "shape": _shape,
     "count": _count,
     "position": _position,

@@ -21,7 +21,7 @@ from mobillama_v.hybrid_sizes import GRID, THING_KINDS, WIDTH
 from mobillama_v.hybrid_words import Account
 from mobillama_v.train.nano import figures
 from mobillama_v.train.nano.figures import SHAPES
-from mobillama_v.train.nano.scenes import COLOUR_NAMES, SIDE, Scene, clear_size
+from mobillama_v.train.nano.scenes import COLOR_NAMES, SIDE, Scene, clear_size
 from mobillama_v.train.nano.stemcache import StemCache
 
 SIZES = (None, "small", "large")
@@ -53,8 +53,8 @@ def shapes_of(scenes: Iterable[Scene]) -> Targets:
     rows = []
     for index, scene in enumerate(scenes):
         for thing in scene.shapes:
-            kinds = [SIZES.index(clear_size(thing)), COLOUR_NAMES.index(thing.colour), SHAPES.index(thing.shape)]
-            rows.append([index, _spot(*thing.centre, 2 * GRID, 2 * GRID), *kinds])
+            kinds = [SIZES.index(clear_size(thing)), COLOR_NAMES.index(thing.color), SHAPES.index(thing.shape)]
+            rows.append([index, _spot(*thing.center, 2 * GRID, 2 * GRID), *kinds])
     return Targets(_table(rows, 5), THING_KINDS)
 
 
@@ -82,7 +82,7 @@ def _spot(x: float, y: float, columns: int, rows: int) -> int:
 
 @torch.inference_mode()
 def patch_features(trunk: HybridTrunk, cache: StemCache, names: list[str], batch_size: int = 64) -> Tensor:
-    """Standardised features of the last block, float16 [N,P,D], of pictures in a stem's cache."""
+    """Standardized features of the last block, float16 [N,P,D], of pictures in a stem's cache."""
     rows = [cache.row[name] for name in names]
     found = torch.empty(len(rows), GRID * GRID, WIDTH, dtype=torch.float16)
     for first in range(0, len(rows), batch_size):
@@ -99,7 +99,7 @@ def learn_account(
     Args:
         account: is changed.
         cells: gathered stem values of the scenes' pictures, [N,P,GATHERED].
-        features: standardised features of the last block, [N,P,D].
+        features: standardized features of the last block, [N,P,D].
         scenes: what the pictures show.
         epochs: passes over them.
         seed: of the weights and the order.

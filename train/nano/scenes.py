@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from mobillama_v.train.nano import figures
-from mobillama_v.train.nano.figures import COLOURS, SHAPES, SIMILAR
+from mobillama_v.train.nano.figures import COLORS, SHAPES, SIMILAR
 from mobillama_v.train.nano.lexicon import TRAIN_WORDS, sample_text
 
 SIDE = 224
 STYLES: tuple[str, ...] = ("single", "few", "count", "word", "two_words")
-COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
+COLOR_NAMES: tuple[str, ...] = tuple(COLORS)
 SMALL_BELOW, LARGE_FROM = 48, 62
 """Longer sides, in pixels, between which a thing is neither clearly small nor clearly large."""
 
@@ -34,13 +34,13 @@ class Thing:
 
     kind: Literal["shape", "word"]
     shape: str
-    colour: str
+    color: str
     size: Literal["small", "large"]
     box: PixelBox
     text: str = ""
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """Middle of the box, in pixels."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
@@ -74,16 +74,16 @@ class Scene:
 
 
 def region(thing: Thing) -> str | None:
-    """Which ninth of the picture the thing's centre is in, e.g. ``top left``; ``None`` if too close to call."""
-    x, y = thing.centre
+    """Which ninth of the picture the thing's center is in, e.g. ``top left``; ``None`` if too close to call."""
+    x, y = thing.center
     if any(abs(value - edge) < _REGION_MARGIN for value in (x, y) for edge in (SIDE / 3, 2 * SIDE / 3)):
         return None
     return nearest_region(thing)
 
 
 def nearest_region(thing: Thing) -> str:
-    """Which ninth of the picture the thing's centre is in, however close to a border."""
-    x, y = (min(2, int(value * 3 / SIDE)) for value in thing.centre)
+    """Which ninth of the picture the thing's center is in, however close to a border."""
+    x, y = (min(2, int(value * 3 / SIDE)) for value in thing.center)
     name = f"{('top', '', 'bottom')[y]} {('left', '', 'right')[x]}".strip()
     return name or "center"
 
@@ -136,32 +136,32 @@ class _Sampler:
             longest = rng.uniform(110, 190) if rng.random() < 0.15 else longest
             # Half of them are the shapes of easy-VQA, as its pictures are this style.
             shape = rng.choice(SHAPES) if rng.random() < 0.75 else rng.choice(("circle", "rectangle", "triangle"))
-            self.add_shape(shape, self.colour(), longest, edge=2)
+            self.add_shape(shape, self.color(), longest, edge=2)
         elif style == "few":
-            for shape, colour in self.distinct_kinds(rng.randint(2, 4)):
-                self.add_shape(shape, colour, self.longest_side())
+            for shape, color in self.distinct_kinds(rng.randint(2, 4)):
+                self.add_shape(shape, color, self.longest_side())
         elif style == "count":
             self.fill_count(rng.randint(1, 6))
         elif style == "word":
-            self.add_word(sample_text(rng, self.lexicon), self.text_colour(), (_MARGIN, SIDE - _MARGIN), tallest=110)
-            for shape, colour in self.distinct_kinds(rng.choice((0, 0, 0, 1, 1, 2))):
-                self.add_shape(shape, colour, rng.uniform(32, 44))
+            self.add_word(sample_text(rng, self.lexicon), self.text_color(), (_MARGIN, SIDE - _MARGIN), tallest=110)
+            for shape, color in self.distinct_kinds(rng.choice((0, 0, 0, 1, 1, 2))):
+                self.add_shape(shape, color, rng.uniform(32, 44))
         else:
             self.fill_two_words()
 
     def fill_count(self, total: int) -> None:
         kinds = self.distinct_kinds(self.rng.randint(1, 3))
-        if self.rng.random() < 0.5:  # many of one colour or of one shape make counting "red things" worthwhile
+        if self.rng.random() < 0.5:  # many of one color or of one shape make counting "red things" worthwhile
             kinds = [(shape, kinds[0][1]) for shape, _ in kinds]
         for _ in range(total):
-            shape, colour = self.rng.choice(kinds)
+            shape, color = self.rng.choice(kinds)
             small = total > 4 or self.rng.random() < 0.5
-            self.add_shape(shape, colour, self.rng.uniform(32, 44) if small else self.rng.uniform(64, 74))
+            self.add_shape(shape, color, self.rng.uniform(32, 44) if small else self.rng.uniform(64, 74))
 
     def fill_two_words(self) -> None:
         middle = SIDE // 2
-        first = self.text_colour()
-        second = first if self.rng.random() < 0.6 else self.text_colour()
+        first = self.text_color()
+        second = first if self.rng.random() < 0.6 else self.text_color()
         texts = [sample_text(self.rng, self.lexicon, longest=5) for _ in range(2)]
         self.add_word(texts[0], first, (_MARGIN, middle - _MARGIN // 2), tallest=76)
         self.add_word(texts[1], second, (middle + _MARGIN // 2, SIDE - _MARGIN), tallest=76)
@@ -169,31 +169,31 @@ class _Sampler:
     def longest_side(self) -> float:
         return self.rng.uniform(32, 44) if self.rng.random() < 0.45 else self.rng.uniform(64, 90)
 
-    def colour(self) -> str:
-        return self.rng.choice([name for name in COLOUR_NAMES if not alike(name, self.background)])
+    def color(self) -> str:
+        return self.rng.choice([name for name in COLOR_NAMES if not alike(name, self.background)])
 
-    def text_colour(self) -> str:
-        return self.rng.choice([name for name in COLOUR_NAMES if _legible(name, self.background)])
+    def text_color(self) -> str:
+        return self.rng.choice([name for name in COLOR_NAMES if _legible(name, self.background)])
 
     def distinct_kinds(self, total: int) -> list[tuple[str, str]]:
         kinds: list[tuple[str, str]] = []
         while len(kinds) < total:
-            shape, colour = self.rng.choice(SHAPES), self.colour()
-            # Sharing a shape or a colour with an earlier thing makes the questions about the pair harder.
+            shape, color = self.rng.choice(SHAPES), self.color()
+            # Sharing a shape or a color with an earlier thing makes the questions about the pair harder.
             if kinds and self.rng.random() < 0.4:
                 other = self.rng.choice(kinds)
-                shape, colour = (other[0], colour) if self.rng.random() < 0.5 else (shape, other[1])
-            if (shape, colour) not in kinds:
-                kinds.append((shape, colour))
+                shape, color = (other[0], color) if self.rng.random() < 0.5 else (shape, other[1])
+            if (shape, color) not in kinds:
+                kinds.append((shape, color))
         return kinds
 
-    def add_shape(self, shape: str, colour: str, longest: float, *, edge: int = _MARGIN) -> None:
+    def add_shape(self, shape: str, color: str, longest: float, *, edge: int = _MARGIN) -> None:
         points = figures.outline(shape, f"{self.seed}:{len(self.things)}")[0]
         width, height = (round(value * longest) for value in figures.extent(points))
         size: Literal["small", "large"] = "small" if longest < (SMALL_BELOW + LARGE_FROM) / 2 else "large"
-        self.place(Thing("shape", shape, colour, size, (0, 0, width, height)), (edge, edge, SIDE - edge, SIDE - edge))
+        self.place(Thing("shape", shape, color, size, (0, 0, width, height)), (edge, edge, SIDE - edge, SIDE - edge))
 
-    def add_word(self, text: str, colour: str, rows: tuple[int, int], *, tallest: int) -> None:
+    def add_word(self, text: str, color: str, rows: tuple[int, int], *, tallest: int) -> None:
         width, height = figures.text_extent(text, f"{self.seed}:{len(self.things)}")
         lowest = 32 if any(letter.islower() for letter in text) else 27
         most = min((SIDE - 2 * _MARGIN) / width, min(tallest, rows[1] - rows[0]) / height)
@@ -202,7 +202,7 @@ class _Sampler:
             raise _NoRoom
         scale = least + (most - least) * max(self.rng.random(), self.rng.random())
         box = (0, 0, max(1, round(width * scale)), max(1, round(height * scale)))
-        self.place(Thing("word", "text", colour, "large", box, text), (_MARGIN, rows[0], SIDE - _MARGIN, rows[1]))
+        self.place(Thing("word", "text", color, "large", box, text), (_MARGIN, rows[0], SIDE - _MARGIN, rows[1]))
 
     def place(self, thing: Thing, area: PixelBox) -> None:
         width, height = thing.box[2:]
@@ -211,7 +211,7 @@ class _Sampler:
         for _ in range(50):
             x = self.rng.randint(area[0], area[2] - width)
             y = self.rng.randint(area[1], area[3] - height)
-            placed = Thing(thing.kind, thing.shape, thing.colour, thing.size, (x, y, x + width, y + height), thing.text)
+            placed = Thing(thing.kind, thing.shape, thing.color, thing.size, (x, y, x + width, y + height), thing.text)
             if region(placed) and not any(_touch(placed.box, other.box) for other in self.things):
                 self.things.append(placed)
                 return
@@ -219,7 +219,7 @@ class _Sampler:
 
 
 def alike(first: str, second: str) -> bool:
-    """Whether two colour names are the same or too close to tell apart at a glance."""
+    """Whether two color names are the same or too close to tell apart at a glance."""
     return first == second or frozenset((first, second)) in SIMILAR
 
 
@@ -227,13 +227,13 @@ def _sample_background(rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.45:
         return "white"
-    return "black" if draw < 0.55 else rng.choice(COLOUR_NAMES)
+    return "black" if draw < 0.55 else rng.choice(COLOR_NAMES)
 
 
-def _legible(colour: str, background: str) -> bool:
-    """Whether thin strokes of any shade of ``colour`` stand out from any shade of ``background``."""
-    pairs = ((ink, paper) for ink in COLOURS[colour] for paper in COLOURS[background])
-    return not alike(colour, background) and all(abs(_luminance(a) - _luminance(b)) > 56 for a, b in pairs)
+def _legible(color: str, background: str) -> bool:
+    """Whether thin strokes of any shade of ``color`` stand out from any shade of ``background``."""
+    pairs = ((ink, paper) for ink in COLORS[color] for paper in COLORS[background])
+    return not alike(color, background) and all(abs(_luminance(a) - _luminance(b)) > 56 for a, b in pairs)
 
 
 def _luminance(rgb: tuple[int, int, int]) -> float:
@@ -258,7 +258,7 @@ def draw(scene: Scene) -> Image.Image:
     canvas = _background(scene.background, round(SIDE * scale), rng)
     for index, thing in enumerate(scene.things):
         mask = thing_mask(scene, index, scale)
-        canvas.paste(_shade(thing.colour, rng), mask=mask)
+        canvas.paste(_shade(thing.color, rng), mask=mask)
         if thing.kind == "shape" and not low and rng.random() < 0.12:
             _stroke(canvas, scene, index, scale, rng)
     if low:
@@ -294,26 +294,26 @@ def _scaled(box: PixelBox, scale: float) -> figures.Box:
 
 def _stroke(canvas: Image.Image, scene: Scene, index: int, scale: float, rng: random.Random) -> None:
     thing = scene.things[index]
-    colour = (20, 20, 20) if thing.colour != "black" else (235, 235, 235)
+    color = (20, 20, 20) if thing.color != "black" else (235, 235, 235)
     width = round(rng.choice((1, 1.5)) * scale)
     for polygon in figures.fitted(thing.shape, scene.key(index), _scaled(thing.box, scale)):
-        ImageDraw.Draw(canvas).line([*polygon, polygon[0]], fill=colour, width=width, joint="curve")
+        ImageDraw.Draw(canvas).line([*polygon, polygon[0]], fill=color, width=width, joint="curve")
 
 
-def _shade(colour: str, rng: random.Random, spread: int = 12) -> tuple[int, int, int]:
-    base = rng.choice(COLOURS[colour])
+def _shade(color: str, rng: random.Random, spread: int = 12) -> tuple[int, int, int]:
+    base = rng.choice(COLORS[color])
     shift = rng.randint(-spread // 2, spread // 2)  # mostly in common, so that grays stay neutral
     red, green, blue = (max(0, min(255, value + shift + rng.randint(-spread // 2, spread // 2))) for value in base)
     return red, green, blue
 
 
-def _background(colour: str, side: int, rng: random.Random) -> Image.Image:
-    if colour == "white":  # any very pale tint counts as white
+def _background(color: str, side: int, rng: random.Random) -> Image.Image:
+    if color == "white":  # any very pale tint counts as white
         low = rng.choice((255, 246, 228))
         base = np.array([rng.randint(low, 255) for _ in range(3)], dtype=np.float32)
     else:
-        base = np.array(_shade(colour, rng), dtype=np.float32)
-        if colour in ("blue", "green", "purple", "yellow", "teal", "orange"):
+        base = np.array(_shade(color, rng), dtype=np.float32)
+        if color in ("blue", "green", "purple", "yellow", "teal", "orange"):
             base += (255 - base) * rng.choice((0.0, 0.0, rng.uniform(0.0, 0.35)))
     if rng.random() < 0.7:
         red, green, blue = (int(value) for value in base)

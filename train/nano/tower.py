@@ -22,8 +22,8 @@ from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.nano import classes
 from mobillama_v.train.nano.figures import SHAPES
 from mobillama_v.train.nano.grid import CELLS, LABEL_NAMES
-from mobillama_v.train.nano.recognise import LETTERS, SIZES
-from mobillama_v.train.nano.scenes import COLOUR_NAMES
+from mobillama_v.train.nano.recognize import LETTERS, SIZES
+from mobillama_v.train.nano.scenes import COLOR_NAMES
 from mobillama_v.train.nano.stemcache import StemCache
 
 _PART = CELLS // GRID  # label cells along one side of a grid cell
@@ -156,7 +156,7 @@ def features(trunk: HybridTrunk, cells: np.ndarray, probabilities: np.ndarray) -
 
 @torch.no_grad()
 def start_cell_words(trunk: HybridTrunk, probe: CellProbe, cells: np.ndarray, words: Words) -> None:
-    """Start the patch part: standardised features, the probe's labels, and words for labels and places.
+    """Start the patch part: standardized features, the probe's labels, and words for labels and places.
 
     Without the first, what all patches have in common outweighs what tells them apart, a hundred times a word's
     embedding; without the words a small language model takes very long to find out how to look.
@@ -172,7 +172,7 @@ def start_cell_words(trunk: HybridTrunk, probe: CellProbe, cells: np.ndarray, wo
     target = trunk.cell_words
     target.norm.weight.copy_(1 / deviation)
     target.norm.bias.copy_(-mean / deviation)
-    # The probe reads the plain normalised features; the same function of the standardised ones:
+    # The probe reads the plain normalized features; the same function of the standardized ones:
     weight = probe.linear.weight * probe.norm.weight
     target.labels.weight.copy_(weight * deviation)
     target.labels.bias.copy_(probe.linear.bias + probe.linear.weight @ probe.norm.bias + weight @ mean)
@@ -245,7 +245,7 @@ def start_account(account: Account, words: Words) -> None:
     for column, kind in enumerate(classes.kinds()):
         names.kind_of[list(classes.of_kind(kind)), column] = 1
     fill(account.medium, [words.word(each) for each in ("photo", "drawing")])
-    fill(account.colors, [words.word(each) for each in COLOUR_NAMES])
+    fill(account.colors, [words.word(each) for each in COLOR_NAMES])
     fill(things.sizes, [torch.zeros(WIDTH), *(words.word(each) for each in SIZES[1:])])
     fill(things.names, [words.word(each) for each in SHAPES])
     things.thing.copy_(words.word("thing"))

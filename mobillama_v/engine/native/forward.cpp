@@ -58,12 +58,12 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
     const bool apart = tokens == 1 && threads <= kChunk;
     const auto normed = [&](const Buffer<float>& weight) {
         if (apart) {
-            k.quantise(m.x.get(), weight.get(), eps, c.hidden, 0, hidden_blocks, floats,
+            k.quantize(m.x.get(), weight.get(), eps, c.hidden, 0, hidden_blocks, floats,
                        m.inputs.at(thread, hidden_blocks));
             return m.inputs.at(thread, hidden_blocks);
         }
         share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
-            k.quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, weight.get(), eps, c.hidden, from, to, floats,
+            k.quantize(m.x.get() + static_cast<size_t>(t) * m.hidden, weight.get(), eps, c.hidden, from, to, floats,
                        m.inputs.at(t, hidden_blocks));
         });
         pool.barrier();
@@ -95,7 +95,7 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
                  m.qkv.get() + static_cast<size_t>(group.first) * m.q_stride + h * width, m.q_stride,
                  m.attended.get() + static_cast<size_t>(group.first) * m.hidden + h * width, m.hidden, scores, padded);
         for (int t = group.first; whole_heads && t < group.first + group.count; t++)
-            k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, h * width / kBlock,
+            k.quantize(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, h * width / kBlock,
                        (h + 1) * width / kBlock, floats, m.inner.at(t, hidden_blocks));
     };
     const int queries = heads / kv_heads, head_bands = width / kRows;
@@ -144,7 +144,7 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
         pool.barrier();
         if (!whole_heads) {
             share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
-                k.quantise(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
+                k.quantize(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
                            m.inner.at(t, hidden_blocks));
             });
             pool.barrier();
@@ -169,7 +169,7 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
 void run_head(mv_model& m, Pool& pool, int rows, float* logits, int thread) {
     const int threads = m.config.threads, blocks = m.head.blocks;
     share(rows, blocks, thread, threads, [&](int t, int from, int to) {
-        m.kernels->quantise(m.x.get() + static_cast<size_t>(t) * m.hidden, m.norm.get(),
+        m.kernels->quantize(m.x.get() + static_cast<size_t>(t) * m.hidden, m.norm.get(),
                             static_cast<float>(m.config.eps), m.config.hidden, from, to, m.config.bits == 16,
                             m.inputs.at(t, blocks));
     });

@@ -10,10 +10,10 @@
 //           column 4j+c of row r, signed.
 //   16 bit  1024 bytes: fp16, column by column, 16 rows each.
 //
-// Four neighbouring columns of a row lie together because the multiply-add instructions of x86 sum groups of four bytes
+// Four neighboring columns of a row lie together because the multiply-add instructions of x86 sum groups of four bytes
 // into one of eight lanes: the eight rows of a half.
 //
-// Activations are quantised to 8 bits in blocks of 32 with an fp32 scale, except for 16-bit matrices, which take fp32.
+// Activations are quantized to 8 bits in blocks of 32 with an fp32 scale, except for 16-bit matrices, which take fp32.
 // Every output is summed in the same order whatever the number of rows, tokens and threads, so that prefill, step by
 // step decoding, and any number of threads agree bit for bit.
 #pragma once
@@ -59,9 +59,9 @@ struct HeadCache {
 };
 
 struct Kernels {
-    // Blocks [from, to) of x (root-mean-square normalised with `weight` where that is not null) to activations; `width`
+    // Blocks [from, to) of x (root-mean-square normalized with `weight` where that is not null) to activations; `width`
     // of x are real and the rest are zeros.
-    void (*quantise)(const float* x, const float* weight, float eps, int width, int from, int to, bool floats,
+    void (*quantize)(const float* x, const float* weight, float eps, int width, int from, int to, bool floats,
                      const Activations& out);
     // The same of silu(gate) * up, where bands of 16 of gate and up alternate.
     void (*swiglu)(const float* gate_up, int from, int to, bool floats, const Activations& out);

@@ -10,7 +10,7 @@
 namespace {
 
 constexpr int kBits = 8;
-constexpr int kTogether = 256;  // vectors that are quantised before the threads meet
+constexpr int kTogether = 256;  // vectors that are quantized before the threads meet
 constexpr int kUnitBands = 4;   // of a unit of work, whose sums stay in the first-level cache until they have their bias
 constexpr int kUnitRows = kUnitBands * mv::kRows;
 
@@ -71,13 +71,13 @@ void mv_team::linear(const mv_span& weights, int rows, int columns, const float*
         const size_t skip = static_cast<size_t>(vector) * matrix.blocks;
         return mv::Activations{values_.get() + skip * mv::kBlock, scales_.get() + skip, sums_.get() + skip, nullptr};
     };
-    const auto quantise = [&](mv::Desk& desk, const float* from, int vector) {
+    const auto quantize = [&](mv::Desk& desk, const float* from, int vector) {
         if (padded != columns) {
             std::copy_n(from, columns, desk.row.get());
             std::fill(desk.row.get() + columns, desk.row.get() + padded, 0.0f);
             from = desk.row.get();
         }
-        kernels_.quantise(from, nullptr, 0.0f, padded, 0, matrix.blocks, false, at(vector));
+        kernels_.quantize(from, nullptr, 0.0f, padded, 0, matrix.blocks, false, at(vector));
     };
     const size_t group_bytes = mv::tile_bytes(kBits) * matrix.blocks * kUnitBands;
     // Bands [group * kUnitBands, ...) of `some` vectors from `first`, of which number 0 is the layer's `start`.
@@ -106,7 +106,7 @@ void mv_team::linear(const mv_span& weights, int rows, int columns, const float*
         for (int start = 0; start < count; start += kTogether) {
             const int here = std::min(kTogether, count - start);
             for (int v = here * thread / threads; v < here * (thread + 1) / threads; v++)
-                quantise(desk, x + static_cast<size_t>(start + v) * columns, v);
+                quantize(desk, x + static_cast<size_t>(start + v) * columns, v);
             pool.barrier();
             const int tiles = (here + mv::kTokenTile - 1) / mv::kTokenTile;
             const int64_t end = begin + int64_t{1} * tiles * groups;
