@@ -11,7 +11,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-NATIVE = Path("mobillama_v/engine/native")
+NATIVE = Path("mobillama_v/backends/native/csrc")
 UNIX = ["-std=c++17", "-O3", "-fvisibility=hidden", "-ffp-contract=off", "-g0"]  # contracted sums would differ
 
 
@@ -26,7 +26,7 @@ class BuildEngine(build_ext):
 setup(
     ext_modules=[
         Extension(
-            "mobillama_v.engine._native",
+            "mobillama_v.backends.native._native",
             sources=[str(path) for path in sorted(NATIVE.glob("*.cpp"))],
             depends=[str(path) for pattern in ("*.h", "*.inc") for path in sorted(NATIVE.glob(pattern))],
             extra_compile_args=["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else UNIX,

@@ -16,11 +16,11 @@ from prometheus_client.exposition import choose_encoder
 
 from mobillama_v import __version__
 from mobillama_v.assistant import Reply
-from mobillama_v.demo.desk import Place
 from mobillama_v.demo.protocol import Answer, ChatRequest, RequestError, parse, refusal
+from mobillama_v.demo.scheduler import Ticket
 from mobillama_v.demo.service import Service, Stopped
 from mobillama_v.errors import MissingExtraError, MobiLlamaVError
-from mobillama_v.fetch import fetch
+from mobillama_v.images.fetch import fetch
 
 _BODY_SECONDS = 60.0  # for a request to arrive
 
@@ -176,7 +176,7 @@ class _Count:
             raise
 
 
-def _stream_response(place: Place, watch: asyncio.Task[None], events: AsyncIterator[str]) -> Any:
+def _stream_response(place: Ticket, watch: asyncio.Task[None], events: AsyncIterator[str]) -> Any:
     from fastapi.responses import StreamingResponse
 
     class Stream(StreamingResponse):
@@ -265,7 +265,7 @@ async def _fetch(asked: ChatRequest, max_bytes: int) -> None:
         asked.pictures[index] = dataclasses.replace(asked.pictures[index], data=data)
 
 
-async def _leave_when_gone(request: Any, place: Place) -> None:
+async def _leave_when_gone(request: Any, place: Ticket) -> None:
     """Stop the computation for a client that has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

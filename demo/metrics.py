@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from mobillama_v.demo.desk import Desk
+from mobillama_v.demo.scheduler import Scheduler
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -12,7 +12,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 class Metrics:
     """The metrics of one service, in a registry of its own; safe to use from several threads."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Scheduler) -> None:
         self.registry = own = CollectorRegistry()
         self.requests = Counter(
             "mobillama_v_requests_total", "HTTP requests to the API by status.", ["status"], registry=own

@@ -16,18 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mobillama_v.assistant import Assistant, SeenImage
+from mobillama_v.assistant import Assistant, EncodedImage
 from mobillama_v.errors import ConfigError
-from mobillama_v.network import place_image_features
-from mobillama_v.prompts import IGNORE_INDEX, Message, encode
-from mobillama_v.prompts import assistant as assistant_turn
+from mobillama_v.model.vlm import place_image_features
+from mobillama_v.prompt import IGNORE_INDEX, Message, encode
+from mobillama_v.prompt import assistant as assistant_turn
 
 CELLS = 7
 _SHOWN = 448  # pixels a side of the rendered map
 
 
 def importance(
-    model: Assistant, messages: Sequence[Message], images: Sequence[SeenImage], square: Image.Image, answer: str
+    model: Assistant, messages: Sequence[Message], images: Sequence[EncodedImage], square: Image.Image, answer: str
 ) -> Iterator[Tensor]:
     """How many nats each cell of the last picture adds to the log-likelihood of ``answer``.
 
@@ -64,7 +64,7 @@ def log_likelihood(model: Assistant, messages: Sequence[Message], images: Tensor
         [*messages, assistant_turn(answer)],
         model.tokenizer,
         template=model.spec.template,
-        tokens_per_image=model.sight.tokens_per_image,
+        tokens_per_image=model.vision.tokens_per_image,
         max_length=model.context,
     )
     rows, network = len(images), model.network

@@ -18,8 +18,8 @@ from mobillama_v.assistant import Reply
 from mobillama_v.demo.limits import BusyError, LimitError, Limits
 from mobillama_v.demo.service import Picture
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, MobiLlamaVError, ModelNotFoundError
-from mobillama_v.generation import Sampling
-from mobillama_v.prompts import Message, assistant, user
+from mobillama_v.generate import Sampling
+from mobillama_v.prompt import Message, assistant, user
 
 _MAX_STOPS = 4
 _IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")

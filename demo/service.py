@@ -20,16 +20,16 @@ from typing import Any
 
 from PIL import Image
 
-from mobillama_v.assistant import Assistant, Reply, SeenImage
-from mobillama_v.demo.desk import Desk, Done, Place, Work
+from mobillama_v.assistant import Assistant, EncodedImage, Reply
+from mobillama_v.demo.image_cache import ImageCache
 from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.metrics import Metrics
 from mobillama_v.demo.occlusion import importance, render
-from mobillama_v.demo.seen import SeenCache
+from mobillama_v.demo.scheduler import Done, Scheduler, Ticket, Work
 from mobillama_v.errors import ModelNotFoundError
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 from mobillama_v.images import load_image
-from mobillama_v.prompts import Message
+from mobillama_v.prompt import Message
 
 _DECODING = 2  # pictures at once; each may need the memory of its full size
 
@@ -57,8 +57,8 @@ class Service:
     def __init__(self, models: dict[str, Callable[[], Assistant]], limits: Limits | None = None) -> None:
         """Take the models' loaders, by the names that users see; the first is the default. Loads nothing."""
         self.limits = limits or Limits()
-        self.desk = Desk(self.limits)
-        self.seen = SeenCache()
+        self.desk = Scheduler(self.limits)
+        self.seen = ImageCache()
         self.metrics = Metrics(self.desk)
         self._loaders = models
         self._loaded: dict[str, Assistant] = {}
@@ -118,7 +118,7 @@ class Service:
 
     async def answer(
         self,
-        place: Place,
+        place: Ticket,
         name: str,
         messages: Sequence[Message],
         pictures: Sequence[Picture],
@@ -127,7 +127,7 @@ class Service:
         """Answer, giving text as it comes (often none) and at last the whole :class:`Reply`; then the place is left.
 
         Args:
-            place: from :meth:`Desk.enter`; leaving it ends the answer before its next token.
+            place: from :meth:`Scheduler.enter`; leaving it ends the answer before its next token.
             name: a model.
             messages: the conversation, with a slot for each picture.
             pictures: in the order of the slots.
@@ -162,7 +162,7 @@ class Service:
             self.metrics.answer.observe(time.perf_counter() - start)
 
     async def explain(
-        self, place: Place, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
+        self, place: Ticket, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
     ) -> AsyncIterator[Image.Image]:
         """Show which parts of the last picture an answer depended on, a row of them at a time; the last is whole.
 
@@ -236,20 +236,20 @@ class Service:
         name: str,
         pictures: Sequence[Picture],
         squares: list[Image.Image | None],
-    ) -> Iterator[SeenImage]:
+    ) -> Iterator[EncodedImage]:
         """The pictures encoded, where they are not in the cache."""
         for picture, square in zip(pictures, squares, strict=True):
             key = (name, picture.digest)
             seen = self.seen.get(owner, key)
             if seen is None:
                 # Without a square it was in the cache a moment ago.
-                seen = assistant.see(square or self._decode(assistant, picture))
+                seen = assistant.encode_image(square or self._decode(assistant, picture))
                 self.seen.put(owner, key, seen)
                 self.metrics.pictures.inc()
             yield seen
 
 
-async def _items(place: Place, work: Work) -> AsyncIterator[Any]:
+async def _items(place: Ticket, work: Work) -> AsyncIterator[Any]:
     """What ``work`` computes at its place, as it comes."""
     items: asyncio.Queue[Any] = asyncio.Queue()
     loop = asyncio.get_running_loop()

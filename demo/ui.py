@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.assistant import Reply
-from mobillama_v.demo.desk import Place
+from mobillama_v.demo.history import FAILED, History, conversation, edited, last_answer, take_back, turn_of
 from mobillama_v.demo.occlusion import CELLS
+from mobillama_v.demo.scheduler import Ticket
 from mobillama_v.demo.service import Picture, Service, Stopped
-from mobillama_v.demo.turns import FAILED, History, conversation, edited, last_answer, take_back, turn_of
-from mobillama_v.demo.visitors import COOKIE, Visitors
+from mobillama_v.demo.sessions import COOKIE, Sessions
 from mobillama_v.errors import MobiLlamaVError
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 _QUESTIONS = (
@@ -49,11 +49,11 @@ footer { display: none !important; }
 class Tabs:
     """The places at the desk that each open tab holds, so that closing it leaves them."""
 
-    places: dict[str, set[Place]] = field(default_factory=lambda: defaultdict(set))
+    places: dict[str, set[Ticket]] = field(default_factory=lambda: defaultdict(set))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
-    def holding(self, tab: str, place: Place) -> Any:
+    def holding(self, tab: str, place: Ticket) -> Any:
         """Hold a place for a tab while an answer is made."""
         with self.lock:
             self.places[tab].add(place)
@@ -87,7 +87,7 @@ def said(error: BaseException) -> str:
 class Answering:
     """Makes the answers of one page."""
 
-    def __init__(self, service: Service, visitors: Visitors) -> None:
+    def __init__(self, service: Service, visitors: Sessions) -> None:
         self.service, self.visitors, self.tabs = service, visitors, Tabs()
 
     async def answer(
@@ -138,7 +138,7 @@ class Answering:
                 async for shown in self.service.explain(place, model, messages, pictures, found[1]):
                     rows.append(shown)
                     yield None, _line(model, f"covering parts of the picture, {len(rows)} of {CELLS} rows …")
-            path = self.visitors.folder / Visitors.new_token() / "where.webp"
+            path = self.visitors.folder / Sessions.new_token() / "where.webp"
             path.parent.mkdir()
             rows[-1].save(path)
             self.visitors.upload(token, [str(path)])
@@ -178,7 +178,7 @@ def _line(model: str, rest: str) -> str:
     return f'<div role="status"><b>{html.escape(model)}</b> · {html.escape(rest)}</div>'
 
 
-def build(service: Service, visitors: Visitors) -> Any:
+def build(service: Service, visitors: Sessions) -> Any:
     """The page, a ``gradio.Blocks``; to be launched with :data:`CSS` and behind a ``Guard``."""
     import gradio as gr
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobillama_v.cli_options import DeviceOption, EngineOption, ModelOption
+from mobillama_v.cli.options import DeviceOption, EngineOption, ModelOption
 from mobillama_v.eval.bench_run import aligned, bench_run
 
 if TYPE_CHECKING:
-    from mobillama_v.eval.benchmark import Benchmark, Example
-    from mobillama_v.eval.runner import Model
+    from mobillama_v.eval.benchmarks.base import Benchmark, Example
+    from mobillama_v.eval.evaluate import Model
 
 app = typer.Typer(
     help="Measure how fast this machine runs what the project does.", no_args_is_help=True, add_completion=False
@@ -70,10 +70,10 @@ def bench_eval(
 
     Both take turns on a set like GQA, so that what else the machine does hurts both. Exit code 1: their answers differ.
     """
-    from mobillama_v.eval.cli_run import limit_threads
+    from mobillama_v.cli.eval_run import limit_threads
+    from mobillama_v.eval.benchmarks.registry import get
     from mobillama_v.eval.drawn import draw_gqa
-    from mobillama_v.eval.registry import get
-    from mobillama_v.eval.runner import Model
+    from mobillama_v.eval.evaluate import Model
     from mobillama_v.eval.store import write_output
 
     limit_threads(model)
@@ -95,9 +95,9 @@ def measure(
     benchmark: Benchmark, examples: Sequence[Example], model: Model, folder: Path, *, batch_size: int
 ) -> Measured:
     """Answer the examples in both ways, a window of the runner at a time, after a warm-up of each."""
-    from mobillama_v.eval.runner import Asker, longest_answer, run
-    from mobillama_v.eval.world import World
-    from mobillama_v.generation import Sampling
+    from mobillama_v.eval.distributed import World
+    from mobillama_v.eval.evaluate import Evaluator, longest_answer, run
+    from mobillama_v.generate import Sampling
 
     tokens = longest_answer(benchmark.name)
     sampling = Sampling(max_new_tokens=tokens)
@@ -106,7 +106,7 @@ def measure(
     assistant.ask(first[0].images, first[0].prompt, sampling)
     run(benchmark, first, folder / "warm-up", model=model, batch_size=batch_size)
     measured = Measured(questions=len(examples), images=len({example.images for example in examples}))
-    asker = Asker(assistant, batch_size=batch_size, max_new_tokens=tokens)
+    asker = Evaluator(assistant, batch_size=batch_size, max_new_tokens=tokens)
     for number, window in enumerate(asker.share(examples, World())):
         start = time.perf_counter()
         for example in window:

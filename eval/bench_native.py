@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mobillama_v.engine.files import read
-from mobillama_v.engine.runtime import NativeModel, NativeSequence
+from mobillama_v.backends.native.packed_format import read
+from mobillama_v.backends.native.runtime import NativeModel, NativeSequence
+from mobillama_v.config import DecoderConfig
 from mobillama_v.eval.bench_serve import serve
-from mobillama_v.specs import DecoderSpec
 
 WAYS = {"native 4 bit": 4, "native 8 bit": 8}
 """Bits by way."""
@@ -34,7 +34,7 @@ def start(model: NativeModel, ids: list[int], room: int) -> tuple[int, Callable[
 def main() -> None:
     """Load, and answer requests until they end."""
     way, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    spec = DecoderSpec(**json.loads((folder / "spec.json").read_text()))
+    spec = DecoderConfig(**json.loads((folder / "spec.json").read_text()))
     model = NativeModel(read(folder / str(WAYS[way]), spec), threads=threads)
     streamed, cached = model.traffic
     facts = {"path": model.path, "streamed_bytes": streamed, "cached_bytes": cached}

@@ -30,7 +30,7 @@ from mobillama_v.eval.bench_versus import versus, versus_lines
 from mobillama_v.plots import pyplot, save
 
 if TYPE_CHECKING:
-    from mobillama_v.specs import DecoderSpec
+    from mobillama_v.config import DecoderConfig
 
 _BASE = "torch fp32"  # what the others are compared with
 
@@ -113,9 +113,9 @@ def _prompts(lengths: Sequence[int], vocab: int) -> dict[int, list[int]]:
     }
 
 
-def _absent(spec: DecoderSpec) -> dict[str, str]:
+def _absent(spec: DecoderConfig) -> dict[str, str]:
     """The ways that cannot be measured here, and why."""
-    from mobillama_v.engine import library
+    from mobillama_v.backends.native import library
     from mobillama_v.eval import bench_llamacpp, bench_native
     from mobillama_v.interop.gguf import refuse_type
 
@@ -144,14 +144,14 @@ def _chosen(ways: str, absent: dict[str, str]) -> list[str]:
     return chosen or [way for way in every if way not in absent]
 
 
-def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[str]) -> None:
+def _write_weights(model: str, spec: DecoderConfig, folder: Path, ways: Sequence[str]) -> None:
     """Write what the workers load."""
     import torch
     from safetensors.torch import save_file
     from torch import nn
 
-    from mobillama_v.engine.convert import pack
-    from mobillama_v.engine.files import write
+    from mobillama_v.backends.native.packed_format import write
+    from mobillama_v.backends.native.torch_convert import pack
     from mobillama_v.eval.bench_native import WAYS
     from mobillama_v.eval.bench_worker import FLOATS
     from mobillama_v.interop.gguf import write_gguf
@@ -159,8 +159,8 @@ def _write_weights(model: str, spec: DecoderSpec, folder: Path, ways: Sequence[s
 
     decoder: nn.Module
     if model in PRESETS:
-        from mobillama_v.configuration import MobiLlamaConfig
-        from mobillama_v.modeling import MobiLlamaForCausalLM
+        from mobillama_v.hf.configuration import MobiLlamaConfig
+        from mobillama_v.hf.modeling import MobiLlamaForCausalLM
 
         torch.manual_seed(0)
         made = MobiLlamaForCausalLM(MobiLlamaConfig(**dataclasses.asdict(spec)))

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.decoder import Decoder
+from mobillama_v.config import DecoderConfig
 from mobillama_v.eval.bench_serve import serve
-from mobillama_v.specs import DecoderSpec
+from mobillama_v.model.decoder import Decoder
 
 WAYS = ("torch fp32", "transformers fp32")
 FLOATS = "decoder.safetensors"
@@ -25,7 +25,7 @@ FLOATS = "decoder.safetensors"
 class Floats(nn.Module):
     """A decoder and its head, as generation wants them."""
 
-    def __init__(self, spec: DecoderSpec) -> None:
+    def __init__(self, spec: DecoderConfig) -> None:
         super().__init__()
         self.language_model = Decoder(spec)
         self.lm_head = nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
@@ -35,9 +35,9 @@ Start = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
 """From ids [T] and room for as many new tokens: logits [V], and a function from the next token to its logits."""
 
 
-def ours(spec: DecoderSpec, folder: Path) -> Start:
+def ours(spec: DecoderConfig, folder: Path) -> Start:
     """Our decoder."""
-    from mobillama_v.torch_engine import TorchEngine
+    from mobillama_v.backends.torch import TorchEngine
 
     engine = TorchEngine(_floats(spec, folder))
 
@@ -54,7 +54,7 @@ def ours(spec: DecoderSpec, folder: Path) -> Start:
     return start
 
 
-def theirs(spec: DecoderSpec, folder: Path) -> Start:
+def theirs(spec: DecoderConfig, folder: Path) -> Start:
     """transformers' Llama; where our layers have one feed-forward network, all of its have those tensors."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -82,7 +82,7 @@ def theirs(spec: DecoderSpec, folder: Path) -> Start:
     return start
 
 
-def _floats(spec: DecoderSpec, folder: Path) -> Floats:
+def _floats(spec: DecoderConfig, folder: Path) -> Floats:
     from safetensors.torch import load_file
 
     with torch.device("meta"):
@@ -95,7 +95,7 @@ def main() -> None:
     """Load, and answer requests until they end."""
     way, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
-    spec = DecoderSpec(**json.loads((folder / "spec.json").read_text()))
+    spec = DecoderConfig(**json.loads((folder / "spec.json").read_text()))
     run = theirs(spec, folder) if way == "transformers fp32" else ours(spec, folder)
 
     def start(ids: list[int], room: int) -> tuple[int, Callable[[int], int]]:

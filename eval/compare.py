@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmark import SHORT_ANSWER
-from mobillama_v.eval.bootstrap import difference, headline_rows
+from mobillama_v.eval.benchmarks.base import SHORT_ANSWER
+from mobillama_v.eval.benchmarks.scienceqa import SUFFIX as LETTER_ANSWER
 from mobillama_v.eval.results import PAPER, Judged, Result, read_result, results_of
-from mobillama_v.eval.scienceqa import SUFFIX as LETTER_ANSWER
+from mobillama_v.eval.stats import difference, headline_rows
 
 
 @dataclass(frozen=True)

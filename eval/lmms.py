@@ -17,9 +17,9 @@ from mobillama_v.errors import ConfigError, DataError, PromptError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mobillama_v.assistant import SeenImage
-    from mobillama_v.generation import Sampling
-    from mobillama_v.prompts import Message
+    from mobillama_v.assistant import EncodedImage
+    from mobillama_v.generate import Sampling
+    from mobillama_v.prompt import Message
 
 NAME = "mobillama_v"
 _KEPT = 64  # encoded images; tasks ask several questions on one
@@ -79,7 +79,7 @@ class Answers:
             place = str(self.accelerator.device)
         self.assistant = load(pretrained, device=place)
         self.batch_size = int(batch_size)
-        self._seen: OrderedDict[str, SeenImage] = OrderedDict()
+        self._seen: OrderedDict[str, EncodedImage] = OrderedDict()
 
     @property
     def device(self) -> Any:
@@ -122,7 +122,7 @@ class Answers:
         """
         raise ConfigError(f"{NAME} does not take tasks of several rounds; choose others with --tasks.")
 
-    def _ask(self, prompts: list[tuple[list[SeenImage], list[Message]]], sampling: Sampling) -> list[str]:
+    def _ask(self, prompts: list[tuple[list[EncodedImage], list[Message]]], sampling: Sampling) -> list[str]:
         try:
             return [reply.text for reply in self.assistant.ask_batch(prompts, sampling)]
         except PromptError as error:
@@ -136,8 +136,8 @@ class Answers:
     ) -> tuple[float, bool]:
         import torch
 
-        from mobillama_v.network import place_image_features
-        from mobillama_v.prompts import IGNORE_INDEX, assistant, encode
+        from mobillama_v.model.vlm import place_image_features
+        from mobillama_v.prompt import IGNORE_INDEX, assistant, encode
 
         said = continuation if isinstance(continuation, str) else continuation(self._document(doc, task, split))
         seen, messages = self._prompt(text, visual, doc, task, split)
@@ -145,7 +145,7 @@ class Answers:
             [*messages, assistant(said)],
             self.assistant.tokenizer,
             template=self.assistant.spec.template,
-            tokens_per_image=self.assistant.sight.tokens_per_image,
+            tokens_per_image=self.assistant.vision.tokens_per_image,
             max_length=self.assistant.context,
         )
         network, device = self.assistant.network, self.assistant.device
@@ -170,9 +170,9 @@ class Answers:
 
     def _prompt(
         self, text: str, visual: Callable[[Any], Any], doc: Any, task: str, split: str
-    ) -> tuple[list[SeenImage], list[Message]]:
+    ) -> tuple[list[EncodedImage], list[Message]]:
         """Encoded images and the user's turn: images where the text marks them, or else before it."""
-        from mobillama_v.prompts import Message, Slot, user
+        from mobillama_v.prompt import Message, Slot, user
 
         images = visual(self._document(doc, task, split)) or []
         seen = [self._see(image) for image in images]
@@ -183,7 +183,7 @@ class Answers:
             content += [part, Slot.IMAGE] if part else [Slot.IMAGE]
         return seen, [Message("user", tuple(content[:-1]))]
 
-    def _see(self, image: Image) -> SeenImage:
+    def _see(self, image: Image) -> EncodedImage:
         from PIL import Image as Pillow
 
         if not isinstance(image, Pillow.Image):
@@ -191,7 +191,7 @@ class Answers:
             raise DataError(f"{NAME} sees images only, and a task shows {kind}; choose others with --tasks.")
         key = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
         if key not in self._seen:
-            self._seen[key] = self.assistant.see(image)
+            self._seen[key] = self.assistant.encode_image(image)
             if len(self._seen) > _KEPT:
                 self._seen.popitem(last=False)
         self._seen.move_to_end(key)
@@ -200,7 +200,7 @@ class Answers:
 
 def _sampling(settings: Mapping[str, Any]) -> Sampling:
     """A task's ``generation_kwargs``; ``num_beams`` and what else is not ours has no effect."""
-    from mobillama_v.generation import Sampling
+    from mobillama_v.generate import Sampling
 
     until = settings.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(until)

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobillama_v.errors import ConfigError, ImageError, MissingExtraError
-from mobillama_v.eval.benchmark import SHORT_ANSWER, Benchmark, Example
-from mobillama_v.eval.progress import Progress
+from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example
+from mobillama_v.eval.progress_line import Progress
 
 if TYPE_CHECKING:
+    from mobillama_v.eval.distributed import World
     from mobillama_v.eval.store import Store
-    from mobillama_v.eval.world import World
 
 RAPIDOCR = "rapidocr"
 """The value of a benchmark's ``ocr`` that has its pictures read."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmark import Benchmark, Example, Record
-from mobillama_v.eval.files import json_lines, kind, read_json, read_text, some
+from mobillama_v.eval.benchmarks.base import Benchmark, Example, Record
+from mobillama_v.eval.benchmarks.dataset_files import json_lines, kind, read_json, read_text, some
 
 _IDS, _TEXTS = ("question_id", "questionId", "id"), ("text", "prediction", "answer")
 

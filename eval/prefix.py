@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from mobillama_v.assistant import Assistant
-from mobillama_v.cache import StaticCache
-from mobillama_v.decoder import causal_mask, position_ids_from_mask
-from mobillama_v.generation import TextStream
-from mobillama_v.network import place_image_features
-from mobillama_v.prompts import Encoded
-from mobillama_v.torch_engine import decode_one_token
+from mobillama_v.backends.torch import decode_one_token
+from mobillama_v.generate import TextStream
+from mobillama_v.model.decoder import causal_mask, position_ids_from_mask
+from mobillama_v.model.kv_cache import StaticCache
+from mobillama_v.model.vlm import place_image_features
+from mobillama_v.prompt import Encoded
 
 
 class Row(NamedTuple):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmark import Benchmark
-from mobillama_v.eval.files import benchmark_folder, some
+from mobillama_v.eval.benchmarks.base import Benchmark
+from mobillama_v.eval.benchmarks.dataset_files import benchmark_folder, some
 
 _HUB = {
     "gqa": "lmms-lab/GQA",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmark import Benchmark, Example, Score
-from mobillama_v.eval.bootstrap import interval
+from mobillama_v.eval.benchmarks.base import Benchmark, Example, Score
+from mobillama_v.eval.stats import interval
 from mobillama_v.eval.store import RUN, SCORE, read_json, write_json
 
 PAPER: Mapping[str, float] = {"gqa": 58.5, "scienceqa": 53.1, "textvqa": 41.4, "mme": 1191.9}
@@ -37,7 +37,8 @@ class Judged:
 
 @dataclass(frozen=True)
 class Result:
-    """A run of a benchmark: what it was (``about``, of :func:`mobillama_v.eval.runner.describe`), score and questions.
+    """A run of a benchmark: what it was (``about``, of :func:`mobillama_v.eval.evaluate.describe`), score and
+    questions.
 
     ``interval`` is the 95 % confidence interval of the headline, or None where the headline is no mean of what was
     judged.

@@ -9,23 +9,23 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from mobillama_v._register import register
+from mobillama_v.hf.register import register
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MobiLlamaConfig": "configuration",
-    "MobiLlamaVConfig": "configuration",
-    "MobiLlamaForCausalLM": "modeling",
-    "MobiLlamaVForConditionalGeneration": "modeling",
-    "MobiLlamaVProcessor": "processing",
-    "MobiLlamaVImageProcessor": "image_processing",
+    "MobiLlamaConfig": "hf.configuration",
+    "MobiLlamaVConfig": "hf.configuration",
+    "MobiLlamaForCausalLM": "hf.modeling",
+    "MobiLlamaVForConditionalGeneration": "hf.modeling",
+    "MobiLlamaVProcessor": "hf.processing",
+    "MobiLlamaVImageProcessor": "hf.image_processing",
     "MobiLlamaVError": "errors",
     "load": "loading",
     "Assistant": "assistant",
     "Chat": "assistant",
     "Reply": "assistant",
-    "Sampling": "generation",
+    "Sampling": "generate",
 }
 
 __all__ = ["__version__", *_HOMES]

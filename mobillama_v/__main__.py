@@ -1,6 +1,6 @@
 """``python -m mobillama_v``: the command line."""
 
-from mobillama_v.cli import main
+from mobillama_v.cli.main import main
 
 if __name__ == "__main__":
     main()

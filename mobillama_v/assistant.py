@@ -3,7 +3,7 @@
 >>> assistant = mobillama_v.load("nano")
 >>> assistant.ask(["cat.jpg"], "What is this?").text
 
-An image is encoded once: what :meth:`Assistant.see` returns can be given wherever an image is wanted, and a
+An image is encoded once: what :meth:`Assistant.encode_image` returns can be given wherever an image is wanted, and a
 :class:`Chat` does so by itself.
 
 Shapes: B rows, T positions, N images, P' visual tokens an image, D decoder width.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias
@@ -21,33 +22,33 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol, 
 import numpy as np
 from PIL import Image
 
+from mobillama_v.config import ModelConfig
 from mobillama_v.errors import PromptError
-from mobillama_v.generation import Completion, Engine, Sampling, stream
+from mobillama_v.generate import Completion, Engine, Sampling, stream
 from mobillama_v.images import load_image
-from mobillama_v.prompts import Encoded, Message, encode, user
-from mobillama_v.prompts import assistant as assistant_turn
-from mobillama_v.specs import ModelSpec
+from mobillama_v.prompt import Encoded, Message, encode, user
+from mobillama_v.prompt import assistant as assistant_turn
 from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
-    from mobillama_v.network import Network
+    from mobillama_v.model.vlm import Network
 
-Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | SeenImage"
+Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | EncodedImage"
 Question: TypeAlias = "str | Sequence[Message]"
 
 
 @dataclass(frozen=True)
-class SeenImage:
+class EncodedImage:
     """An image as the decoder sees it, [P',D], and the seconds that decoding and encoding it took.
 
-    The features are an array of numpy's or a tensor of torch's, as the model's :class:`Sight` gives them.
+    The features are an array of numpy's or a tensor of torch's, as the model's :class:`VisionEncoder` gives them.
     """
 
     features: Any
     seconds: float
 
 
-class Sight(Protocol):
+class VisionEncoder(Protocol):
     """What sees for a model: its image tower and projector."""
 
     device: str
@@ -60,7 +61,7 @@ class Sight(Protocol):
         """The model in torch, made when it is first asked for where nothing here computes with it."""
         ...
 
-    def look(self, pixel_values: np.ndarray[Any, Any]) -> Any:
+    def encode_image(self, pixel_values: np.ndarray[Any, Any]) -> Any:
         """Visual tokens [P',D] of an image's pixels [3,S,S], when they have been computed."""
         ...
 
@@ -131,12 +132,12 @@ class _Row:
     """One prompt, ready to run: ids [T] and slots, its images, and the seconds they took."""
 
     encoded: Encoded
-    images: list[SeenImage]
+    images: list[EncodedImage]
     seconds: float
 
 
 class _Step(NamedTuple):
-    """One step of :func:`~mobillama_v.generation.stream`, with the seconds of prefill and decode so far."""
+    """One step of :func:`~mobillama_v.generate.stream`, with the seconds of prefill and decode so far."""
 
     pieces: list[str]
     completions: list[Completion]
@@ -147,13 +148,15 @@ class _Step(NamedTuple):
 class Assistant:
     """A loaded model; :func:`mobillama_v.load` makes it. It holds no conversation, so calls are independent."""
 
-    def __init__(self, name: str, spec: ModelSpec, tokenizer: TextTokenizer, sight: Sight, engine: Engine) -> None:
-        self.name, self.spec, self.tokenizer, self.sight, self.engine = name, spec, tokenizer, sight, engine
+    def __init__(
+        self, name: str, spec: ModelConfig, tokenizer: TextTokenizer, sight: VisionEncoder, engine: Engine
+    ) -> None:
+        self.name, self.spec, self.tokenizer, self.vision, self.engine = name, spec, tokenizer, sight, engine
 
     @property
     def device(self) -> str:
         """Where the model runs, by torch's name."""
-        return self.sight.device
+        return self.vision.device
 
     @property
     def network(self) -> Network:
@@ -161,31 +164,36 @@ class Assistant:
 
         Its decoder has no memory where the native engine runs a packed or large one.
         """
-        return self.sight.network
+        return self.vision.network
 
     @property
     def context(self) -> int:
         """How many tokens a conversation may have, the answer included."""
         return self.spec.decoder.max_position_embeddings
 
-    def see(self, image: Source) -> SeenImage:
+    def encode_image(self, image: Source) -> EncodedImage:
         """Read and encode one image; one that was seen already is returned as it is.
 
         Raises:
             ImageError: it is missing, not readable, not an image, damaged or too large.
         """
-        if isinstance(image, SeenImage):
+        if isinstance(image, EncodedImage):
             return image
         start = time.perf_counter()
         picture = load_image(image, target=self.spec.image.size)
-        features = self.sight.look(self.spec.image(picture))
-        return SeenImage(features, time.perf_counter() - start)
+        features = self.vision.encode_image(self.spec.image(picture))
+        return EncodedImage(features, time.perf_counter() - start)
+
+    def see(self, image: Source) -> EncodedImage:
+        """The former name of :meth:`encode_image`; it goes in the version after next."""
+        warnings.warn("Assistant.see is now Assistant.encode_image", DeprecationWarning, stacklevel=2)
+        return self.encode_image(image)
 
     def ask(self, images: Sequence[Source], question: Question, sampling: Sampling | None = None) -> Reply:
         """Answer one question.
 
         Args:
-            images: any number, also none; paths, bytes, streams, Pillow images or what :meth:`see` returned.
+            images: any number, also none; paths, bytes, streams, Pillow images or what :meth:`encode_image` returned.
             question: a text, which the images precede, or a conversation that ends with the user's turn and has a slot
                 for every image.
             sampling: greedy with at most 128 new tokens by default.
@@ -231,9 +239,9 @@ class Assistant:
         return len(self._encode(images, question).input_ids)
 
     def _row(self, images: Sequence[Source], question: Question) -> _Row:
-        new = [not isinstance(image, SeenImage) for image in images]
+        new = [not isinstance(image, EncodedImage) for image in images]
         encoded = self._encode(len(images), question)
-        seen = [self.see(image) for image in images]
+        seen = [self.encode_image(image) for image in images]
         return _Row(encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh))
 
     def _encode(self, images: int, question: Question) -> Encoded:
@@ -249,7 +257,7 @@ class Assistant:
             messages,
             self.tokenizer,
             template=self.spec.template,
-            tokens_per_image=self.sight.tokens_per_image,
+            tokens_per_image=self.vision.tokens_per_image,
         )
         if len(encoded.input_ids) >= self.context:
             raise PromptError(
@@ -289,8 +297,8 @@ class Chat:
 
     assistant: Assistant
     messages: list[Message] = field(default_factory=list)
-    images: list[SeenImage] = field(default_factory=list)
-    waiting: list[SeenImage] = field(default_factory=list)
+    images: list[EncodedImage] = field(default_factory=list)
+    waiting: list[EncodedImage] = field(default_factory=list)
 
     def add_image(self, image: Source) -> None:
         """Show an image with the next question.
@@ -298,7 +306,7 @@ class Chat:
         Raises:
             ImageError: it cannot be read; the conversation goes on without it.
         """
-        self.waiting.append(self.assistant.see(image))
+        self.waiting.append(self.assistant.encode_image(image))
 
     def clear(self) -> None:
         """Forget everything, the images too."""
@@ -325,7 +333,7 @@ class Chat:
         return ReplyStream(self._remembered(answer, messages, images))
 
     def _remembered(
-        self, answer: ReplyStream, messages: list[Message], images: list[SeenImage]
+        self, answer: ReplyStream, messages: list[Message], images: list[EncodedImage]
     ) -> Iterator[tuple[str, Reply | None]]:
         for piece in answer:
             yield piece, None

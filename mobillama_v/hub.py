@@ -11,9 +11,9 @@ import os
 import re
 from pathlib import Path
 
+from mobillama_v.config import ModelConfig, spec_from_config
 from mobillama_v.errors import CheckpointError, ModelNotFoundError
 from mobillama_v.presets import PRESETS
-from mobillama_v.specs import ModelSpec, spec_from_config
 
 DEFAULT = "nano"
 _EMBEDDED = Path(__file__).parent / "weights"
@@ -69,7 +69,7 @@ def find_checkpoint(name: str) -> Path:
     raise ModelNotFoundError(f"there is no checkpoint {name!r}: give a folder or a Hugging Face id such as owner/name.")
 
 
-def read_spec(folder: Path) -> ModelSpec:
+def read_spec(folder: Path) -> ModelConfig:
     """The spec in the ``config.json`` of a model folder.
 
     Raises:

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobillama_v.assistant import Assistant
+from mobillama_v.backends.native.packed_format import BITS, Packed, is_packed, read, weight_files_of
+from mobillama_v.backends.numpy import model as light
+from mobillama_v.backends.numpy.hybrid_lite0 import fits
+from mobillama_v.backends.select import bits_at_load, is_small, use_native
 from mobillama_v.checkpoint import tensor_names
-from mobillama_v.engine.choice import bits_at_load, is_small, use_native
-from mobillama_v.engine.files import BITS, Packed, is_packed, read, weight_files_of
+from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError
-from mobillama_v.generation import Engine
+from mobillama_v.generate import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
-from mobillama_v.light import model as light
-from mobillama_v.light.hybrid import fits
-from mobillama_v.specs import ModelSpec
 from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
     import torch
 
-    from mobillama_v.network import Network
+    from mobillama_v.model.vlm import Network
 
 _SMALL = 200_000_000  # bytes of weights
 _KEPT_PROMPTS = 2  # with their keys and values, of chats that go on
@@ -73,15 +73,15 @@ def load(
         raise ConfigError(f"the model {name!r} is not packed to {bits} bits: {why}.")
     import torch
 
-    from mobillama_v.network import TorchSight
-    from mobillama_v.torch_engine import TorchEngine
+    from mobillama_v.backends.torch import TorchEngine
+    from mobillama_v.model.vlm import TorchVisionEncoder
 
     network, decoder = _torch_parts(folder, spec, where, dtype, native=native, bits=bits)
     runs = TorchEngine(network) if decoder is None else _native(decoder, min(torch.get_num_threads(), _MAX_THREADS))
-    return Assistant(name, spec, tokenizer, TorchSight(network), runs)
+    return Assistant(name, spec, tokenizer, TorchVisionEncoder(network), runs)
 
 
-def runs_light(folder: Path, spec: ModelSpec, device: str, engine: str) -> bool:
+def runs_light(folder: Path, spec: ModelConfig, device: str, engine: str) -> bool:
     """Whether a model runs on the CPU where ``device`` is ``auto``, and without torch if its files are as expected.
 
     So do models whose image tower is the hybrid one, and whose decoder is packed or small: before another device had
@@ -96,7 +96,7 @@ def runs_light(folder: Path, spec: ModelSpec, device: str, engine: str) -> bool:
     return (packed or is_small(spec.decoder)) and use_native(engine, spec.decoder, device="cpu", packed=packed)
 
 
-def _tokenizer(folder: Path, spec: ModelSpec) -> TextTokenizer:
+def _tokenizer(folder: Path, spec: ModelConfig) -> TextTokenizer:
     decoder = spec.decoder
     tokenizer = TextTokenizer.from_file(
         folder / "tokenizer.json", bos_id=decoder.bos_token_id, eos_id=decoder.eos_token_id, pad_id=decoder.pad_token_id
@@ -111,7 +111,7 @@ def _tokenizer(folder: Path, spec: ModelSpec) -> TextTokenizer:
 
 def _torch_parts(
     folder: Path,
-    spec: ModelSpec,
+    spec: ModelConfig,
     where: torch.device | str,
     dtype: torch.dtype | None,
     *,
@@ -121,9 +121,9 @@ def _torch_parts(
     """The model in torch, and where the native engine answers the packed decoder."""
     import torch
 
-    from mobillama_v.engine import sight
-    from mobillama_v.engine.convert import pack, unpack
-    from mobillama_v.network import drop_decoder, fill_decoder, load_network
+    from mobillama_v.backends.native import packed_vision
+    from mobillama_v.backends.native.torch_convert import pack, unpack
+    from mobillama_v.model.vlm import drop_decoder, fill_decoder, load_network
 
     if dtype is None:
         dtype = _default_dtype(torch.device(where).type)
@@ -131,11 +131,16 @@ def _torch_parts(
         packed = read(folder, spec.decoder)
         names = tensor_names(folder)
         network = load_network(
-            folder, spec, device=where, dtype=dtype, decoder=False, prepare=lambda sketch: sight.hold(sketch, names)
+            folder,
+            spec,
+            device=where,
+            dtype=dtype,
+            decoder=False,
+            prepare=lambda sketch: packed_vision.hold(sketch, names),
         )
         if native:
             return network, packed
-        sight.unpack(network, dtype)
+        packed_vision.unpack(network, dtype)
         fill_decoder(network, *unpack(packed))
         return network, None
     network = load_network(folder, spec, device=where, dtype=dtype)
@@ -166,8 +171,8 @@ def _default_dtype(device: str) -> torch.dtype:
 
 
 def _native(packed: Packed, threads: int) -> Engine:
-    from mobillama_v.engine.native import NativeEngine
-    from mobillama_v.engine.runtime import NativeModel
+    from mobillama_v.backends.native.engine import NativeEngine
+    from mobillama_v.backends.native.runtime import NativeModel
 
     return NativeEngine(NativeModel(packed, threads=threads), keep=_KEPT_PROMPTS)
 

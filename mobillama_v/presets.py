@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from mobillama_v.config import HYBRID, DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import ModelNotFoundError
 from mobillama_v.images import ImageTransform
 from mobillama_v.sizes import decoder_parts
-from mobillama_v.specs import HYBRID, DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
 
-_MOBILLAMA_05B = DecoderSpec(rms_norm_eps=1e-5)
-_CLIP = TowerSpec(pretrained="openai")
+_MOBILLAMA_05B = DecoderConfig(rms_norm_eps=1e-5)
+_CLIP = TowerConfig(pretrained="openai")
 
 # The embedded model: everything about its shape is here.
-_NANO = ModelSpec(
-    decoder=DecoderSpec(
+_NANO = ModelConfig(
+    decoder=DecoderConfig(
         vocab_size=4096,
         hidden_size=256,
         intermediate_size=1024,
@@ -30,8 +30,8 @@ _NANO = ModelSpec(
         max_position_embeddings=1024,
         rms_norm_eps=1e-5,
     ),
-    tower=TowerSpec(model=HYBRID, feature_layer=-1, select="cls_patch"),
-    projector=ProjectorSpec(type="mlp2x_gelu"),
+    tower=TowerConfig(model=HYBRID, feature_layer=-1, select="cls_patch"),
+    projector=ProjectorConfig(type="mlp2x_gelu"),
     image=ImageTransform(size=224, mode="squash", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
     template="v1",
 )
@@ -43,12 +43,12 @@ class Preset:
 
     name: str
     summary: str
-    spec: ModelSpec | DecoderSpec
+    spec: ModelConfig | DecoderConfig
 
     @property
-    def decoder(self) -> DecoderSpec:
+    def decoder(self) -> DecoderConfig:
         """The decoder's spec."""
-        return self.spec.decoder if isinstance(self.spec, ModelSpec) else self.spec
+        return self.spec.decoder if isinstance(self.spec, ModelConfig) else self.spec
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Figure:
     what: str
     printed: str
     where: str
-    here: Callable[[DecoderSpec], str]
+    here: Callable[[DecoderConfig], str]
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class Published:
     notes: tuple[str, ...] = ()
 
 
-def _whole(decoder: DecoderSpec) -> ModelSpec:
+def _whole(decoder: DecoderConfig) -> ModelConfig:
     """LLaVA-1.5's tower and projector before ``decoder``."""
-    return ModelSpec(decoder=decoder, tower=_CLIP)
+    return ModelConfig(decoder=decoder, tower=_CLIP)
 
 
 PRESETS: dict[str, Preset] = {
@@ -114,7 +114,7 @@ _CONTEXT = (
 )
 
 
-def _total(decoder: DecoderSpec) -> int:
+def _total(decoder: DecoderConfig) -> int:
     return sum(part.parameters for part in decoder_parts(decoder))
 
 
@@ -122,14 +122,14 @@ def _parameters(printed: str) -> Figure:
     return Figure("parameters of the decoder", printed, _README, lambda decoder: f"{_total(decoder) / 1e9:.3f}B")
 
 
-def _saved(decoder: DecoderSpec) -> str:
+def _saved(decoder: DecoderConfig) -> str:
     return f"{1 - _total(decoder) / _total(replace(decoder, ffn_sharing='none')):.1%}"
 
 
 def _share(name: str, printed: str) -> Figure:
     """A part's share of the decoder without its input embedding."""
 
-    def here(decoder: DecoderSpec) -> str:
+    def here(decoder: DecoderConfig) -> str:
         counts = {part.name.split(" ")[0]: part.parameters for part in decoder_parts(decoder)}
         return f"{counts[name] / (sum(counts.values()) - counts['embedding']):.1%}"
 

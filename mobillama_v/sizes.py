@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobillama_v.config import HYBRID, DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.specs import HYBRID, DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
 
 _HYBRID_PARAMETERS = 9_564_855
 
@@ -35,7 +35,7 @@ class TowerShape:
     patches: int
     parameters: int
 
-    def extra(self, spec: TowerSpec) -> int:
+    def extra(self, spec: TowerConfig) -> int:
         """Tokens kept beside the patches."""
         return self.prefix if spec.select == "cls_patch" else 0
 
@@ -49,7 +49,7 @@ class Part:
     matrix: bool = False
 
 
-def tower_shape(spec: TowerSpec, image_size: int) -> TowerShape:
+def tower_shape(spec: TowerConfig, image_size: int) -> TowerShape:
     """Shape of the tower that ``spec`` names, for square images of ``image_size`` pixels.
 
     Raises:
@@ -87,13 +87,13 @@ def _plain_vit(config: dict[str, Any], image_size: int) -> TowerShape:
     return TowerShape(width, 1, patches, vision["layers"] * block + embeddings + head)
 
 
-def _built(spec: TowerSpec, image_size: int) -> TowerShape:
+def _built(spec: TowerConfig, image_size: int) -> TowerShape:
     import torch
 
-    from mobillama_v.vision import build_tower
+    from mobillama_v.model.vision.clip import build_tower
 
     with torch.device("meta"):
-        tower = build_tower(TowerSpec(spec.model, feature_layer=-1, select="cls_patch"), image_size=image_size)
+        tower = build_tower(TowerConfig(spec.model, feature_layer=-1, select="cls_patch"), image_size=image_size)
     return TowerShape(
         width=tower.width,
         prefix=tower.extra,
@@ -102,7 +102,7 @@ def _built(spec: TowerSpec, image_size: int) -> TowerShape:
     )
 
 
-def tokens_per_image(spec: ModelSpec) -> int:
+def tokens_per_image(spec: ModelConfig) -> int:
     """Visual tokens P' that one image makes.
 
     Raises:
@@ -118,7 +118,7 @@ def tokens_per_image(spec: ModelSpec) -> int:
     return shape.extra(spec.tower) + shape.patches // spec.projector.factor**2
 
 
-def decoder_parts(spec: DecoderSpec) -> list[Part]:
+def decoder_parts(spec: DecoderConfig) -> list[Part]:
     """Parameters of the decoder and its head, part by part."""
     hidden, layers = spec.hidden_size, spec.num_hidden_layers
     kv_width = spec.num_key_value_heads * spec.head_dim
@@ -133,16 +133,16 @@ def decoder_parts(spec: DecoderSpec) -> list[Part]:
     ]
 
 
-def projector_parameters(spec: ProjectorSpec, *, tower_width: int, decoder_width: int) -> int:
+def projector_parameters(spec: ProjectorConfig, *, tower_width: int, decoder_width: int) -> int:
     """Parameters of the projector."""
     merged = tower_width * (spec.factor**2 if spec.type == "pixel_shuffle_mlp" else 1)
     second = decoder_width * (decoder_width + 1) if spec.type != "linear" else 0
     return (merged + 1) * decoder_width + second
 
 
-def parts(spec: ModelSpec | DecoderSpec) -> list[Part]:
+def parts(spec: ModelConfig | DecoderConfig) -> list[Part]:
     """Parameters of a whole model, or of a decoder alone, part by part."""
-    if isinstance(spec, DecoderSpec):
+    if isinstance(spec, DecoderConfig):
         return decoder_parts(spec)
     shape = tower_shape(spec.tower, spec.image.size)
     projector = projector_parameters(spec.projector, tower_width=shape.width, decoder_width=spec.decoder.hidden_size)
@@ -162,6 +162,6 @@ def memory_bytes(counted: list[Part]) -> dict[str, int]:
     return sizes
 
 
-def kv_cache_bytes(spec: DecoderSpec, dtype: str = "bf16") -> int:
+def kv_cache_bytes(spec: DecoderConfig, dtype: str = "bf16") -> int:
     """Bytes of keys and values that one position costs."""
     return int(2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * BYTES[dtype])

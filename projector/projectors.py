@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobillama_v.config import ProjectorConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.specs import ProjectorSpec
 
 
-def projected_tokens(spec: ProjectorSpec, *, extra: int, patches: int) -> int:
+def projected_tokens(spec: ProjectorConfig, *, extra: int, patches: int) -> int:
     """Number of visual tokens that a projector makes of ``extra`` CLS tokens and ``patches`` patches.
 
     Raises:
@@ -39,7 +39,7 @@ def projected_tokens(spec: ProjectorSpec, *, extra: int, patches: int) -> int:
 class Projector(nn.Module):
     """Maps [N,E+G*G,Dv] to [N,E+G*G/factor²,D]."""
 
-    def __init__(self, spec: ProjectorSpec, *, tower_width: int, decoder_width: int) -> None:
+    def __init__(self, spec: ProjectorConfig, *, tower_width: int, decoder_width: int) -> None:
         super().__init__()
         self.spec = spec
         self.tower_width = tower_width
@@ -66,6 +66,6 @@ class Projector(nn.Module):
         return squares.flatten(2) if self.spec.type == "pixel_shuffle_mlp" else squares.mean(2)
 
 
-def build_projector(spec: ProjectorSpec, *, tower_width: int, decoder_width: int) -> Projector:
+def build_projector(spec: ProjectorConfig, *, tower_width: int, decoder_width: int) -> Projector:
     """The projector that ``spec`` names, freshly initialized."""
     return Projector(spec, tower_width=tower_width, decoder_width=decoder_width)

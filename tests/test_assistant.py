@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from mobillama_v.assistant import Assistant
-from mobillama_v.engine.files import Array
+from mobillama_v.backends.native.packed_format import Array
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, ModelNotFoundError, PromptError
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 from mobillama_v.loading import choose_device, limit_threads, load
-from mobillama_v.prompts import Message, Slot, assistant, encode, user
+from mobillama_v.prompt import Message, Slot, assistant, encode, user
 
 SHORT = Sampling(max_new_tokens=12)
 RED = Image.new("RGB", (300, 200), (200, 30, 30))
@@ -30,13 +30,13 @@ def model(nano_like: Path) -> Assistant:
 def encoded(model: Assistant, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One for each run of the tower."""
     runs: list[int] = []
-    original = model.sight.look
+    original = model.vision.encode_image
 
     def counting(pixels: Array) -> Array:
         runs.append(1)
         return original(pixels)
 
-    monkeypatch.setattr(model.sight, "look", counting)
+    monkeypatch.setattr(model.vision, "encode_image", counting)
     return runs
 
 
@@ -64,7 +64,7 @@ def test_any_source_is_the_same_image(model: Assistant, tmp_path: Path) -> None:
     RED.save(path)
     expected = model.ask([RED], "What?", SHORT).text
     with path.open("rb") as stream:
-        for source in (path, str(path), path.read_bytes(), stream, model.see(RED)):
+        for source in (path, str(path), path.read_bytes(), stream, model.encode_image(RED)):
             assert model.ask([source], "What?", SHORT).text == expected
 
 

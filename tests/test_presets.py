@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from mobillama_v import sizes, vision
-from mobillama_v.cache import StaticCache
-from mobillama_v.decoder import Decoder
+from mobillama_v import sizes
+from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import ConfigError, ModelNotFoundError
-from mobillama_v.network import VisionLanguage
+from mobillama_v.model.decoder import Decoder
+from mobillama_v.model.kv_cache import StaticCache
+from mobillama_v.model.vision import clip
+from mobillama_v.model.vision.clip import build_tower
+from mobillama_v.model.vlm import VisionLanguage
 from mobillama_v.presets import PRESETS, PUBLISHED, preset
 from mobillama_v.projector import build_projector, projected_tokens
 from mobillama_v.sizes import Part
-from mobillama_v.specs import DecoderSpec, ModelSpec, ProjectorSpec, TowerSpec
-from mobillama_v.vision import build_tower
 
 
 def count(module: nn.Module | None) -> int:
@@ -25,7 +26,7 @@ def count(module: nn.Module | None) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def counted(spec: ModelSpec | DecoderSpec) -> dict[str, int]:
+def counted(spec: ModelConfig | DecoderConfig) -> dict[str, int]:
     return {part.name.split(" ")[0]: part.parameters for part in sizes.parts(spec)}
 
 
@@ -45,10 +46,10 @@ def test_the_decoder_s_parts_are_those_of_the_module(name: str) -> None:
     assert sum(found.values()) == count(decoder) + count(head)
 
 
-@pytest.mark.parametrize("name", [name for name, each in PRESETS.items() if isinstance(each.spec, ModelSpec)])
+@pytest.mark.parametrize("name", [name for name, each in PRESETS.items() if isinstance(each.spec, ModelConfig)])
 def test_a_whole_preset_is_its_module(name: str) -> None:
     spec = preset(name).spec
-    assert isinstance(spec, ModelSpec)
+    assert isinstance(spec, ModelConfig)
     bare = dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, pretrained=None))
     model = VisionLanguage()
     with torch.device("meta"):
@@ -62,7 +63,7 @@ def test_a_whole_preset_is_its_module(name: str) -> None:
 
 
 def test_grouped_heads() -> None:
-    spec = DecoderSpec(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96)
+    spec = DecoderConfig(hidden_size=64, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96)
     with torch.device("meta"):
         decoder = Decoder(spec)
     assert counted(spec)["attention"] == sum(count(block.self_attn) for block in decoder.layers)
@@ -71,7 +72,7 @@ def test_grouped_heads() -> None:
 @pytest.mark.parametrize("size", [224, 336])
 @pytest.mark.parametrize("model", ["ViT-B-32-quickgelu", "ViT-B-16", "ViT-H-14"])
 def test_plain_towers_are_counted_without_building_them(model: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = TowerSpec(model)
+    spec = TowerConfig(model)
     with torch.device("meta"):
         tower = build_tower(spec, image_size=size)
     monkeypatch.setattr(sizes, "_built", lambda *_: pytest.fail("it was built"))
@@ -79,18 +80,18 @@ def test_plain_towers_are_counted_without_building_them(model: str, size: int, m
 
 
 def test_other_towers_are_built_to_be_counted(tower_name: str) -> None:
-    spec = TowerSpec(tower_name, pretrained="/not/here", feature_layer=-2)
+    spec = TowerConfig(tower_name, pretrained="/not/here", feature_layer=-2)
     with torch.device("meta"):
-        tower = build_tower(TowerSpec(tower_name), image_size=32)
+        tower = build_tower(TowerConfig(tower_name), image_size=32)
     assert sizes.tower_shape(spec, 32) == sizes.TowerShape(24, 1, 16, count(tower))
     with pytest.raises(ConfigError, match="no model 'ViT-nothing'"):
-        sizes.tower_shape(TowerSpec("ViT-nothing"), 224)
+        sizes.tower_shape(TowerConfig("ViT-nothing"), 224)
 
 
 def test_the_hybrid_tower_s_name_and_shape() -> None:
-    assert sizes.HYBRID == vision.HYBRID
+    assert sizes.HYBRID == clip.HYBRID
     spec = preset("nano").spec
-    assert isinstance(spec, ModelSpec)
+    assert isinstance(spec, ModelConfig)
     with torch.device("meta"):
         tower = build_tower(spec.tower, image_size=spec.image.size)
     shape = sizes.TowerShape(tower.width, tower.extra, tower.patches, count(tower))
@@ -100,24 +101,24 @@ def test_the_hybrid_tower_s_name_and_shape() -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        ProjectorSpec("linear"),
-        ProjectorSpec("mlp2x_gelu"),
-        ProjectorSpec("pixel_shuffle_mlp", 2),
-        ProjectorSpec("pixel_shuffle_mlp", 3),
-        ProjectorSpec("avg_pool_mlp", 4),
+        ProjectorConfig("linear"),
+        ProjectorConfig("mlp2x_gelu"),
+        ProjectorConfig("pixel_shuffle_mlp", 2),
+        ProjectorConfig("pixel_shuffle_mlp", 3),
+        ProjectorConfig("avg_pool_mlp", 4),
     ],
 )
-def test_projectors(spec: ProjectorSpec) -> None:
+def test_projectors(spec: ProjectorConfig) -> None:
     with torch.device("meta"):
         projector = build_projector(spec, tower_width=24, decoder_width=40)
     assert sizes.projector_parameters(spec, tower_width=24, decoder_width=40) == count(projector)
-    model = ModelSpec(tower=TowerSpec("ViT-L-14-336-quickgelu", select="cls_patch"), projector=spec)
+    model = ModelConfig(tower=TowerConfig("ViT-L-14-336-quickgelu", select="cls_patch"), projector=spec)
     assert sizes.tokens_per_image(model) == projected_tokens(spec, extra=1, patches=576)
 
 
 def test_a_factor_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match="factor 5 cannot merge the 576 patches"):
-        sizes.tokens_per_image(ModelSpec(projector=ProjectorSpec("avg_pool_mlp", 5)))
+        sizes.tokens_per_image(ModelConfig(projector=ProjectorConfig("avg_pool_mlp", 5)))
 
 
 def test_memory() -> None:
@@ -126,7 +127,7 @@ def test_memory() -> None:
 
 
 def test_the_cache_s_bytes_are_those_of_the_cache() -> None:
-    spec = DecoderSpec(
+    spec = DecoderConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96
     )
     cache = StaticCache(spec, rows=1, capacity=1, dtype=torch.bfloat16, device="cpu")

@@ -66,9 +66,9 @@ def save_nano_like(folder: Path) -> Path:
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from mobillama_v.network import Network
+    from mobillama_v.config import ModelConfig
+    from mobillama_v.model.vlm import Network
     from mobillama_v.presets import PRESETS
-    from mobillama_v.specs import ModelSpec
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -84,7 +84,7 @@ def save_nano_like(folder: Path) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
 
     nano = PRESETS["nano"].spec
-    assert isinstance(nano, ModelSpec)
+    assert isinstance(nano, ModelConfig)
     decoder = dataclasses.replace(
         nano.decoder,
         vocab_size=tokenizer.get_vocab_size(),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from mobillama_v.cli.train import app
 from mobillama_v.errors import MobiLlamaVError
-from mobillama_v.train.cli import app
 
 
 def main() -> None:

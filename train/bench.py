@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mobillama_v.cli_options import ModelOption
+from mobillama_v.cli.options import ModelOption
 
 if TYPE_CHECKING:
-    from mobillama_v.train.mix import Mix
+    from mobillama_v.train.data.synthetic_mix import Mix
 
 _CLOSE = 1e-3  # relative difference of two ways' losses that rounding explains
 
@@ -58,8 +58,8 @@ def bench_train(
     ones by turns, so that what else the machine does hurts all. Exit code 1: their losses differ.
     """
     from mobillama_v.hub import find_model
-    from mobillama_v.train.check import replacing
-    from mobillama_v.train.setup import load_start
+    from mobillama_v.train.build import load_start
+    from mobillama_v.train.data.check import replacing
 
     network = load_start(find_model(model), seed=seed)
     instruct, mix, tokens = measure_instruct(
@@ -92,11 +92,11 @@ def measure_instruct(
     """
     import torch
 
-    from mobillama_v.train.collate import Collator, PackCollator
-    from mobillama_v.train.mix import Mix, draw, grouped_batches, items, random_batches
-    from mobillama_v.train.order import pack
+    from mobillama_v.train.build import freeze_all_but, parameter_groups
+    from mobillama_v.train.data.collate import Collator, PackCollator
+    from mobillama_v.train.data.sampler import pack
+    from mobillama_v.train.data.synthetic_mix import Mix, draw, grouped_batches, items, random_batches
     from mobillama_v.train.recipe import ModulesSection
-    from mobillama_v.train.setup import freeze_all_but, parameter_groups
     from mobillama_v.train.trainer import enable_gradient_checkpointing
 
     modules = ModulesSection(projector=1e-3, decoder=1e-3)
@@ -170,7 +170,7 @@ def measure_instruct(
 
 
 def _peak(work: Pass, chosen: list[int]) -> int:
-    from mobillama_v.train.peak import peak_memory
+    from mobillama_v.train.monitor.memory_profile import peak_memory
 
     return peak_memory(lambda: work(chosen, 1))
 
@@ -192,11 +192,11 @@ def measure_align(network: Any, images: int, turns: int, *, seed: int) -> tuple[
     """
     import torch
 
-    from mobillama_v.train.collate import Collator
-    from mobillama_v.train.dataset import TrainingSet
-    from mobillama_v.train.features import compute
+    from mobillama_v.train.build import freeze_all_but, parameter_groups
+    from mobillama_v.train.data.collate import Collator
+    from mobillama_v.train.data.dataset import TrainingSet
+    from mobillama_v.train.data.features import compute
     from mobillama_v.train.recipe import ModulesSection
-    from mobillama_v.train.setup import freeze_all_but, parameter_groups
 
     modules = ModulesSection(projector=1e-3)
     freeze_all_but(network, modules.learning())
@@ -239,8 +239,8 @@ def _captions(network: Any, root: Path, count: int, *, seed: int) -> Any:
     import numpy as np
     from PIL import Image
 
-    from mobillama_v.train.dataset import Samples
-    from mobillama_v.train.scan import IMAGE, SUPERVISED
+    from mobillama_v.train.data.dataset import Samples
+    from mobillama_v.train.data.preprocess import IMAGE, SUPERVISED
 
     rng = np.random.default_rng(seed)
     slots, caption = network.tokens_per_image, 16
@@ -272,7 +272,7 @@ def as_dict(
     """The measurement with what it was made on."""
     import torch
 
-    from mobillama_v.train.mix import PROFILE
+    from mobillama_v.train.data.synthetic_mix import PROFILE
 
     turns = len(instruct[PACKED].seconds)
     learnt = [int(mix.learnt[turn * samples : (turn + 1) * samples].sum()) for turn in range(turns)]

@@ -10,19 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mobillama_v import distributed
 from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError
-from mobillama_v.train import checkpoints, ranks
-from mobillama_v.train.answers import forget_answers
-from mobillama_v.train.check import write_records
-from mobillama_v.train.dataset import BadRecordsError, list_problems
-from mobillama_v.train.progress import Progress
+from mobillama_v.train import checkpoints
+from mobillama_v.train.build import Setup
+from mobillama_v.train.data.check import write_records
+from mobillama_v.train.data.dataset import BadRecordsError, list_problems
+from mobillama_v.train.data.preprocess import Problem
+from mobillama_v.train.monitor.log import Progress
+from mobillama_v.train.monitor.loss_monitor import SUSPECTS, LossMonitor
+from mobillama_v.train.monitor.reporters import require_reporters
+from mobillama_v.train.monitor.val_samples import forget_answers
+from mobillama_v.train.monitor.validation import Validation
 from mobillama_v.train.recipe import Recipe
-from mobillama_v.train.reporting import require_reporters
-from mobillama_v.train.scan import Problem
-from mobillama_v.train.setup import Setup
 from mobillama_v.train.trainer import STATE, StageTrainer, enable_gradient_checkpointing, training_arguments
-from mobillama_v.train.validation import Validation
-from mobillama_v.train.watch import SUSPECTS, LossWatch
 
 T = TypeVar("T")
 BAD_RECORDS = "bad-records.jsonl"
@@ -65,23 +66,23 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     dataset = setup.dataset()
     if recipe.train.gradient_checkpointing:
         enable_gradient_checkpointing(setup.model)
-    partial = ranks.on_first(lambda: _clear(output, resumed_step=_step(last)))
+    partial = distributed.on_first(lambda: _clear(output, resumed_step=_step(last)))
     trainer = StageTrainer(
         setup,
         dataset,
         Progress(output, resumed_step=_step(last)),
         args,
         validation=validation,
-        watch=LossWatch(recipe.train.spike_factor, losses),
+        watch=LossMonitor(recipe.train.spike_factor, losses),
     )
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     except MobiLlamaVError as error:
         raise _without_traceback(error) from None
     trainer.save_model(str(partial / checkpoints.FINAL), _internal_call=True)
-    ranks.wait()
-    ranks.on_first(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
-    if ranks.is_first():
+    distributed.wait()
+    distributed.on_first(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
+    if distributed.is_first():
         shutil.rmtree(partial, ignore_errors=True)
     _say(f"trained model in {final}")
     return final
@@ -98,7 +99,7 @@ def _clear(output: Path, *, resumed_step: int) -> Path:
 
 
 def _say(text: str) -> None:
-    if ranks.is_first():
+    if distributed.is_first():
         print(text, flush=True)
 
 
@@ -119,7 +120,7 @@ def _listing(build: Callable[[], T], bad_records: Path) -> T:
 
 
 def _report(problems: list[Problem], path: Path) -> None:
-    if ranks.is_first():
+    if distributed.is_first():
         write_records(path, (json.dumps(dataclasses.asdict(each), ensure_ascii=False) for each in problems))
         _say(list_problems(problems, path))
 

@@ -20,20 +20,21 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 from transformers.utils import logging
 
+from mobillama_v import distributed
 from mobillama_v.errors import RecipeError
-from mobillama_v.train import checkpoints, lora, ranks
-from mobillama_v.train.collate import Collator, PackCollator
-from mobillama_v.train.dataset import PackedSet, TrainingSet
+from mobillama_v.train import checkpoints, lora
+from mobillama_v.train.build import Setup, parameter_groups
+from mobillama_v.train.data.collate import Collator, PackCollator
+from mobillama_v.train.data.dataset import PackedSet, TrainingSet
+from mobillama_v.train.data.sampler import TrainingOrder
+from mobillama_v.train.deepspeed_config import deepspeed_config, join
+from mobillama_v.train.monitor.log import Progress
+from mobillama_v.train.monitor.loss_monitor import IN_SUCCESSION, LossMonitor, Pass, stop
+from mobillama_v.train.monitor.reporters import reporters
+from mobillama_v.train.monitor.validation import Validation
 from mobillama_v.train.muon import Muon
-from mobillama_v.train.order import TrainingOrder
-from mobillama_v.train.progress import Progress
 from mobillama_v.train.recipe import Recipe
 from mobillama_v.train.recipe_files import to_yaml
-from mobillama_v.train.reporting import reporters
-from mobillama_v.train.setup import Setup, parameter_groups
-from mobillama_v.train.validation import Validation
-from mobillama_v.train.watch import IN_SUCCESSION, LossWatch, Pass, stop
-from mobillama_v.train.zero import deepspeed_config, join
 
 STATE = "training.json"
 """In a checkpoint: what a resumed training must share with it."""
@@ -55,7 +56,7 @@ class StageTrainer(Trainer):
         args: TrainingArguments,
         *,
         validation: Validation | None,
-        watch: LossWatch,
+        watch: LossMonitor,
     ) -> None:
         self.setup, self.progress, self.validation, self.watch = setup, progress, validation, watch
         self._passes: deque[tuple[int, list[Tensor]]] = deque(maxlen=IN_SUCCESSION)  # losses of the last steps
@@ -162,12 +163,12 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.watch.high:  # perhaps a spike: what was kept before it shall be the last checkpoint
             return
-        self._end_if(None if all(ranks.gather(_is_finite(self.setup.model))) else "weights are not finite")
+        self._end_if(None if all(distributed.gather(_is_finite(self.setup.model))) else "weights are not finite")
         output = Path(self.args.output_dir)
-        ranks.on_first(lambda: checkpoints.partial_folder(output))
+        distributed.on_first(lambda: checkpoints.partial_folder(output))
         super()._save_checkpoint(model, trial)
-        ranks.wait()
-        ranks.on_first(lambda: self._publish(output, f"checkpoint-{self.state.global_step}"))
+        distributed.wait()
+        distributed.on_first(lambda: self._publish(output, f"checkpoint-{self.state.global_step}"))
 
     def _publish(self, output: Path, name: str) -> None:
         written = output / checkpoints.PARTIAL / name
@@ -229,13 +230,13 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             raise RecipeError("DeepSpeed trains in fp32 on a CPU; set train.precision=fp32 or train.deepspeed=null.")
         options["deepspeed"] = deepspeed_config(train.deepspeed, accelerator=accelerator)
         options |= join(accelerator=accelerator, patience=_PATIENCE)
-    elif not accelerator and ranks.size() > 1:
+    elif not accelerator and distributed.size() > 1:
         options["ddp_backend"] = "gloo"
     return TrainingArguments(
         output_dir=recipe.output,
         use_cpu=not accelerator and train.deepspeed is None,
         per_device_train_batch_size=train.batch_size if train.pack_tokens is None else 1,  # one pack
-        gradient_accumulation_steps=recipe.accumulation(ranks.size()),
+        gradient_accumulation_steps=recipe.accumulation(distributed.size()),
         num_train_epochs=1,
         lr_scheduler_type=_SCHEDULES[train.schedule],
         ddp_timeout=_PATIENCE,

@@ -2,8 +2,9 @@
 
 The format (github.com/ggml-org/ggml, docs/gguf.md) knows no shared feed-forward network: it stands in the file once a
 layer. llama.cpp rotates neighboring channels of a head where this project rotates its two halves, so the rows of
-queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of :mod:`mobillama_v.engine.pack`:
-both formats are blocks of 32 codes with one fp16 scale. Image tower and projector are not part of the file.
+queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of
+:mod:`mobillama_v.backends.native.tiles`: both formats are blocks of 32 codes with one fp16 scale. Image tower and
+projector are not part of the file.
 
 Shapes: N rows, K columns, C head width.
 """
@@ -20,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.engine.assemble import refuse_odd
-from mobillama_v.engine.files import BLOCK
-from mobillama_v.engine.pack import quantize
+from mobillama_v.backends.native.pack import refuse_odd
+from mobillama_v.backends.native.packed_format import BLOCK
+from mobillama_v.backends.native.tiles import quantize
+from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
-from mobillama_v.specs import DecoderSpec
 
 TYPES = {"f32": None, "f16": None, "q8_0": 8, "q4_0": 4}
 """Types of a file's matrices, and the bits of those that are quantized."""
@@ -50,14 +51,14 @@ def write_gguf(
     path: Path,
     decoder: nn.Module,
     lm_head: nn.Module,
-    spec: DecoderSpec,
+    spec: DecoderConfig,
     *,
     kind: str,
     name: str = "MobiLlama",
     tokenizer: Path | None = None,
     search: bool = True,
 ) -> tuple[str, ...]:
-    """Write a :class:`~mobillama_v.decoder.Decoder` and its head.
+    """Write a :class:`~mobillama_v.model.decoder.Decoder` and its head.
 
     Args:
         path: of the file.
@@ -67,7 +68,7 @@ def write_gguf(
         kind: one of :data:`TYPES`, of all matrices; norms are fp32.
         name: what the file says that it is.
         tokenizer: a ``tokenizer.json``; without one the file takes and gives token ids.
-        search: as in :func:`mobillama_v.engine.pack.pack_matrix`.
+        search: as in :func:`mobillama_v.backends.native.tiles.pack_matrix`.
 
     Returns:
         What is not in the file as it was, a sentence each.
@@ -97,7 +98,7 @@ def write_gguf(
     return words.notes
 
 
-def refuse_type(kind: str, spec: DecoderSpec) -> None:
+def refuse_type(kind: str, spec: DecoderConfig) -> None:
     """See that a decoder can be written as ``kind``.
 
     Raises:
@@ -140,7 +141,7 @@ def blocks(weight: Tensor, bits: int, *, search: bool = True) -> Tensor:
     return out.flatten(1)
 
 
-def _add_shape(writer: Any, spec: DecoderSpec) -> None:
+def _add_shape(writer: Any, spec: DecoderConfig) -> None:
     writer.add_vocab_size(spec.vocab_size)
     writer.add_context_length(spec.max_position_embeddings)
     writer.add_embedding_length(spec.hidden_size)
@@ -154,7 +155,7 @@ def _add_shape(writer: Any, spec: DecoderSpec) -> None:
 
 
 def _add_tensors(
-    writer: Any, gguf: ModuleType, decoder: nn.Module, lm_head: nn.Module, spec: DecoderSpec, kind: str, search: bool
+    writer: Any, gguf: ModuleType, decoder: nn.Module, lm_head: nn.Module, spec: DecoderConfig, kind: str, search: bool
 ) -> None:
     bits = TYPES[kind]
     raw = gguf.GGMLQuantizationType[kind.upper()]
@@ -206,7 +207,7 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
 
-def read_vocabulary(path: Path, spec: DecoderSpec) -> Vocabulary:
+def read_vocabulary(path: Path, spec: DecoderConfig) -> Vocabulary:
     """Read a ``tokenizer.json``; ids that it leaves out are filled up to the decoder's.
 
     Raises:
@@ -255,7 +256,7 @@ def _type(index: int, token: str | None, special: dict[int, tuple[str, bool]], u
     return "BYTE" if _BYTE.fullmatch(token) else "NORMAL"
 
 
-def _add_vocabulary(writer: Any, words: Vocabulary, spec: DecoderSpec) -> None:
+def _add_vocabulary(writer: Any, words: Vocabulary, spec: DecoderConfig) -> None:
     writer.add_tokenizer_model(words.model)
     if words.model == "none":
         return

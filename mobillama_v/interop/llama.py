@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobillama_v.checkpoint import iterate_tensors, refuse_misfits, weight_files
-from mobillama_v.decoder import Decoder
+from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
-from mobillama_v.specs import DecoderSpec
+from mobillama_v.model.decoder import Decoder
 
 Sharing = Literal["auto", "per-layer", "fold"]
 MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -51,9 +51,9 @@ class FoldError:
 
 @dataclass(frozen=True)
 class Imported:
-    """A decoder in this project's names: tensors of :class:`~mobillama_v.decoder.Decoder`, and the head."""
+    """A decoder in this project's names: tensors of :class:`~mobillama_v.model.decoder.Decoder`, and the head."""
 
-    spec: DecoderSpec
+    spec: DecoderConfig
     decoder: dict[str, Tensor]
     head: Tensor  # [V,D]
     notes: tuple[str, ...]
@@ -159,7 +159,7 @@ def _take_buffers(tensors: dict[str, Tensor], config: dict[str, Any], notes: lis
 
 def _spec(
     tensors: dict[str, Tensor], config: dict[str, Any], theta: float, notes: list[str], folder: Path
-) -> DecoderSpec:
+) -> DecoderConfig:
     """The shape that the tensors have."""
     layers = [int(match[1]) for name in tensors if (match := _LAYER.fullmatch(name))]
     keys = ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight")
@@ -187,7 +187,7 @@ def _spec(
                 raise CheckpointError(f"{folder / 'config.json'} gives head_dim {said}; {value} is width over heads.")
             notes.append(f"config.json says {name} {said}; the tensors have {value}")
     del found["head_dim"]
-    return DecoderSpec(
+    return DecoderConfig(
         **found,
         max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
@@ -216,7 +216,7 @@ def _place(name: str) -> tuple[int, str] | None:
     return (int(layer[1]), inner[1]) if layer and inner else None
 
 
-def _networks(tensors: dict[str, Tensor], spec: DecoderSpec, folder: Path) -> dict[int, dict[str, Tensor]]:
+def _networks(tensors: dict[str, Tensor], spec: DecoderConfig, folder: Path) -> dict[int, dict[str, Tensor]]:
     """Take the feed-forward networks: of every layer, or only of one (as layer 0) where the checkpoint holds one."""
     found: dict[int, dict[str, Tensor]] = {}
     for name in list(tensors):
@@ -240,7 +240,7 @@ def _networks(tensors: dict[str, Tensor], spec: DecoderSpec, folder: Path) -> di
 
 
 def _shared_network(
-    networks: dict[int, dict[str, Tensor]], spec: DecoderSpec, sharing: Sharing, folder: Path
+    networks: dict[int, dict[str, Tensor]], spec: DecoderConfig, sharing: Sharing, folder: Path
 ) -> tuple[dict[str, Tensor] | None, tuple[FoldError, ...]]:
     """The network that all layers share, or None where each has its own."""
     first_layer = min(networks)
@@ -294,7 +294,7 @@ def _run(network: dict[str, Tensor], x: Tensor) -> Tensor:
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 
 
-def _verify(found: dict[str, Tensor], head: Tensor | None, spec: DecoderSpec, folder: Path) -> None:
+def _verify(found: dict[str, Tensor], head: Tensor | None, spec: DecoderConfig, folder: Path) -> None:
     """Hold names and shapes against a decoder of that spec, which is made without memory."""
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in Decoder(spec).state_dict().items()}

@@ -13,10 +13,10 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from mobillama_v import fetch
 from mobillama_v.demo.api import build
 from mobillama_v.demo.service import Service
 from mobillama_v.errors import CheckpointError
+from mobillama_v.images import fetch
 from mobillama_v.loading import load
 
 ASKED = {"messages": [{"role": "user", "content": "Hello"}]}

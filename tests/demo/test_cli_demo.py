@@ -159,7 +159,7 @@ def choose(page: Any, tokens: int, model: str = "talkative") -> None:
 
 
 def test_two_questions_about_a_picture(visit: Callable[..., Any], files: Path, talkative: Path) -> None:
-    from mobillama_v.generation import Sampling
+    from mobillama_v.generate import Sampling
     from mobillama_v.loading import load
 
     model = load(str(talkative), device="cpu")

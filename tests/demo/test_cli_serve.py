@@ -19,9 +19,9 @@ from PIL import Image
 
 import serving
 from mobillama_v.demo.ui import EXAMPLES
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
-from mobillama_v.prompts import assistant, user
+from mobillama_v.prompt import assistant, user
 from serving import RAMP, RED, Running, data_url, encoded, question
 
 KEY = "a key"

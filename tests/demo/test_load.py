@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 import serving
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
-from mobillama_v.train.nano.scenes import draw, sample_scene
+from nano.scenes import draw, sample_scene
 from serving import Running, data_url, encoded, question
 
 CLIENTS, REQUESTS, TOKENS = 16, 20, 24

@@ -10,9 +10,9 @@ from PIL import Image
 
 from mobillama_v.assistant import Assistant
 from mobillama_v.demo.occlusion import CELLS, cover, importance, log_likelihood, render
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
-from mobillama_v.prompts import assistant, encode, user
+from mobillama_v.prompt import assistant, encode, user
 from serving import RAMP, RED
 
 
@@ -23,7 +23,7 @@ def model(nano_like: Path) -> Assistant:
 
 def test_the_likelihood_is_the_models(model: Assistant) -> None:
     messages, answer = [user("What?", images=2)], "A red circle"
-    seen = [torch.as_tensor(model.see(image).features) for image in (RED, RAMP)]
+    seen = [torch.as_tensor(model.encode_image(image).features) for image in (RED, RAMP)]
     rows = torch.stack([torch.stack(order) for order in (seen, seen[::-1])])
     found = log_likelihood(model, messages, rows, answer)
     told = encode([*messages, assistant(answer)], model.tokenizer, template="v1", tokens_per_image=84)
@@ -43,10 +43,13 @@ def test_only_what_differs_matters(model: Assistant) -> None:
     side = model.spec.image.size
     plain = Image.new("RGB", (side, side), (90, 120, 150))
     answer = model.ask([plain], "What?", Sampling(8)).text
-    *_, found = importance(model, [user("What?", images=1)], [model.see(plain)], plain, answer)
+    *_, found = importance(model, [user("What?", images=1)], [model.encode_image(plain)], plain, answer)
     assert found.shape == (CELLS, CELLS) and float(found.abs().max()) < 1e-3
     noisy = Image.effect_noise((side, side), 90).convert("RGB")
-    maps = [each.clone() for each in importance(model, [user("What?", images=1)], [model.see(noisy)], noisy, answer)]
+    maps = [
+        each.clone()
+        for each in importance(model, [user("What?", images=1)], [model.encode_image(noisy)], noisy, answer)
+    ]
     assert len(maps) == CELLS and float(maps[-1].abs().max()) > 1e-2
     assert torch.equal(maps[0][0], maps[-1][0]) and not maps[0][1:].any()
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from mobillama_v.assistant import Assistant, Reply
+from mobillama_v.backends.native import library
+from mobillama_v.backends.native.engine import NativeEngine
 from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.service import Picture, Service, Stopped
-from mobillama_v.engine import library
-from mobillama_v.engine.native import NativeEngine
 from mobillama_v.errors import ImageError, ModelNotFoundError, PromptError
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
-from mobillama_v.prompts import Message, assistant, user
+from mobillama_v.prompt import Message, assistant, user
 from serving import RAMP, RED, encoded
 
 SHORT, LONG = Sampling(max_new_tokens=10), Sampling(max_new_tokens=400)
@@ -123,8 +123,8 @@ def test_a_picture_is_encoded_once_for_its_owner(
     service: Service, model: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
-    original = model.see
-    monkeypatch.setattr(model, "see", lambda image: seen.append(image) or original(image))
+    original = model.encode_image
+    monkeypatch.setattr(model, "encode_image", lambda image: seen.append(image) or original(image))
     squares = []
     decode = service._square
     monkeypatch.setattr(service, "_square", lambda *args: squares.append(found := decode(*args)) or found)

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
+from mobillama_v.demo.history import FAILED, turn_of
 from mobillama_v.demo.limits import Limits
 from mobillama_v.demo.service import Service
-from mobillama_v.demo.turns import FAILED, turn_of
+from mobillama_v.demo.sessions import Sessions
 from mobillama_v.demo.ui import Answering
-from mobillama_v.demo.visitors import Visitors
-from mobillama_v.generation import Sampling
+from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
 
 
 @pytest.fixture
 def answering(nano_like: Path, tmp_path: Path) -> Iterator[Answering]:
     service = Service({"tiny": lambda: load(str(nano_like), device="cpu")}, Limits(max_images=2))
-    yield Answering(service, Visitors(tmp_path, shared=tmp_path / "shared"))
+    yield Answering(service, Sessions(tmp_path, shared=tmp_path / "shared"))
     service.close()
 
 

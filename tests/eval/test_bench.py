@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mobillama_v.cli import app
+from mobillama_v.cli.main import app
 from mobillama_v.eval.bench import Measured, table
+from mobillama_v.eval.benchmarks.registry import get
 from mobillama_v.eval.drawn import COLORS, draw_gqa
-from mobillama_v.eval.registry import get
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -24,15 +24,15 @@ def call(*arguments: object) -> tuple[int, str, str]:
 
 
 def test_bench_eval_measures_both_ways(nano_like: Path, tmp_path: Path, monkeypatch) -> None:
-    from mobillama_v.assistant import Assistant, SeenImage
+    from mobillama_v.assistant import Assistant, EncodedImage
 
     encoded: Counter[bool] = Counter()
-    see = Assistant.see
+    see = Assistant.encode_image
     ask = Assistant.ask
     alone = [False]
 
     def spy(self, image):
-        if not isinstance(image, SeenImage):
+        if not isinstance(image, EncodedImage):
             encoded[alone[0]] += 1
         return see(self, image)
 
@@ -43,7 +43,7 @@ def test_bench_eval_measures_both_ways(nano_like: Path, tmp_path: Path, monkeypa
         finally:
             alone[0] = False
 
-    monkeypatch.setattr(Assistant, "see", spy)
+    monkeypatch.setattr(Assistant, "encode_image", spy)
     monkeypatch.setattr(Assistant, "ask", one)
     output = tmp_path / "new" / "bench.json"
     code, out, err = call("bench", "eval", "-m", nano_like, "--images", 3, "--batch-size", 16, "--output", output)

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from mobillama_v.cli import app
-from mobillama_v.decoder import Decoder
+from mobillama_v.cli.main import app
+from mobillama_v.config import DecoderConfig
 from mobillama_v.eval import bench_llamacpp, bench_versus
 from mobillama_v.eval.bench_llamacpp import SETTINGS, LlamaCpp, Setting
-from mobillama_v.specs import DecoderSpec
+from mobillama_v.model.decoder import Decoder
 
 with_llamacpp = pytest.mark.skipif(bool(bench_llamacpp.missing()), reason=f"no llama.cpp: {bench_llamacpp.missing()}")
 SHAPES = {
-    "shared": DecoderSpec(320, 64, 96, 3, 4, 4, 256, rms_norm_eps=1e-5, rope_theta=5000.0),
-    "grouped": DecoderSpec(320, 64, 96, 2, 4, 2, 256, ffn_sharing="none"),
+    "shared": DecoderConfig(320, 64, 96, 3, 4, 4, 256, rms_norm_eps=1e-5, rope_theta=5000.0),
+    "grouped": DecoderConfig(320, 64, 96, 2, 4, 2, 256, ffn_sharing="none"),
 }
 
 

@@ -15,15 +15,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mobillama_v import plots
-from mobillama_v.cli import app
-from mobillama_v.decoder import Decoder
-from mobillama_v.engine import library
-from mobillama_v.engine.convert import pack
-from mobillama_v.engine.files import write
+from mobillama_v.backends.native import library
+from mobillama_v.backends.native.packed_format import write
+from mobillama_v.backends.native.torch_convert import pack
+from mobillama_v.cli.main import app
+from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import ConfigError
 from mobillama_v.eval import bench_run
 from mobillama_v.eval.bench_run import as_dict
-from mobillama_v.specs import DecoderSpec
+from mobillama_v.model.decoder import Decoder
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -86,7 +86,7 @@ def test_a_way_is_measured_once_and_the_roof_is_drawn_wherever_it_is(
 @pytest.mark.skipif(bool(library.missing()), reason="no native library")
 def test_a_native_worker_never_imports_torch(tmp_path: Path) -> None:
     """It is measured as llama.cpp is, with no memory in the process but its own."""
-    spec = DecoderSpec(64, 32, 48, 2, 4, 4, 64)
+    spec = DecoderConfig(64, 32, 48, 2, 4, 4, 64)
     head = torch.nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
     (tmp_path / "8").mkdir()
     write(pack(Decoder(spec), head, spec, 8), tmp_path / "8")

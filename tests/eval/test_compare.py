@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmark import Score
-from mobillama_v.eval.bootstrap import difference, headline_rows, interval, statistic
+from mobillama_v.eval.benchmarks.base import Score
 from mobillama_v.eval.compare import (
     Column,
     benchmarks_of,
@@ -25,6 +24,7 @@ from mobillama_v.eval.compare import (
     table,
 )
 from mobillama_v.eval.results import PAPER, Judged, Result, write_result
+from mobillama_v.eval.stats import difference, headline_rows, interval, statistic
 
 
 def judged(i: int, correct: float, *, unit: str | None = None, text: str = "x", **group: str) -> Judged:

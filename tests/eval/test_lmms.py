@@ -16,8 +16,8 @@ from PIL import Image
 
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval import lmms
+from mobillama_v.eval.benchmarks.registry import get
 from mobillama_v.eval.drawn import draw_gqa
-from mobillama_v.eval.registry import get
 
 TASK = """\
 task: drawn_gqa
@@ -79,7 +79,7 @@ def request(text: str, settings: object, doc: int) -> SimpleNamespace:
 
 
 def test_answers_are_the_assistant_s(answers, pictures: list[Image.Image]) -> None:
-    from mobillama_v.generation import Sampling
+    from mobillama_v.generate import Sampling
 
     answers.task_dict = {"t": {"s": [[picture] for picture in pictures] + [[], pictures[:2]]}}
     settings = {"max_new_tokens": 5, "temperature": 0, "until": ["\n\n"], "num_beams": 1}
@@ -94,11 +94,11 @@ def test_answers_are_the_assistant_s(answers, pictures: list[Image.Image]) -> No
 
 
 def test_each_picture_is_encoded_once_and_places_are_kept(answers, pictures: list[Image.Image], monkeypatch) -> None:
-    from mobillama_v.prompts import Slot
+    from mobillama_v.prompt import Slot
 
     encoded: list[object] = []
-    see = answers.assistant.see
-    monkeypatch.setattr(answers.assistant, "see", lambda image: encoded.append(image) or see(image))
+    see = answers.assistant.encode_image
+    monkeypatch.setattr(answers.assistant, "encode_image", lambda image: encoded.append(image) or see(image))
     answers._seen.clear()
     answers.task_dict = {"t": {"s": [pictures[:1], pictures[:2]]}}
     answers.generate_until([request(f"Question {i}", {"max_new_tokens": 1}, 0) for i in range(7)])
@@ -114,7 +114,7 @@ def test_each_picture_is_encoded_once_and_places_are_kept(answers, pictures: lis
 def test_likelihood_is_the_product_over_the_answer_s_tokens(answers, pictures: list[Image.Image]) -> None:
     import torch
 
-    from mobillama_v.prompts import IGNORE_INDEX, assistant, encode, user
+    from mobillama_v.prompt import IGNORE_INDEX, assistant, encode, user
 
     answers.task_dict = {"t": {"s": [pictures[:1]]}}
     model = answers.assistant
@@ -189,7 +189,7 @@ def test_lmms_eval_runs_a_task_offline(nano_like: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     (samples,) = (tmp_path / "out").rglob("*samples_drawn_gqa.jsonl")
     given = [json.loads(line) for line in samples.read_text().splitlines()]
-    from mobillama_v.generation import Sampling
+    from mobillama_v.generate import Sampling
     from mobillama_v.loading import load
 
     assistant = load(str(nano_like), device="cpu")

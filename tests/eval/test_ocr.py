@@ -12,13 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import official
-from mobillama_v.cli import app
+from mobillama_v.cli.main import app
 from mobillama_v.errors import ConfigError, DataError, ImageError
 from mobillama_v.eval import ocr
-from mobillama_v.eval.benchmark import SHORT_ANSWER, Benchmark
-from mobillama_v.eval.registry import get
-from mobillama_v.eval.runner import Model, run
-from mobillama_v.train.nano import scenes
+from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark
+from mobillama_v.eval.benchmarks.registry import get
+from mobillama_v.eval.evaluate import Model, run
+from nano import scenes
 
 HAVE_IT = all(importlib.util.find_spec(name) for name in ("rapidocr", "onnxruntime"))
 
@@ -137,8 +137,8 @@ def test_every_picture_is_read_once_also_over_several_starts(
 
 
 def test_processes_share_the_pictures(questions: Path, tmp_path: Path, fake: list[str]) -> None:
+    from mobillama_v.eval.distributed import World
     from mobillama_v.eval.store import Store
-    from mobillama_v.eval.world import World
 
     class Second(World):
         def gather(self, value: object) -> list[object]:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import official
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmark import Record
+from mobillama_v.eval.benchmarks.base import Record
+from mobillama_v.eval.benchmarks.registry import get
 from mobillama_v.eval.predictions import match, read_questions, read_records
-from mobillama_v.eval.registry import get
 
 
 def read(path: Path) -> dict[str, str]:

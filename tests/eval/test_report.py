@@ -14,9 +14,9 @@ from PIL import Image
 import official
 import toy
 from mobillama_v.errors import DataError
-from mobillama_v.eval import page, report
-from mobillama_v.eval.gallery import Pictures, pick, tag_of
-from mobillama_v.eval.registry import PUBLIC, get
+from mobillama_v.eval.benchmarks.registry import PUBLIC, get
+from mobillama_v.eval.report import page, writer
+from mobillama_v.eval.report.samples import Pictures, pick, tag_of
 from mobillama_v.eval.results import Judged, Result, judge, read_result, write_result
 from mobillama_v.markup import tag, text
 
@@ -64,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             benchmark, benchmark.examples(data / name), said={first: ATTACK + "\ud800"} if name == "gqa" else {}
         )
         write_result(found, folder / "run" / name)
-    report.write(folder / "run")
+    writer.write(folder / "run")
     return folder / "run"
 
 
@@ -173,7 +173,7 @@ def test_elements_escape_what_they_are_given() -> None:
 
 def test_a_folder_without_scores_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no scores"):
-        report.write(tmp_path)
+        writer.write(tmp_path)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1240, "light"), (390, "dark")])

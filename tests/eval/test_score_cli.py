@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import official
-from mobillama_v.cli import app
-from mobillama_v.eval.registry import PUBLIC, get
+from mobillama_v.cli.main import app
+from mobillama_v.eval.benchmarks.registry import PUBLIC, get
 
 
 def call(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -111,7 +111,7 @@ def test_predictions_and_data_that_are_not_there(tmp_path: Path, capsys: pytest.
 def test_scoring_imports_neither_torch_nor_datasets(tmp_path: Path) -> None:
     path = answers(official.gqa(tmp_path), "gqa")
     code = (
-        "import sys; from mobillama_v.cli import app\n"
+        "import sys; from mobillama_v.cli.main import app\n"
         f"try: app(['eval', 'score', 'gqa', '-p', {str(path)!r}, '-d', {str(tmp_path)!r}])\n"
         "except SystemExit as end: print(end.code, {'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )

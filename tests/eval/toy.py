@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from mobillama_v.eval.benchmark import SHORT_ANSWER, Example, Score, by_group, missing_from, percent
+from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Example, Score, by_group, missing_from, percent
 
 QUESTIONS = [
     "What is this?",
@@ -88,8 +88,8 @@ def run(
     data: Path, folder: Path, model: Path | str, *, benchmark: Toy | None = None, engine: str = "torch", **options: Any
 ) -> Any:
     """Run the toy."""
-    from mobillama_v.eval import runner
+    from mobillama_v.eval import evaluate
 
     benchmark = benchmark or Toy()
-    chosen = runner.Model(str(model), engine=engine)
-    return runner.run(benchmark, benchmark.examples(data), folder, model=chosen, **options)
+    chosen = evaluate.Model(str(model), engine=engine)
+    return evaluate.run(benchmark, benchmark.examples(data), folder, model=chosen, **options)

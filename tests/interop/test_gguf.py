@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from mobillama_v.cli import app
-from mobillama_v.decoder import Decoder, apply_rotary, rotary_tables
-from mobillama_v.engine.pack import pack_matrix, unpack_matrix
+from mobillama_v.backends.native.tiles import pack_matrix, unpack_matrix
+from mobillama_v.cli.main import app
+from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.interop.gguf import interleaved, read_vocabulary, write_gguf
-from mobillama_v.specs import DecoderSpec
+from mobillama_v.model.decoder import Decoder, apply_rotary, rotary_tables
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
-SHARED = DecoderSpec(99, 64, 96, 3, 4, 4, 300, rms_norm_eps=1e-5, rope_theta=5000.0)
+SHARED = DecoderConfig(99, 64, 96, 3, 4, 4, 300, rms_norm_eps=1e-5, rope_theta=5000.0)
 SHAPES = {
     "shared": SHARED,
     "grouped": dataclasses.replace(SHARED, num_attention_heads=8, num_key_value_heads=2, ffn_sharing="none"),
@@ -33,7 +33,7 @@ MATRICES = {"attn_output": "self_attn.o_proj", "attn_v": "self_attn.v_proj"} | {
 }
 
 
-def model(spec: DecoderSpec) -> tuple[Decoder, nn.Linear]:
+def model(spec: DecoderConfig) -> tuple[Decoder, nn.Linear]:
     torch.manual_seed(0)
     return Decoder(spec).eval(), nn.Linear(spec.hidden_size, spec.vocab_size, bias=False)
 

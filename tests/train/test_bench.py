@@ -10,10 +10,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mobillama_v.cli import app
+from mobillama_v.cli.main import app
 from mobillama_v.train import bench
-from mobillama_v.train.mix import CONTEXT, PROFILE, VISUAL, draw, grouped_batches, items, random_batches
-from mobillama_v.train.peak import peak_memory
+from mobillama_v.train.data.synthetic_mix import CONTEXT, PROFILE, VISUAL, draw, grouped_batches, items, random_batches
+from mobillama_v.train.monitor.memory_profile import peak_memory
 
 SMALL = ("--samples", "12", "--batch-size", "4", "--turns", "2", "--images", "2")
 
@@ -46,7 +46,9 @@ def test_bench_train_measures_all_ways(nano_like: Path, tmp_path: Path) -> None:
 
 
 def test_ways_that_do_not_learn_the_same_are_an_error(nano_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mobillama_v.train.mix.grouped_batches", lambda mix, size: grouped_batches(mix, size)[1:])
+    monkeypatch.setattr(
+        "mobillama_v.train.data.synthetic_mix.grouped_batches", lambda mix, size: grouped_batches(mix, size)[1:]
+    )
     code, out, _ = call("bench", "train", "-m", nano_like, *SMALL, "--gradient-checkpointing")
     assert code == 1 and "losses   differ" in out
 

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 import tiny
 from mobillama_v import MobiLlamaVForConditionalGeneration
-from mobillama_v.train.answers import read_answers
-from mobillama_v.train.collate import Collator
-from mobillama_v.train.order import TrainingOrder
+from mobillama_v.train.build import Setup
+from mobillama_v.train.data.collate import Collator
+from mobillama_v.train.data.sampler import TrainingOrder
+from mobillama_v.train.deepspeed_config import deepspeed_config
+from mobillama_v.train.monitor.val_samples import read_answers
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
-from mobillama_v.train.setup import Setup
-from mobillama_v.train.zero import deepspeed_config
 
 pytest.importorskip("deepspeed")
 # Sums over two processes run in another order, and Adam turns differences of rounding near zero into whole steps. The
@@ -35,15 +35,15 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny
 tiny.register_tower(Path(sys.argv.pop(1)))
-from mobillama_v.train import progress
+from mobillama_v.train.monitor import log
 from mobillama_v.train.__main__ import main
 step = int(sys.argv.pop(1))
-log = progress.Progress.on_log
+on_log = log.Progress.on_log
 def watched(self, args, state, *rest, **options):
     if state.global_step == step:
         os.kill(os.getpid(), signal.SIGKILL)
-    log(self, args, state, *rest, **options)
-progress.Progress.on_log = watched
+    on_log(self, args, state, *rest, **options)
+log.Progress.on_log = watched
 if __name__ == "__main__":
     main()
 """
@@ -83,11 +83,11 @@ import tiny
 tiny.register_tower(Path(sys.argv.pop(1)))
 from mobillama_v.train import watch
 from mobillama_v.train.__main__ import main
-bad, judged, seen = int(sys.argv.pop(1)), watch.LossWatch.wrong, []
+bad, judged, seen = int(sys.argv.pop(1)), watch.LossMonitor.wrong, []
 def wrong(self, loss):
     seen.append(loss)
     return judged(self, float("nan") if len(seen) == bad else loss)
-watch.LossWatch.wrong = wrong
+watch.LossMonitor.wrong = wrong
 if __name__ == "__main__":
     main()
 """

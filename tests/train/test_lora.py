@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 from mobillama_v.errors import CheckpointError, MissingExtraError, RecipeError
 from mobillama_v.train import lora
+from mobillama_v.train.build import freeze_all_but, load_start
 from mobillama_v.train.recipe import LORA_TARGETS, LoraSection
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
-from mobillama_v.train.setup import freeze_all_but, load_start
 
 pytest.importorskip("peft")
 
@@ -138,7 +138,7 @@ def test_adapters_that_do_not_fit_are_named(trained: Path, start_folder: Path, t
 
 def test_a_folder_loads_without_its_base(trained: Path, corpus: Path, tower_name: str) -> None:
     from mobillama_v import load
-    from mobillama_v.generation import Sampling
+    from mobillama_v.generate import Sampling
 
     assistant = load(str(trained / "checkpoint-4"), engine="torch")
     assert assistant.ask([corpus / "images" / "0.png"], "What?", Sampling(max_new_tokens=2)).finish_reason

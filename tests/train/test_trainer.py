@@ -17,10 +17,10 @@ from torch import Tensor
 
 import tiny
 from mobillama_v.errors import CheckpointError, DataError, ImageError, RecipeError
+from mobillama_v.train.build import Setup
 from mobillama_v.train.recipe import ModulesSection, Recipe
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
-from mobillama_v.train.setup import Setup
 
 STAGES = {"nano-align": {"projector"}, "nano-instruct": {"projector", "language_model", "lm_head"}}
 
@@ -31,13 +31,14 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny
 tiny.register_tower(Path({towers!r}))
-from mobillama_v.train import checkpoints, progress
+from mobillama_v.train import checkpoints
+from mobillama_v.train.monitor import log
 from mobillama_v.train.__main__ import main
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
-log, publish = progress.Progress.on_log, checkpoints.publish
+on_log, publish = log.Progress.on_log, checkpoints.publish
 if {where!r} == "step":
-    progress.Progress.on_log = lambda p, a, s, *r, **k: die() if s.global_step == {step} else log(p, a, s, *r, **k)
+    log.Progress.on_log = lambda p, a, s, *r, **k: die() if s.global_step == {step} else on_log(p, a, s, *r, **k)
 else:
     checkpoints.publish = lambda written, t: die() if written.name == "checkpoint-{step}" else publish(written, t)
 sys.argv = ["train", *{args!r}]
@@ -96,7 +97,7 @@ def test_the_tower_learns_where_a_recipe_says_so(start_folder, corpus, tmp_path)
 
 
 def test_parts_learn_at_their_own_rates_and_only_matrices_decay(start_folder, corpus, tmp_path) -> None:
-    from mobillama_v.train.setup import parameter_groups
+    from mobillama_v.train.build import parameter_groups
 
     modules = ModulesSection(projector=1e-3, decoder=1e-5, embeddings=1e-6)
     setup = Setup.of(load_recipe("nano-instruct", overrides(start_folder, corpus, tmp_path / "run")))
@@ -267,7 +268,7 @@ def test_the_command_plans_and_names_mistakes(start_folder, corpus, tmp_path) ->
     import typer
     from typer.testing import CliRunner
 
-    from mobillama_v.train.cli import train
+    from mobillama_v.cli.train import train
 
     app = typer.Typer()
     app.command()(train)

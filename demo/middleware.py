@@ -1,0 +1,158 @@
+"""What stands before Gradio: files only to their owner, no file or address that a request merely names, no side doors.
+
+Gradio serves whatever lies in its upload folder to anybody who knows the path, fetches web addresses for its clients,
+and makes components that a request describes. Here a request may name a file only where that browser has uploaded it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from mobillama_v.demo.sessions import COOKIE, Sessions
+
+_MAX_BODY = 4_000_000  # of a call: a conversation's words and the names of its pictures
+_CALLS = ("/queue/join", "/run/", "/api/", "/call/")
+_CLOSED = (
+    *(
+        "/proxy=",
+        "/stream",
+        "/deep_link",
+        "/process_recording",
+        "/component_server",
+        "/custom_component",
+        "/monitoring",
+    ),
+    *("/vibe", "/undo-vibe", "/dev/reload", "/run-history", "/runs", "/profiling", "/file/"),
+)
+
+
+class AccessMiddleware:
+    """ASGI middleware around Gradio's application."""
+
+    def __init__(self, app: Any, visitors: Sessions) -> None:
+        self.app, self.visitors = app, visitors
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        token, known = _token(scope), True
+        if not token:
+            token, known = Sessions.new_token(), False
+            scope = {**scope, "headers": [*scope["headers"], (b"cookie", f"{COOKIE}={token}".encode())]}
+        sending = send if known else _telling(token, _is_secure(scope), send)
+        path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")).removeprefix("/gradio_api")
+        if path.startswith(_CLOSED):
+            await _refuse(sending, 404, "There is nothing here.")
+        elif path.startswith("/file="):
+            if self.visitors.may_read(token, path.removeprefix("/file=")):
+                await self.app(scope, receive, sending)
+            else:
+                await _refuse(sending, 403, "This file is not yours.")
+        elif path.rstrip("/") == "/upload":
+            if self.visitors.full(token):
+                await _refuse(sending, 413, "You have uploaded too many files; reload the page to begin anew.")
+            else:
+                await self.app(scope, receive, self._noting(token, sending))
+        elif scope["method"] == "POST" and path.startswith(_CALLS):
+            await self._call(scope, receive, sending, token)
+        else:
+            await self.app(scope, receive, sending)
+
+    async def _call(self, scope: Any, receive: Any, send: Any, token: str) -> None:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return
+            body += message.get("body", b"")
+            if len(body) > _MAX_BODY:
+                await _refuse(send, 413, "The conversation is too long; clear it.")
+                return
+            if not message.get("more_body"):
+                break
+        try:
+            allowed = self._allowed(json.loads(bytes(body)), token)
+        except (ValueError, RecursionError):
+            allowed = False
+        if not allowed:
+            await _refuse(send, 403, "The request names a file that is not yours.")
+            return
+        given = [False]
+
+        async def replay() -> Any:
+            if given[0]:
+                return await receive()
+            given[0] = True
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        await self.app(scope, replay, send)
+
+    def _allowed(self, value: Any, token: str) -> bool:
+        """Whether all files that JSON names are this browser's, and none of it describes a component."""
+        if isinstance(value, list):
+            return all(self._allowed(each, token) for each in value)
+        if not isinstance(value, dict):
+            return True
+        if "component" in value or value.get("type") == "component":
+            return False
+        if str(value.get("url", "")).startswith("data:"):  # would become a file that is nobody's
+            return False
+        if "path" in value and not (isinstance(value["path"], str) and self.visitors.may_read(token, value["path"])):
+            return False
+        return all(self._allowed(each, token) for each in value.values())
+
+    def _noting(self, token: str, send: Any) -> Any:
+        """A ``send`` that reads which files an upload has made."""
+        body = bytearray()
+
+        async def noting(message: Any) -> None:
+            if message["type"] == "http.response.body":
+                body.extend(message.get("body", b""))
+                if not message.get("more_body"):
+                    self.visitors.upload(token, _paths(bytes(body)))
+            await send(message)
+
+        return noting
+
+
+def _paths(body: bytes) -> list[str]:
+    try:
+        found = json.loads(body)
+    except ValueError:  # a refusal
+        return []
+    return [path for path in found if isinstance(path, str)] if isinstance(found, list) else []
+
+
+def _token(scope: Any) -> str:
+    found = HTTPConnection(scope).cookies.get(COOKIE, "")  # as the page's own handlers read it
+    return found if 16 <= len(found) <= 64 else ""
+
+
+def _is_secure(scope: Any) -> bool:
+    forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-proto"]
+    return scope.get("scheme") == "https" or b"https" in forwarded
+
+
+def _telling(token: str, secure: bool, send: Any) -> Any:
+    """A ``send`` that gives the browser its cookie; over https also where the page is inside another's."""
+    rest = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
+    cookie = (b"set-cookie", f"{COOKIE}={token}; Path=/; HttpOnly; {rest}".encode())
+
+    async def telling(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), cookie]}
+        await send(message)
+
+    return telling
+
+
+async def _refuse(send: Any, status: int, text: str) -> None:
+    body = json.dumps({"detail": text}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

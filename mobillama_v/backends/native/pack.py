@@ -1,0 +1,103 @@
+"""A decoder's tensors to a packed decoder: which of them make up which matrix. Over numpy, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from mobillama_v.backends.native.packed_format import BLOCK, ROWS, Array, Packed, ffn_rows, layout, tiles_shape
+from mobillama_v.config import DecoderConfig
+from mobillama_v.errors import CheckpointError
+
+_LARGEST, _EXPONENT = 65504.0, np.uint16(0x7C00)  # of fp16: the largest number, and the bits of one that is not finite
+HEAD = "lm_head.weight"
+
+
+class Take(Protocol):
+    """Gives a tensor by the name that it has in a :class:`~mobillama_v.model.decoder.Decoder`, or :data:`HEAD`, as
+    floats."""
+
+    def __call__(self, name: str, *shape: int) -> Array:
+        """``shape`` is the one that it has if it is right."""
+        ...
+
+
+def refuse_odd(weight: Array, name: str) -> None:
+    """See that fp16 can hold ``weight``.
+
+    Raises:
+        CheckpointError: numbers that are not finite, or too large.
+    """
+    if weight.dtype == np.float16:  # whose numbers are slow to compare
+        fits = not ((weight.view(np.uint16) & _EXPONENT) == _EXPONENT).any()
+    else:
+        fits = weight.min() >= -_LARGEST and weight.max() <= _LARGEST  # a comparison is false where there is no number
+    if not fits:
+        raise CheckpointError(f"{name} holds weights that are not finite, or too large for 16 bits; it is damaged.")
+
+
+def pack_halves(weight: Array, name: str) -> Array:
+    """Pack ``weight`` [N,K] of any float type to 16-bit tiles [A,B,1024], as :mod:`mobillama_v.backends.native.tiles`
+    says.
+
+    Raises:
+        CheckpointError: numbers that are not finite, or beyond what 16 bits hold.
+    """
+    refuse_odd(weight, name)
+    rows, columns = weight.shape
+    bands, blocks, _ = tiles_shape(rows, columns, 16)
+    padded = np.zeros((bands * ROWS, blocks * BLOCK), np.float16)
+    padded[:rows, :columns] = weight
+    tiles = padded.reshape(bands, ROWS, blocks, BLOCK).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(tiles).view(np.uint8).reshape(bands, blocks, -1)
+
+
+def assemble(take: Take, spec: DecoderConfig, bits: int, pack: Callable[[Array, str], Array]) -> Packed:
+    """Pack the decoder whose tensors ``take`` gives; ``pack`` makes tiles of a matrix, whose name it is told.
+
+    Raises:
+        CheckpointError: weights that are not finite, and whatever ``pack`` raises.
+    """
+    tensors: dict[str, Array] = {}
+    for name, (dtype, shape) in layout(spec, bits).items():
+        if dtype == np.uint8:
+            tensors[name] = pack(_matrix(take, name, spec), name)
+        else:
+            tensor = take(original(name), *shape)
+            refuse_odd(tensor, name)
+            tensors[name] = np.ascontiguousarray(tensor, dtype)
+    return Packed(spec, bits, tensors)
+
+
+def original(name: str) -> str:
+    """What a tensor that is not packed is called in the decoder."""
+    name = name.replace(".attention_norm", ".input_layernorm").replace(".ffn_norm", ".post_attention_layernorm")
+    return f"{name}.weight"
+
+
+def network_of(layer: str, spec: DecoderConfig) -> str:
+    """What a layer's feed-forward network is called in the decoder."""
+    return "feed_forward" if spec.ffn_sharing == "all" else f"layers.{layer}.mlp"
+
+
+def _matrix(take: Take, name: str, spec: DecoderConfig) -> Array:
+    width, hidden = spec.hidden_size, spec.intermediate_size
+    if name == "lm_head":
+        return take(HEAD, spec.vocab_size, width)
+    owner, index, part = name.split(".")
+    if owner == "layers":
+        attention, keys = f"layers.{index}.self_attn", spec.num_key_value_heads * spec.head_dim
+        if part == "out":
+            return take(f"{attention}.o_proj.weight", width, width)
+        rows = zip("qkv", (width, keys, keys), strict=True)
+        return np.concatenate([take(f"{attention}.{each}_proj.weight", count, width) for each, count in rows])
+    network, extra = network_of(index, spec), ffn_rows(spec) - hidden
+    if part == "down":
+        return np.pad(take(f"{network}.down_proj.weight", width, hidden), ((0, 0), (0, extra)))
+    gate, up = (
+        np.pad(take(f"{network}.{each}_proj.weight", hidden, width), ((0, extra), (0, 0))).reshape(-1, ROWS, width)
+        for each in ("gate", "up")
+    )
+    return np.stack((gate, up), axis=1).reshape(-1, width)

@@ -1,0 +1,130 @@
+"""Linear layers and attention outside the decoder, in 8 bits by the native library.
+
+Shapes: N images, T tokens of an image, D width, A bands of 16 rows, B blocks of 32 columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobillama_v.backends.native import library
+from mobillama_v.backends.native.tiles import pack_matrix, tiles_shape, unpack_matrix
+
+BITS = 8
+_MAX_THREADS = 8  # as many as the decoder takes
+
+
+class ThreadPool:
+    """Threads of the native library that all layers share; calls from several threads take turns."""
+
+    def __init__(self, threads: int, *, path: str = "auto") -> None:
+        """Start ``threads`` (the calling one included) on a kernel path of
+        :data:`mobillama_v.backends.native.library.PATHS`.
+
+        Raises:
+            RuntimeError: there is no library, or no such path here.
+        """
+        lib = library.library()
+        self.handle = lib.mv_team_new(threads, library.PATHS[path])
+        if not self.handle:
+            raise RuntimeError(f"the native engine: {library.error()}")
+        self._free = weakref.finalize(self, lib.mv_team_free, self.handle)
+
+    def linear(self, tiles: Tensor, bias: Tensor | None, x: Tensor, rows: int) -> Tensor:
+        """The packed matrix ``tiles`` [A,B,544] times ``x`` [...,columns], plus ``bias`` [rows]; fp32 [...,rows].
+
+        Raises:
+            RuntimeError: ``tiles`` are not those of a matrix of that shape.
+        """
+        columns = x.shape[-1]
+        x = x.float().contiguous()
+        y = torch.empty(*x.shape[:-1], rows)
+        if bias is not None:
+            bias = bias.float().contiguous()
+        weights = library.Span(tiles.data_ptr(), tiles.nbytes)
+        where = None if bias is None else bias.data_ptr()
+        count = x.numel() // columns
+        if library.library().mv_linear(
+            self.handle, ctypes.byref(weights), rows, columns, where, x.data_ptr(), count, y.data_ptr()
+        ):
+            raise RuntimeError(f"the native engine: {library.error()}")
+        return y
+
+
+@lru_cache(maxsize=1)
+def _team(threads: int) -> ThreadPool:
+    return ThreadPool(threads)
+
+
+def team() -> ThreadPool:
+    """This process's, of as many threads as torch uses now."""
+    return _team(min(torch.get_num_threads(), _MAX_THREADS))
+
+
+class PackedLinear(nn.Module):
+    """What an :class:`~torch.nn.Linear` computes, with weights and inputs rounded to 8 bits in blocks of 32."""
+
+    tiles: Tensor
+    bias: Tensor | None
+
+    def __init__(self, rows: int, columns: int, *, bias: bool, like: Tensor) -> None:
+        """Make room where ``like`` lies; the bias has its type."""
+        super().__init__()
+        self.in_features, self.out_features = columns, rows
+        room = torch.empty(tiles_shape(rows, columns, BITS), dtype=torch.uint8, device=like.device)
+        self.register_buffer("tiles", room)
+        self.register_buffer("bias", like.new_empty(rows) if bias else None)
+
+    def fill(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
+        """Pack ``weight`` [rows, columns]; ``name`` is for the error.
+
+        Raises:
+            CheckpointError: numbers that are not finite.
+        """
+        self.tiles = pack_matrix(weight, BITS, name=name)
+        self.bias = bias
+
+    def weight(self, dtype: torch.dtype) -> Tensor:
+        """The matrix [rows, columns] that the packed numbers mean."""
+        return unpack_matrix(self.tiles, BITS, self.out_features, self.in_features).to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [...,columns] to [...,rows] of the same type."""
+        return team().linear(self.tiles, self.bias, x, self.out_features).to(x.dtype)
+
+
+class PackedAttention(nn.Module):
+    """What an :class:`~torch.nn.MultiheadAttention` computes that attends to its own input without mask or dropout."""
+
+    def __init__(self, width: int, heads: int, *, like: Tensor) -> None:
+        """Make room where ``like`` lies."""
+        super().__init__()
+        self.heads = heads
+        self.in_proj = PackedLinear(3 * width, width, bias=True, like=like)
+        self.out_proj = PackedLinear(width, width, bias=True, like=like)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+    ) -> tuple[Tensor, None]:
+        """Map [N,T,D] to [N,T,D], in torch's form.
+
+        Raises:
+            ValueError: anything is asked for that an image tower does not ask.
+        """
+        if key is not query or value is not query or need_weights or attn_mask is not None:
+            raise ValueError("packed attention is of one input to itself, without mask and weights")
+        images, tokens, _ = query.shape
+        q, k, v = self.in_proj(query).view(images, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
+        return self.out_proj(attended), None

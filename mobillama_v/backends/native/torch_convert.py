@@ -1,0 +1,82 @@
+"""A torch decoder to a packed one, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mobillama_v.backends.native.pack import HEAD, assemble, network_of, original
+from mobillama_v.backends.native.packed_format import ROWS, Array, Packed, matrices
+from mobillama_v.backends.native.tiles import pack_matrix, unpack_matrix
+from mobillama_v.config import DecoderConfig
+
+
+def pack(
+    decoder: nn.Module,
+    lm_head: nn.Module,
+    spec: DecoderConfig,
+    bits: int,
+    *,
+    search: bool = True,
+    moments: Mapping[str, Tensor] | None = None,
+) -> Packed:
+    """Pack a :class:`~mobillama_v.model.decoder.Decoder` and its head.
+
+    Args:
+        decoder: its weights stay.
+        lm_head: its head.
+        spec: of the decoder.
+        bits: 4, 8 or 16.
+        search: as in :func:`pack_matrix`.
+        moments: of the inputs of matrices, by their names (:mod:`mobillama_v.backends.native.calibration`).
+
+    Raises:
+        CheckpointError: weights that are not finite.
+    """
+    state = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
+    state[HEAD] = lm_head.state_dict()["weight"].detach()
+
+    def take(name: str, *_: int) -> Array:
+        tensor = state[name]
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
+
+    def tiles(weight: Array, name: str) -> Array:
+        known = None if moments is None else moments.get(name)
+        return pack_matrix(torch.from_numpy(weight), bits, search=search, moments=known, name=name).numpy()
+
+    return assemble(take, spec, bits, tiles)
+
+
+def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
+    """State of a :class:`~mobillama_v.model.decoder.Decoder`, and its head's weight, from packed numbers; fp32."""
+    spec = packed.spec
+    state: dict[str, Tensor] = {}
+    head = torch.empty(0)
+    for name, array in packed.tensors.items():
+        tensor = torch.from_numpy(array)
+        if tensor.dtype != torch.uint8:
+            state[original(name)] = tensor.float()
+            continue
+        weight = unpack_matrix(tensor, packed.bits, *matrices(spec)[name])
+        if name == "lm_head":
+            head = weight
+            continue
+        _, index, part = name.split(".")
+        attention = f"layers.{index}.self_attn"
+        network = network_of(index, spec)
+        if part == "out":
+            state[f"{attention}.o_proj.weight"] = weight
+        elif part == "qkv":
+            keys = spec.num_key_value_heads * spec.head_dim
+            for each, piece in zip("qkv", weight.split((spec.hidden_size, keys, keys)), strict=True):
+                state[f"{attention}.{each}_proj.weight"] = piece.contiguous()
+        elif part == "down":
+            state[f"{network}.down_proj.weight"] = weight[:, : spec.intermediate_size].contiguous()
+        else:
+            bands = weight.view(-1, 2, ROWS, spec.hidden_size)
+            for i, each in enumerate(("gate", "up")):
+                whole = bands[:, i].reshape(-1, spec.hidden_size)
+                state[f"{network}.{each}_proj.weight"] = whole[: spec.intermediate_size].contiguous()
+    return state, head

@@ -1,0 +1,159 @@
+"""The command line ``mobillama-v``: its commands, and how errors become exit codes.
+
+| code | meaning |
+| --- | --- |
+| 0 | done |
+| 1 | some of several pictures could not be read; the others were described |
+| 2 | an error that the user can mend, told in one line on stderr; nothing was done |
+| 70 | a bug of this program; ``MOBILLAMA_V_DEBUG=1`` shows where |
+| 130, 141 | ended by Ctrl-C, or by the reader of a pipe, as shells number it |
+
+Commands that import much, or belong to another part of the project, are imported when they are called: see ``LAZY``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from mobillama_v import __version__
+from mobillama_v.cli.chat import chat
+from mobillama_v.cli.describe import describe
+from mobillama_v.cli.options import printable
+from mobillama_v.errors import MobiLlamaVError
+
+USER_ERROR, BUG, BROKEN_PIPE = 2, 70, 141
+
+
+class Lazy(NamedTuple):
+    """A command that is imported when it is called: where it is (a ``Typer``, or a function), and its line of help.
+
+    A ``Typer`` may have commands of another part of the project ``besides`` its own: names, modules and functions.
+    """
+
+    module: str
+    attribute: str
+    help: str
+    besides: tuple[tuple[str, str, str], ...] = ()
+
+    def load(self, name: str) -> Any:
+        """The command itself."""
+        found = getattr(importlib.import_module(self.module), self.attribute)
+        for other, module, attribute in self.besides:
+            found.command(other)(getattr(importlib.import_module(module), attribute))
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False)
+            found.command(name)(function)
+        found.info.name = name
+        return typer.main.get_command(found)
+
+
+LAZY = {
+    "models": Lazy("mobillama_v.cli.models", "app", "List the models, and show how large each is."),
+    "init": Lazy("mobillama_v.cli.init", "init", "Make a model to start a training from, of published parts."),
+    "data": Lazy("mobillama_v.cli.data", "app", "Check, preview and convert training data."),
+    "quantize": Lazy("mobillama_v.cli.quantize", "quantize", "Pack a model to 4 or 8 bits for the CPU engine."),
+    "export": Lazy("mobillama_v.cli.export", "app", "Write a model in another program's format."),
+    "train": Lazy("mobillama_v.cli.train", "app", "Train a model by a recipe, and draw its curves."),
+    "demo": Lazy("mobillama_v.cli.demo", "demo", "Talk about pictures in a browser."),
+    "serve": Lazy("mobillama_v.cli.serve", "serve", "Serve a model over HTTP, as OpenAI's clients speak it."),
+    "eval": Lazy("mobillama_v.cli.eval_run", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
+    "bench": Lazy(
+        "mobillama_v.eval.bench",
+        "app",
+        "Measure how fast this machine runs what the project does.",
+        besides=(("train", "mobillama_v.train.bench", "bench_train"),),
+    ),
+}
+
+
+class Commands(TyperGroup):
+    """The commands of the program; it alone turns exceptions into exit codes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, lazy in LAZY.items():
+            self.add_command(TyperCommand(name, help=lazy.help), name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Import the command that is called; the help of all others needs only their line of it."""
+        if args and args[0] in LAZY:
+            self.add_command(LAZY[args[0]].load(args[0]), args[0])
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; a reader that has gone away ends it quietly."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # here, and not when Python ends and could only complain
+            return result
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(BROKEN_PIPE) from None
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program and end it with its exit code."""
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # a name or text that the terminal cannot show must not end the program
+                stream.reconfigure(errors="replace")
+        try:
+            return super().main(*args, **options)
+        except MobiLlamaVError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(USER_ERROR)
+        except Exception as error:
+            if os.environ.get("MOBILLAMA_V_DEBUG") == "1":
+                traceback.print_exc()
+            else:
+                print(
+                    f"error: this is a bug ({type(error).__name__}: {one_line(error)}); please report it with what "
+                    "MOBILLAMA_V_DEBUG=1 shows.",
+                    file=sys.stderr,
+                )
+            sys.exit(BUG)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, on one line."""
+    return printable(" ".join(str(error).split()))
+
+
+app = typer.Typer(
+    cls=Commands,
+    name="mobillama-v",
+    help="Ask a small vision-language model about pictures, on this machine.",
+    epilog="Start with: mobillama-v describe photo.jpg",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("describe")(describe)
+app.command("chat")(chat)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mobillama-v {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Ask a small vision-language model about pictures, on this machine."""
+
+
+def main() -> None:
+    """The console script."""
+    # numpy's products here are small: its threads would wait for each other, long where something else runs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    app()

@@ -1,0 +1,119 @@
+"""What several commands share: their options, and the steps from options to a loaded assistant.
+
+Imported before torch is, so that ``--help``, mistyped options and unreadable pictures are answered at once.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobillama_v.errors import ImageError
+from mobillama_v.markup import printable as printable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from mobillama_v.assistant import Assistant
+    from mobillama_v.generate import Sampling
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="An embedded model, a model folder, or a Hugging Face id (owner/name).")
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto (CUDA, else MPS, else CPU; nano: CPU), or a torch device such as cpu or cuda:1.")
+]
+EngineOption = Annotated[
+    str,
+    typer.Option(help="native (the CPU engine), torch, or auto: native on a CPU for packed and for small models."),
+]
+TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0, help="0 always takes the likeliest token; higher varies more.")
+]
+TopPOption = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")]
+SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
+UrlsOption = Annotated[
+    bool, typer.Option("--allow-urls", help="Fetch http(s) addresses; only public hosts, up to 32 MB and 20 s each.")
+]
+
+MAX_STDIN = 256 * 1024 * 1024
+
+
+def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> Sampling:
+    """The sampling that the options ask for.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    from mobillama_v.generate import Sampling
+
+    return Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+
+
+def load_assistant(folder: Path, device: str, engine: str) -> Assistant:
+    """Load the model in ``folder`` for a command; torch is imported here, for models that need it.
+
+    Raises:
+        MobiLlamaVError: as :func:`mobillama_v.load` does.
+    """
+    from mobillama_v.hub import read_spec
+    from mobillama_v.loading import limit_threads, load, runs_light
+
+    if not runs_light(folder, read_spec(folder), device, engine):
+        _import_torch()
+        if "OMP_NUM_THREADS" not in os.environ:
+            limit_threads(folder)
+    return load(str(folder.absolute()), device=device, engine=engine)
+
+
+def _import_torch() -> None:
+    """Import torch without collecting garbage meanwhile: there is none, and the search takes a tenth of the time."""
+    if "torch" in sys.modules:
+        return
+    gc.disable()
+    import torch  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+def expand(sources: list[str]) -> Iterator[str | ImageError]:
+    """Each source, with folders replaced by the images in them; for a folder that has none, the error."""
+    from mobillama_v.images import find_images
+
+    for source in sources:
+        if source == "-" or not os.path.isdir(source):
+            yield source
+            continue
+        try:
+            yield from (str(path) for path in find_images(Path(source)))
+        except ImageError as error:
+            yield error
+
+
+def read_image(source: str, *, allow_urls: bool, target: int | None = None) -> Image:
+    """The image at a path, at ``-`` (stdin), or at a web address where that is allowed.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    from mobillama_v.images import load_image
+    from mobillama_v.images.fetch import fetch, is_url
+
+    if source == "-":
+        data = sys.stdin.buffer.read(MAX_STDIN + 1)
+        if len(data) > MAX_STDIN:
+            raise ImageError(f"standard input holds more than {MAX_STDIN >> 20} MB; give a smaller picture.")
+        return load_image(data, name="standard input", target=target)
+    if is_url(source):
+        if not allow_urls:
+            raise ImageError(f"{source!r} is a web address; add --allow-urls to fetch it.")
+        return load_image(fetch(source), name=repr(source), target=target)
+    return load_image(source, target=target)

@@ -1,0 +1,140 @@
+"""``mobillama-v quantize``: a model folder packed for the CPU engine."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mobillama_v.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobillama_v.config import ModelConfig
+    from mobillama_v.model.vlm import Network
+
+_CHOICES = (4, 8)
+_RECORDS = 256  # that are run for --calibrate
+_SIGHT = ("vision_tower.", "projector.")
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="An embedded model, a model folder, or a Hugging Face id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
+    bits: Annotated[int, typer.Option(help="Of the decoder's weights: 4 or 8.")] = 4,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Records as a training reads them (JSON): the 4-bit weights are rounded to serve what they ask."
+        ),
+    ] = None,
+    image_root: Annotated[Path, typer.Option(help="Folder that their image paths are relative to.")] = Path("."),
+) -> None:
+    """Pack a model's decoder to 4 or 8 bits for the CPU engine.
+
+    Large linear layers of the image tower and the projector are packed to 8 bits. The folder is used like any other:
+    describe --model OUT.
+    """
+    from safetensors import SafetensorError
+
+    from mobillama_v.hub import find_model, read_spec
+
+    if bits not in _CHOICES:
+        raise ConfigError(f"--bits is {bits} and must be 4 or 8.")
+    if calibrate is not None and bits != 4:
+        raise ConfigError(f"--calibrate is for 4 bits, and --bits is {bits}; leave one of them out.")
+    folder = find_model(model)
+    spec = read_spec(folder)
+    if out.exists():
+        raise ConfigError(f"{str(out)!r} is there already; name a folder that is not.")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(
+            f"there is no folder {str(out.absolute().parent)!r} to write {out.name!r} into; make it first."
+        )
+    try:
+        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
+            made = Path(work) / "model"
+            made.mkdir()
+            before, after = _write(folder, spec, bits, made, calibrate, image_root)
+            made.rename(out)  # whole or not there
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."
+        ) from error
+    print(
+        f"The decoder takes {after / 1e6:,.1f} MB at {bits} bits ({before / 1e6:,.1f} MB before). "
+        f"Use it with: mobillama-v describe --model {out} photo.jpg"
+    )
+
+
+def _write(
+    folder: Path, spec: ModelConfig, bits: int, made: Path, records: Path | None, image_root: Path
+) -> tuple[int, int]:
+    """Write the packed model to ``made``; bytes of the decoder before and after."""
+    from safetensors.torch import save_file
+
+    from mobillama_v.backends.native import packed_format, packed_vision
+    from mobillama_v.backends.native.torch_convert import pack
+    from mobillama_v.checkpoint import iterate_tensors, weight_files
+    from mobillama_v.model.vlm import load_network
+
+    if packed_format.is_packed(folder):
+        raise CheckpointError(f"{str(folder)!r} is packed already; give the model that it was made from.")
+    network = load_network(folder, spec)  # which checks all names and shapes
+    moments = None if records is None else _moments(network, spec, folder, records, image_root)
+    packed = pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments)
+    packed_format.write(packed, made)
+    packed_vision.pack(network)
+    kept = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(_SIGHT)}
+    before = 0
+    for path in weight_files(folder):
+        for name, tensor in iterate_tensors(path):
+            if name in kept:  # as it is in the file, not as torch computes with it
+                kept[name] = tensor
+            elif not name.startswith(_SIGHT):
+                before += tensor.nbytes
+    kept = {name: tensor.contiguous() for name, tensor in kept.items()}
+    save_file(kept, made / "model.safetensors", metadata={"format": "pt"})
+    for path in sorted(folder.glob("*.json")):
+        if not path.name.endswith(".index.json"):
+            shutil.copyfile(path, made / path.name)
+    return before, (made / packed_format.FILE).stat().st_size
+
+
+def _moments(network: Network, spec: ModelConfig, folder: Path, records: Path, image_root: Path) -> dict[str, Tensor]:
+    """Second moments of what the decoder's matrices are given by up to :data:`_RECORDS` records, evenly chosen."""
+    import torch
+
+    from mobillama_v.backends.native.calibration import gathered_moments
+    from mobillama_v.model.vlm import place_image_features
+    from mobillama_v.prompt import IGNORE_INDEX
+    from mobillama_v.train.data.collate import Collator
+    from mobillama_v.train.data.dataset import TrainingSet, load_samples
+    from mobillama_v.train.data.preprocess import Encoding, check_images
+    from mobillama_v.train.recipe import DataFile
+
+    encoding = Encoding.of(folder, spec, template=None, max_length=None, key="the context")
+    samples, _ = load_samples(
+        [DataFile(str(records))],
+        encoding,
+        images=lambda paths: check_images(paths, image_root, decode=False),
+        keep_duplicates=True,
+    )
+    known = TrainingSet(samples, image_root=image_root, transform=spec.image)
+    collate = Collator(spec.decoder.pad_token_id)
+    decoder = network.language_model
+    with torch.inference_mode(), gathered_moments(decoder, network.lm_head, spec.decoder) as moments:
+        count = min(len(known), _RECORDS)
+        for number in range(count):
+            batch = collate([known[number * len(known) // count]])
+            embeds = decoder.embed_tokens(batch["input_ids"])
+            if "pixel_values" in batch:
+                features = network.get_image_features(batch["pixel_values"])
+                embeds = place_image_features(embeds, batch["image_mask"], features)
+            hidden = decoder(embeds, position_ids=torch.arange(embeds.shape[1])[None])
+            network.lm_head(hidden[:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX])  # where something is to be said
+    return moments

@@ -1,0 +1,1 @@
+"""The transformers classes: configurations, models, processors, and their registration."""

@@ -1,0 +1,386 @@
+"""The transformers processor: text and images to model inputs, by ``images.py`` and ``prompts.py``.
+
+There is one chat template, that of ``prompts.py``; no Jinja is involved. Image slots are a mask, so ``<image>`` or
+``</s>`` typed by a user stays text. A folder with only ``config.json`` and ``tokenizer.json`` is enough to load a
+processor; one that was saved has its settings in ``processor_config.json``.
+
+Shapes: B rows, T positions (padded on the left), N images of all rows in order, S image side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+from transformers import BatchFeature, ProcessorMixin, TokenizersBackend
+from transformers.utils import cached_file
+
+from mobillama_v import prompt
+from mobillama_v.errors import CheckpointError, PromptError
+from mobillama_v.hf.configuration import MobiLlamaVConfig
+from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, flat_images, from_base64
+from mobillama_v.prompt import Encoded, Message, Slot
+from mobillama_v.sizes import tokens_per_image
+from mobillama_v.tokenization import TextTokenizer
+
+IMAGE_TEXT = "<image>"
+"""How a rendered prompt shows an image slot; in a text that is encoded it has no meaning."""
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@dataclass
+class _Conversation:
+    """Messages, the image of each slot in order (None where it is still to be given), and whether an answer goes on."""
+
+    messages: list[Message]
+    images: list[Any] = field(default_factory=list)
+    goes_on: bool = False
+
+
+class RenderedPrompt(str):
+    """A conversation as text, for reading, that still carries its parts.
+
+    The processor encodes the parts, so that what a user typed is never taken for a slot or for the end of a turn. Text
+    that is cut or joined becomes a plain string, which the processor takes for a question.
+    """
+
+    conversation: _Conversation
+
+    def __new__(cls, text: str, conversation: _Conversation) -> RenderedPrompt:
+        """Make the string ``text`` with its parts."""
+        prompt = super().__new__(cls, text)
+        prompt.conversation = conversation
+        return prompt
+
+
+def _open_ended(encoded: Encoded) -> Encoded:
+    """A v1 conversation without the ``</s>`` that ends its last answer."""
+    return Encoded(encoded.input_ids[:-1], encoded.labels[:-1], encoded.image_mask[:-1])
+
+
+class _Characters:
+    """A tokenizer whose ids are code points: with it, the template renders text."""
+
+    bos_id, eos_id = -1, -2
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+
+class MobiLlamaVProcessor(ProcessorMixin):
+    """Text and images to ``input_ids``, ``attention_mask`` and ``image_mask`` [B,T], and ``pixel_values`` [N,3,S,S].
+
+    Args:
+        image_processor: makes pixels.
+        tokenizer: the ``tokenizer.json`` as transformers reads it, with its special tokens.
+        template: ``v1`` (a chat) or ``plain`` (image and caption).
+        tokens_per_image: slots that one image takes.
+        context_length: longest prompt that is accepted, in tokens.
+    """
+
+    def __init__(
+        self,
+        image_processor: MobiLlamaVImageProcessor,
+        tokenizer: TokenizersBackend,
+        template: str = "v1",
+        tokens_per_image: int = 576,
+        context_length: int = 2048,
+    ) -> None:
+        super().__init__(image_processor, tokenizer)
+        self.template, self.tokens_per_image, self.context_length = template, tokens_per_image, context_length
+        ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        absent = [name for name, value in ids.items() if value is None]
+        if absent:
+            raise CheckpointError(
+                f"the tokenizer names no {' and no '.join(absent)} token; set it in its configuration."
+            )
+        # A copy: transformers' calls change settings of theirs.
+        own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.text_tokenizer = TextTokenizer(own, bos_id=ids["bos"], eos_id=ids["eos"], pad_id=ids["pad"])
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of what a call returns."""
+        return ["input_ids", "attention_mask", "image_mask", "pixel_values"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str | None = "pt",
+        padding: bool | str = True,
+        max_length: int | None = None,
+    ) -> BatchFeature:
+        """Encode questions, or prompts that :meth:`apply_chat_template` rendered, with their images.
+
+        Args:
+            images: for one text, its image or images; for several, a list with the images of each.
+            text: a plain string is a user's question, and its images come before it; a list makes a batch.
+            return_tensors: ``pt``, ``np``, or None for lists.
+            padding: rows are always padded to the longest; other strategies are refused.
+            max_length: refuse longer prompts (by default than the model's context); nothing is ever cut.
+
+        Raises:
+            PromptError: no text, images that do not match it, or too long a prompt.
+            ImageError: an image that cannot be read.
+        """
+        if text is None:
+            raise PromptError("there is no text; give a question about the images.")
+        if padding not in (True, False, "longest"):
+            raise PromptError(f"padding {padding!r} is not supported; rows are padded to the longest.")
+        texts = [text] if isinstance(text, str) else list(text)
+        conversations = [
+            _with_images(each, given) for each, given in zip(texts, _images_of_rows(images, texts), strict=True)
+        ]
+        return self._assemble(conversations, return_tensors, max_length)
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Any,
+        chat_template: None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = "auto",
+        processor_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Render or encode a chat, or a list of chats, given as transformers gives them.
+
+        A chat that ends with the user's turn always ends with ``ASSISTANT:``; the template knows no other end.
+
+        Args:
+            conversation: mappings with ``role`` and ``content``: text, or parts of ``type`` ``text`` (``text``) and
+                ``image`` (``image``, ``url``, ``path`` or ``base64``, or none of them with ``images`` given beside).
+            chat_template: must be None, for there is one template.
+            add_generation_prompt: make sure that an answer is what comes next.
+            continue_final_message: go on with the assistant's last turn instead of ending it.
+            tokenize: encode, instead of returning a :class:`RenderedPrompt`.
+            return_dict: all model inputs, instead of ``input_ids`` alone.
+            return_tensors: as in a call; ``auto`` is ``pt``.
+            processor_kwargs: options of a call (``images``, ``padding``, ``max_length``).
+            **options: the same.
+
+        Raises:
+            PromptError: a chat that the template cannot hold, or images that do not match it.
+            ImageError: an image that cannot be read.
+        """
+        if chat_template is not None:
+            raise PromptError("a chat_template was given, and MobiLlama-V encodes by its own; leave it out.")
+        options = (processor_kwargs or {}) | options
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        rendered = []
+        for chat in conversation if batched else [conversation]:
+            parts = _from_chat(chat)
+            parts.goes_on = continue_final_message
+            ends_with = parts.messages[-1].role if parts.messages else ""
+            if add_generation_prompt and ends_with == "assistant":
+                raise PromptError("the conversation ends with an answer, so there is nothing to answer; ask something.")
+            if continue_final_message and (ends_with != "assistant" or self.template != "v1"):
+                raise PromptError("only a v1 conversation that ends with the assistant's turn can be gone on with.")
+            rendered.append(RenderedPrompt(self._render(parts), parts))
+        if not tokenize:
+            return rendered if batched else rendered[0]
+        options["return_tensors"] = "pt" if return_tensors == "auto" else return_tensors
+        inputs = self(text=rendered, **options)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _encode(self, parts: _Conversation, max_length: int | None) -> Encoded:
+        encoded = prompt.encode(
+            parts.messages,
+            self.text_tokenizer,
+            template=self.template,  # type: ignore[arg-type]
+            tokens_per_image=self.tokens_per_image,
+            max_length=self.context_length if max_length is None else max_length,
+        )
+        return _open_ended(encoded) if parts.goes_on else encoded
+
+    def _render(self, parts: _Conversation) -> str:
+        encoded = prompt.encode(parts.messages, _Characters(), template=self.template, tokens_per_image=1)  # type: ignore[arg-type]
+        special = {_Characters.bos_id: self.tokenizer.bos_token, _Characters.eos_id: self.tokenizer.eos_token}
+        if parts.goes_on:
+            encoded = _open_ended(encoded)
+        pairs = zip(encoded.input_ids, encoded.image_mask, strict=True)
+        return "".join(IMAGE_TEXT if slot else special.get(code) or chr(code) for code, slot in pairs)
+
+    def _assemble(
+        self, conversations: list[_Conversation], return_tensors: str | None, max_length: int | None
+    ) -> BatchFeature:
+        rows = [self._encode(parts, max_length) for parts in conversations]
+        longest = max((len(row.input_ids) for row in rows), default=0)
+        room = [longest - len(row.input_ids) for row in rows]
+        data: dict[str, Any] = {
+            "input_ids": [[self.text_tokenizer.pad_id] * n + row.input_ids for n, row in zip(room, rows, strict=True)],
+            "attention_mask": [[0] * n + [1] * (longest - n) for n in room],
+            "image_mask": [[False] * n + row.image_mask for n, row in zip(room, rows, strict=True)],
+        }
+        images = [image for parts in conversations for image in parts.images]
+        if images:
+            data["pixel_values"] = self.image_processor.preprocess(images)["pixel_values"]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The saved settings, or, where no processor was saved, those that ``config.json`` implies.
+
+        Raises:
+            CheckpointError: neither is there.
+        """
+        settings, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        settings.pop("chat_template", None)
+        if "tokens_per_image" in settings:
+            return settings, rest
+        config = _read_config(pretrained_model_name_or_path, kwargs)
+        if config is None:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} has neither a config.json nor a processor_config.json of this "
+                "project; give a folder that holds a model."
+            )
+        return settings | settings_of(config), rest
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        image_processor = MobiLlamaVImageProcessor(**(processor_dict or {}).get("image_processor", {}))
+        return [image_processor, load_tokenizer(pretrained_model_name_or_path, **kwargs)]
+
+
+def settings_of(config: MobiLlamaVConfig) -> dict[str, Any]:
+    """The content of the ``processor_config.json`` that belongs to a model of this configuration."""
+    spec = config.spec
+    return {
+        "image_processor": dataclasses.asdict(spec.image),
+        "template": spec.template,
+        "tokens_per_image": tokens_per_image(spec),
+        "context_length": spec.decoder.max_position_embeddings,
+    }
+
+
+def load_tokenizer(name: Any, **kwargs: Any) -> TokenizersBackend:
+    """The ``tokenizer.json`` of a model, with the special tokens whose ids ``config.json`` (where it is there) gives.
+
+    Raises:
+        CheckpointError: no tokenizer, no such token, or more tokens than the model has.
+    """
+    hub = _hub_options(kwargs)
+    if not _has_file(name, "tokenizer.json", hub):
+        raise CheckpointError(f"{name} has no tokenizer.json; copy it from where the model comes from.")
+    tokenizer = TokenizersBackend.from_pretrained(name, padding_side="left", **hub)
+    config = _read_config(name, kwargs)
+    if config is None:
+        return tokenizer
+    decoder = config.spec.decoder
+    if len(tokenizer) > decoder.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer of {name} has {len(tokenizer)} tokens and the model {decoder.vocab_size}; "
+            "copy tokenizer.json and config.json from the same model."
+        )
+    special = {}
+    for kind in ("bos", "eos", "pad"):
+        index = getattr(decoder, f"{kind}_token_id")
+        token = tokenizer.convert_ids_to_tokens(index)
+        if token is None:
+            raise CheckpointError(
+                f"the tokenizer of {name} has no token {index}, which config.json names as {kind}_token_id; "
+                "copy tokenizer.json and config.json from the same model."
+            )
+        special[f"{kind}_token"] = token
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def _read_config(name: Any, kwargs: dict[str, Any]) -> MobiLlamaVConfig | None:
+    hub = _hub_options(kwargs)
+    # Without the file transformers would return a configuration of default values.
+    return MobiLlamaVConfig.from_pretrained(name, **hub) if _has_file(name, "config.json", hub) else None
+
+
+def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in kwargs.items() if key in _HUB_OPTIONS}
+
+
+def _has_file(name: Any, file: str, hub: dict[str, Any]) -> bool:
+    return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub) is not None
+
+
+def _from_chat(chat: Any) -> _Conversation:
+    """Messages of transformers' multimodal format; every image is followed by a newline, as LLaVA puts them."""
+    out = _Conversation([])
+    for message in chat:
+        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+            raise PromptError("a message must be a mapping with role and content.")
+        if message["role"] not in ("system", "user", "assistant"):
+            raise PromptError(f"the role {message['role']!r} is unknown; it must be system, user or assistant.")
+        content: list[str | Slot] = []
+        parts = message["content"]
+        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text" and isinstance(part.get("text"), str):
+                content.append(part["text"])
+            elif kind in ("image", "image_url") and message["role"] == "user":
+                content += [Slot.IMAGE, "\n"]
+                out.images.append(_image_of(part))
+            else:
+                raise PromptError(
+                    f"a {message['role']}'s message has a part that cannot be used ({kind!r}); "
+                    "parts are text, and in a user's message images."
+                )
+        out.messages.append(Message(message["role"], tuple(content)))
+    return out
+
+
+def _image_of(part: dict[str, Any]) -> Any:
+    """What the part says about its image, or None where it only marks the place."""
+    if part["type"] == "image_url":  # OpenAI's form
+        url = part.get("image_url")
+        return url.get("url") if isinstance(url, dict) else url
+    if part.get("base64") is not None:
+        return from_base64(part["base64"].rpartition(",")[2])
+    return next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
+
+
+def _images_of_rows(images: Any, texts: list[str]) -> list[list[Any]]:
+    """The images given beside each text."""
+    if images is None:
+        return [[] for _ in texts]
+    if len(texts) == 1:
+        return [flat_images(images)]
+    places = [sum(i is None for i in t.conversation.images) if isinstance(t, RenderedPrompt) else 1 for t in texts]
+    nested = isinstance(images, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in images)
+    if nested and len(images) == len(texts):
+        return [flat_images(each) for each in images]
+    flat = flat_images(images)
+    if nested or len(flat) != sum(places):
+        raise PromptError(
+            f"{len(images)} entries of images were given for {len(texts)} texts; give a list with the images of each."
+        )
+    ends = np.cumsum(places).tolist()
+    return [flat[end - count : end] for end, count in zip(ends, places, strict=True)]
+
+
+def _with_images(text: str, given: list[Any]) -> _Conversation:
+    """The conversation of one text with an image for every slot."""
+    if not isinstance(text, RenderedPrompt):
+        if not isinstance(text, str):
+            raise PromptError(f"text must be a string or a list of strings, not {type(text).__name__}.")
+        return _Conversation([prompt.user(text, images=len(given))], given)
+    known = text.conversation
+    empty = sum(image is None for image in known.images)
+    if empty != len(given):
+        raise PromptError(
+            f"the conversation has {empty} images to be filled in, and {len(given)} were given beside it."
+        )
+    rest = iter(given)
+    images = [next(rest) if image is None else image for image in known.images]
+    return dataclasses.replace(known, images=images)

@@ -1,0 +1,1 @@
+"""The model in torch: decoder, image towers, and the whole of them."""

@@ -1,0 +1,82 @@
+"""``python -m nano``: make the embedded model, and measure it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Make the embedded model from nothing, and measure it.", no_args_is_help=True)
+
+
+@app.command()
+def build(
+    photos: Annotated[Path, typer.Option(help="Folder of photographs to learn from (every fifth is kept out).")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made; a killed build goes on there.")],
+    seed: Annotated[int, typer.Option(help="Of all pictures, questions and initial weights.")] = 1,
+) -> None:
+    """From pictures to weights; it takes hours on two CPU cores, and goes on where it was killed."""
+    from nano.build import build as run
+
+    print(f"trained: {run(photos, out, seed=seed)}")
+
+
+@app.command()
+def export(
+    trained: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write it in half precision.")],
+) -> None:
+    """Write a trained model as the package ships it."""
+    from nano.build import export as run
+
+    run(trained, folder)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="Name or folder of the model.")] = "nano",
+    count: Annotated[int, typer.Option(help="Held-out questions of the generator.")] = 3300,
+    photos: Annotated[
+        Path | None, typer.Option(help="Photographs as given to build: the kept-out ones are named.")
+    ] = None,
+    easy_vqa: Annotated[bool, typer.Option(help="Ask easy-VQA's test questions too.")] = True,
+    engine: Annotated[str, typer.Option(help="What answers: auto, native or torch, as in describe.")] = "auto",
+    bits: Annotated[int | None, typer.Option(help="Pack float weights to 4, 8 or 16 bits for native.")] = None,
+) -> None:
+    """Held-out figures: the generator's questions by family, easy-VQA's test split, photographs."""
+    from mobillama_v.loading import load
+    from nano import evaluate as judge
+    from nano.build_scenes import UNSEEN_READING
+    from nano.photos import split
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    assistant = load(model, engine=engine, bits=bits)
+    say(f"{model}: {assistant.engine.title}")
+    tally = judge.held_out(assistant, count=count, say=say)
+    for family in tally.asked:
+        print(f"{family:16} {100 * tally.accuracy([family]):5.1f} % of {tally.asked[family]}")
+    seen = [family for family in tally.asked if family != UNSEEN_READING]
+    print(f"{'overall':16} {100 * tally.accuracy(seen):5.1f} % of {sum(tally.asked[f] for f in seen)}")
+    if easy_vqa:
+        easy = judge.easy_vqa(assistant, say=say)
+        print(f"{'easy-VQA test':16} {100 * easy.accuracy():5.1f} % of {sum(easy.asked.values())}")
+    if photos is not None:
+        named = judge.name_photos(assistant, split(photos)[1])
+        for each in named:
+            print(
+                f"{'+' if each.named else '-'} {each.photo.name}: {each.known_as} {each.probability:.2f}: {each.answer}"
+            )
+        print(f"{'photographs':16} {sum(each.named for each in named)} of {len(named)} named")
+
+
+if __name__ == "__main__":
+    from mobillama_v.errors import MobiLlamaVError
+
+    try:
+        app(prog_name="python -m nano")
+    except MobiLlamaVError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise SystemExit(2) from None

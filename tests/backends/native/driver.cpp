@@ -1,0 +1,237 @@
+// Runs the engine without Python, for sanitizers and for other processors: every kernel path and bit width, ragged
+// shapes, several sequences and threads that call at once. Names the paths. Ends with 0 where all threads agree bit for
+// bit, and all paths within the order of sums.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../mobillama_v/backends/native/csrc/engine.h"
+#include "../../mobillama_v/backends/native/csrc/kernels.h"
+
+namespace {
+
+struct Shape {
+    int vocab, hidden, ffn, layers, heads, kv_heads, ffn_count;
+};
+constexpr int kContext = 160;
+
+// Every tensor is a block of its own, so that a byte read past its end is seen.
+struct Tensors {
+    std::vector<std::vector<uint8_t>> data;
+    std::mt19937 random{1};
+
+    void halves(size_t count) {
+        std::vector<uint8_t> bytes(2 * count);
+        for (size_t i = 0; i < count; i++) half(&bytes[2 * i], 0x3000);
+        data.push_back(std::move(bytes));
+    }
+    void floats(size_t count) {
+        std::vector<float> values(count, 1.0f);
+        data.emplace_back(4 * count);
+        std::memcpy(data.back().data(), values.data(), 4 * count);
+    }
+    void matrix(int bits, int rows, int columns) {
+        const size_t tile = mv::tile_bytes(bits);
+        const size_t tiles = size_t{1} * mv::round_up(rows, 16) / 16 * mv::round_up(columns, 32) / 32;
+        std::vector<uint8_t> bytes(tiles * tile);
+        for (size_t t = 0; t < tiles; t++)
+            for (size_t i = 0; i < tile; i++) {
+                uint8_t* at = &bytes[t * tile + i];
+                if (bits == 16 || i < 32) {
+                    if (i % 2 == 0) half(at, bits == 4 ? 0x2400 : bits == 8 ? 0x1000 : 0x3000);
+                } else {
+                    *at = static_cast<uint8_t>(random());
+                }
+            }
+        data.push_back(std::move(bytes));
+    }
+
+   private:
+    void half(uint8_t* at, uint16_t size) {  // of about that size, either sign
+        const uint16_t value = static_cast<uint16_t>((random() & 0x8000) | (size + (random() & 0x3ff)));
+        std::memcpy(at, &value, 2);
+    }
+};
+
+[[noreturn]] void die(const char* what) {
+    std::fprintf(stderr, "%s: %s\n", what, mv_error());
+    std::exit(1);
+}
+
+std::vector<float> answer(mv_model* model, const Shape& shape, int length, bool steps) {
+    mv_sequence* sequence = mv_sequence_new(model, length + (steps ? 20 : 3));
+    if (sequence == nullptr) die("sequence");
+    std::vector<float> embeddings(static_cast<size_t>(length) * shape.hidden), logits(mv::round_up(shape.vocab, 16));
+    for (size_t i = 0; i < embeddings.size(); i++) embeddings[i] = std::sin(static_cast<float>(i));
+    for (int at = 0; at < length;) {
+        const int32_t count = steps ? 1 : length;
+        if (mv_forward(model, &sequence, &count, 1, &embeddings[static_cast<size_t>(at) * shape.hidden], nullptr,
+                       logits.data()))
+            die("prefill");
+        at += count;
+        if (steps && at == 61) {  // goes on in a copy, of another capacity
+            mv_sequence* copy = mv_sequence_new(model, length + 3);
+            if (copy == nullptr || mv_sequence_copy(copy, sequence, at + 1) == 0 || mv_sequence_copy(copy, sequence, at))
+                die("copy");
+            mv_sequence_free(sequence);
+            sequence = copy;
+        }
+    }
+    for (int32_t token = 0; token < 3; token++) {
+        const int32_t one = 1;
+        if (mv_forward(model, &sequence, &one, 1, nullptr, &token, logits.data())) die("decode");
+    }
+    const int32_t one = 1, token = 0;
+    if (mv_forward(model, &sequence, &one, 1, nullptr, &token, logits.data()) == 0) die("a full sequence took more");
+    mv_sequence_free(sequence);
+    for (int i = 0; i < shape.vocab; i++)
+        if (!std::isfinite(logits[i])) die("a logit is not finite");
+    return logits;
+}
+
+void run(const Shape& shape, int bits, int path, int threads, std::vector<float>& expected) {
+    Tensors tensors;
+    const int width = shape.hidden / shape.heads, ffn = mv::round_up(shape.ffn, 32);
+    tensors.halves(static_cast<size_t>(shape.vocab) * shape.hidden);
+    tensors.matrix(bits, shape.vocab, shape.hidden);
+    tensors.floats(shape.hidden);
+    for (int i = 0; i < shape.ffn_count; i++) {
+        tensors.matrix(bits, 2 * ffn, shape.hidden);
+        tensors.matrix(bits, shape.hidden, ffn);
+    }
+    for (int i = 0; i < shape.layers; i++) {
+        tensors.matrix(bits, shape.hidden + 2 * shape.kv_heads * width, shape.hidden);
+        tensors.matrix(bits, shape.hidden, shape.hidden);
+        tensors.floats(shape.hidden);
+        tensors.floats(shape.hidden);
+    }
+    std::vector<mv_span> spans;
+    for (const auto& each : tensors.data) spans.push_back({each.data(), each.size()});
+    const int32_t count = static_cast<int32_t>(spans.size());
+    mv_config config{};
+    config.theta = 10000, config.eps = 1e-5;
+    config.vocab = shape.vocab, config.hidden = shape.hidden, config.ffn = shape.ffn, config.layers = shape.layers;
+    config.heads = shape.heads, config.kv_heads = shape.kv_heads, config.context = kContext;
+    config.ffn_count = shape.ffn_count, config.bits = bits, config.threads = threads, config.path = path;
+
+    for (int i = 0; i < count; i++) {  // a tensor of any other size is refused
+        std::vector<mv_span> wrong = spans;
+        wrong[i].bytes--;
+        if (mv_model_new(&config, wrong.data(), count) != nullptr) die("a short tensor was taken");
+    }
+    if (mv_model_new(&config, spans.data(), count - 1) != nullptr) die("a missing tensor was not missed");
+
+    mv_model* model = mv_model_new(&config, spans.data(), count);
+    if (model == nullptr) die("model");
+    if (mv_sequence_new(model, kContext + 1) != nullptr) die("a sequence beyond the context was made");
+    std::vector<std::vector<float>> answers(3);
+    std::vector<std::thread> callers;
+    for (int i = 0; i < 3; i++)
+        callers.emplace_back([&, i] { answers[i] = answer(model, shape, 140, i == 1); });
+    for (auto& caller : callers) caller.join();
+    if (expected.empty()) expected = answers[0];
+    for (const auto& each : answers)
+        if (std::memcmp(each.data(), expected.data(), sizeof(float) * shape.vocab) != 0) die("answers differ");
+
+    std::vector<mv_sequence*> sequences;
+    std::vector<int32_t> counts, tokens;
+    for (int i = 0; i < 130; i++) {
+        sequences.push_back(mv_sequence_new(model, 4));
+        counts.push_back(1 + i % 3);
+        for (int j = 0; j <= i % 3; j++) tokens.push_back((i + j) % shape.vocab);
+    }
+    std::vector<float> logits(sequences.size() * mv::round_up(shape.vocab, 16));
+    if (mv_forward(model, sequences.data(), counts.data(), 130, nullptr, tokens.data(), logits.data())) die("batch");
+    for (mv_sequence* sequence : sequences) mv_sequence_free(sequence);
+    mv_model_free(model);
+}
+
+// Within the tolerance of the tests in Python, which say why: in standard deviations of the logits.
+void compare(const std::vector<float>& found, const std::vector<float>& expected, int count) {
+    double mean = 0, variance = 0, difference = 0, largest = 0;
+    for (int i = 0; i < count; i++) mean += expected[i] / count;
+    for (int i = 0; i < count; i++) {
+        const double apart = std::fabs(found[i] - expected[i]);
+        variance += (expected[i] - mean) * (expected[i] - mean) / count;
+        difference += apart * apart / count;
+        largest = std::fmax(largest, apart);
+    }
+    if (std::sqrt(difference / variance) > 0.04 || largest > 0.2 * std::sqrt(variance)) die("a path differs");
+}
+
+// Layers outside the decoder: threads that call one team at once, and every vector alone, agree bit for bit.
+void run_linear(int rows, int columns, int count, int path, std::vector<float>& expected) {
+    Tensors tensors;
+    tensors.matrix(8, rows, columns);
+    const mv_span weights{tensors.data[0].data(), tensors.data[0].size()};
+    std::vector<float> bias(rows), x(static_cast<size_t>(count) * columns);
+    for (int i = 0; i < rows; i++) bias[i] = std::cos(static_cast<float>(i));
+    for (size_t i = 0; i < x.size(); i++) x[i] = std::sin(static_cast<float>(i));
+    if (mv_team_new(0, path) != nullptr || mv_team_new(1, 99) != nullptr) die("a team that cannot be was made");
+    for (int threads : {1, 2, 3}) {
+        mv_team* team = mv_team_new(threads, path);
+        if (team == nullptr || mv_team_path(team) != path) die("team");
+        std::vector<std::vector<float>> found(3, std::vector<float>(static_cast<size_t>(count) * rows));
+        std::vector<std::thread> callers;
+        for (int i = 0; i < 3; i++)
+            callers.emplace_back([&, i] {
+                const int some = i == 1 ? 1 : count;  // at once
+                for (int at = 0; at < count; at += some)
+                    if (mv_linear(team, &weights, rows, columns, bias.data(), &x[static_cast<size_t>(at) * columns], some,
+                                  &found[i][static_cast<size_t>(at) * rows]))
+                        die("linear");
+            });
+        for (auto& caller : callers) caller.join();
+        if (expected.empty()) expected = found[0];
+        for (const auto& each : found)
+            if (std::memcmp(each.data(), expected.data(), sizeof(float) * each.size()) != 0) die("layers differ");
+        std::vector<float> y(rows);
+        if (mv_linear(team, &weights, rows, columns, nullptr, x.data(), 1, y.data())) die("no bias");
+        for (int i = 0; i < rows; i++)
+            if (std::fabs(y[i] + bias[i] - expected[i]) > 1e-4f * (1 + std::fabs(expected[i]))) die("a bias differs");
+        mv_span wrong = weights;
+        wrong.bytes--;
+        if (!mv_linear(team, &wrong, rows, columns, nullptr, x.data(), 1, y.data())) die("short weights were taken");
+        if (!mv_linear(team, &weights, rows, columns, nullptr, x.data(), -1, y.data())) die("-1 vectors were taken");
+        if (!mv_linear(team, &weights, 0, columns, nullptr, x.data(), 1, y.data())) die("no rows were taken");
+        mv_team_free(team);
+    }
+}
+
+void run_linears(int path, std::vector<std::vector<float>>& portable) {
+    const int shapes[][3] = {{1, 1, 1}, {40, 70, 7}, {130, 64, 300}};  // rows, columns, vectors
+    for (size_t i = 0; i < 3; i++) {
+        std::vector<float> found;
+        run_linear(shapes[i][0], shapes[i][1], shapes[i][2], path, found);
+        if (path == MV_PORTABLE) portable.push_back(found);
+        const int count = static_cast<int>(found.size());
+        if (count > 1) compare(found, portable[i], count);
+    }
+    std::printf("path %d, layers\n", path);
+}
+
+}  // namespace
+
+int main() {
+    std::vector<std::vector<float>> layers;
+    for (int path : {MV_PORTABLE, MV_AVX2, MV_VNNI, MV_NEON})
+        if (mv_has_path(path)) run_linears(path, layers);
+    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}, {40, 64, 40, 2, 4, 2, 1}};
+    for (const Shape& shape : shapes)
+        for (int bits : {4, 8, 16}) {
+            std::vector<float> portable;
+            for (int path : {MV_PORTABLE, MV_AVX2, MV_VNNI, MV_NEON}) {
+                if (!mv_has_path(path)) continue;
+                std::vector<float> expected;
+                for (int threads : {1, 2, 3}) run(shape, bits, path, threads, expected);
+                if (path == MV_PORTABLE) portable = expected;
+                compare(expected, portable, shape.vocab);
+                std::printf("path %d, %d bit\n", path, bits);
+            }
+        }
+    return 0;
+}

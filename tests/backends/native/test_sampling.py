@@ -1,0 +1,56 @@
+"""The native engine's choice of tokens: greedy, in proportion, within the nucleus, repeatable."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mobillama_v.backends.native.engine import sample
+from mobillama_v.generate import Sampling
+
+FOUR = np.log(np.array([[0.15, 0.5, 0.05, 0.3]], np.float32))
+
+
+def draws(count: int, **settings: float) -> np.ndarray:
+    tokens = sample(FOUR.repeat(count, 0), Sampling(**settings), np.random.default_rng(0))
+    return np.bincount(tokens, minlength=4) / count
+
+
+def test_greedy_is_the_likeliest() -> None:
+    assert sample(FOUR, Sampling(), np.random.default_rng(0)) == [1]
+    assert draws(1000, temperature=1.0, top_p=1e-9).tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "expected"),
+    [
+        (1.0, 1.0, [0.15, 0.5, 0.05, 0.3]),
+        (1.0, 0.7, [0, 0.5 / 0.8, 0, 0.3 / 0.8]),
+        (1.0, 0.81, [0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95]),
+        (0.5, 1.0, [0.0225 / 0.365, 0.25 / 0.365, 0.0025 / 0.365, 0.09 / 0.365]),
+    ],
+)
+def test_shares(temperature: float, top_p: float, expected: list[float]) -> None:
+    found = draws(20_000, temperature=temperature, top_p=top_p)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.015)  # four standard errors
+    assert all((share == 0) == (wanted == 0) for share, wanted in zip(found, expected, strict=True))
+
+
+def test_the_nucleus_is_found_among_many() -> None:
+    """With as many tokens as models have, against a plain sort."""
+    random = np.random.default_rng(1)
+    logits = 3 * random.standard_normal((4, 32_000)).astype(np.float32)
+    shares = np.exp(logits.astype(np.float64))
+    shares /= shares.sum(-1, keepdims=True)
+    for top_p in (0.3, 0.9, 0.999):
+        for row, share in zip(logits, shares, strict=True):
+            order = np.argsort(-share, kind="stable")
+            inside = set(order[: 1 + int((share[order].cumsum() < top_p).sum())].tolist())
+            chosen = set(sample(row[None].repeat(50, 0), Sampling(temperature=1.0, top_p=top_p), random))
+            assert chosen <= inside
+
+
+def test_a_seed_repeats_and_none_does_not() -> None:
+    many = FOUR.repeat(64, 0)
+    runs = [sample(many, Sampling(temperature=1.0), np.random.default_rng(seed)) for seed in (1, 1, 2, None, None)]
+    assert runs[0] == runs[1] != runs[2] and runs[3] != runs[4]

@@ -1,0 +1,264 @@
+"""Small models without torch: the tower over numpy against the one in torch, and what falls back to torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mobillama_v import loading
+from mobillama_v.backends.native import library
+from mobillama_v.backends.numpy import layers, structured_tokens
+from mobillama_v.backends.numpy.model import NumpyVisionEncoder
+from mobillama_v.errors import CheckpointError
+from mobillama_v.generate import Sampling
+from mobillama_v.hub import find_model, read_spec
+from mobillama_v.loading import load, runs_light
+from mobillama_v.model.vision import structured_tokens as in_torch
+from nano.scenes import STYLES, draw, sample_scene
+
+pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
+RED = Image.new("RGB", (300, 200), (200, 30, 30))
+NAMES = ("config.json", "tokenizer.json", "model.safetensors")
+
+
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir(exist_ok=True)
+    for name in NAMES:
+        shutil.copyfile(source / name, target / name)
+    return target
+
+
+def is_light(folder: Path) -> bool:
+    return isinstance(load(str(folder)).vision, NumpyVisionEncoder)
+
+
+def pictures() -> list[Image.Image]:
+    """Drawings of all kinds, plain pictures and a noisy one."""
+    drawn = [draw(sample_scene(random.Random(seed), style)) for style in STYLES for seed in range(3)]
+    noise = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8)
+    return [*drawn, RED, Image.linear_gradient("L").convert("RGB"), Image.fromarray(noise)]
+
+
+def agree(got: np.ndarray, expected: np.ndarray) -> None:
+    """fp32 either way: sums in another order, which no peak of a heat map is near enough to notice."""
+    np.testing.assert_allclose(got, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("which", ["nano", "random"])
+def test_the_tower_sees_what_torchs_sees(which: str, nano_like: Path) -> None:
+    folder = find_model("nano") if which == "nano" else nano_like
+    light = load(str(folder), device="cpu")
+    assert isinstance(light.vision, NumpyVisionEncoder)
+    network = light.network
+    seen = pictures()
+    for picture in seen:
+        pixels = light.spec.image(picture)
+        with torch.inference_mode():
+            expected = network.get_image_features(torch.from_numpy(pixels)[None])[0].numpy()
+        got = light.vision.encode_image(pixels)
+        assert got.shape == (84, light.spec.decoder.hidden_size) and got.dtype == np.float32
+        agree(got, expected)
+
+
+@pytest.mark.parametrize(("select", "kind"), [("patch", "mlp2x_gelu"), ("cls_patch", "linear")])
+def test_other_settings_of_tower_and_projector(select: str, kind: str, nano_like: Path, tmp_path: Path) -> None:
+    folder = copied(nano_like, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    config["tower"]["select"], config["projector"]["type"] = select, kind
+    (folder / "config.json").write_text(json.dumps(config))
+    if kind == "linear":
+        state = load_file(folder / "model.safetensors")
+        save_file({name: each for name, each in state.items() if "linear_2" not in name}, folder / "model.safetensors")
+    light, plain = load(str(folder)), load(str(folder), engine="torch", device="cpu")
+    assert isinstance(light.vision, NumpyVisionEncoder)
+    assert light.vision.tokens_per_image == plain.vision.tokens_per_image == (84 if select == "cls_patch" else 49)
+    agree(light.encode_image(RED).features, plain.encode_image(RED).features.numpy())
+    assert light.ask([RED], "What?", Sampling(8)).text == plain.ask([RED], "What?", Sampling(8)).text
+
+
+def test_gelu_is_exact_to_fp32() -> None:
+    x = np.linspace(-9, 9, 20001, dtype=np.float32)
+    exact = np.array([each * 0.5 * math.erfc(-each / math.sqrt(2)) for each in x.tolist()])
+    assert np.abs(layers.gelu(x) - exact).max() < 1e-6
+
+
+@pytest.mark.parametrize(("side", "kernel", "stride"), [(7, 5, 2), (8, 3, 2), (8, 5, 2), (9, 5, 1), (224, 3, 2)])
+def test_convolutions_are_padded_as_torchs(side: int, kernel: int, stride: int) -> None:
+    from mobillama_v.model.vision.hybrid_lite0 import ConvSame
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, side, side + 1)
+    rows = x[0].permute(1, 2, 0).numpy()
+    for theirs, ours in (
+        (ConvSame(6, 4, kernel, stride), lambda t: layers.Conv(t, 6, 4, kernel, stride)),
+        (ConvSame(6, 6, kernel, stride, groups=6), lambda t: layers.DepthwiseConv(t, 6, kernel, stride)),
+    ):
+        tensors = layers.Tensors({name: each.detach().numpy() for name, each in theirs.named_parameters()})
+        expected = theirs(x)[0].permute(1, 2, 0).detach().numpy()
+        np.testing.assert_allclose(ours(tensors)(rows), expected, atol=1e-5)
+        assert not tensors.left
+
+
+def test_peaks_are_those_of_torch() -> None:
+    generator = torch.Generator().manual_seed(4)
+    for rows, columns, most in ((14, 14, 6), (14, 28, 14)):
+        logits = 4 * torch.randn(rows, columns, 5, generator=generator)
+        expected = in_torch.find_peaks(logits[None], most)
+        for mine, theirs in zip(structured_tokens.find_peaks(logits.numpy(), most), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert not structured_tokens.find_peaks(np.full((14, 14, 3), -200, np.float32), 6)[
+        0
+    ].any()  # beyond fp32's exponentials
+
+
+def test_lines_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No letter, one line, two lines, more letters than a line has places for."""
+    torch.manual_seed(2)
+    theirs, places = in_torch.TextReader(), in_torch.PositionTokens()
+    for parameter in (*theirs.parameters(), *places.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3)
+    arrays = {name: each.detach().numpy() for name, each in theirs.named_parameters()}
+    mine = structured_tokens.TextReader(layers.Tensors(arrays))
+    there = structured_tokens.PositionTokens(
+        layers.Tensors({name: each.detach().numpy() for name, each in places.named_parameters()})
+    )
+    tints, colors = torch.rand(1, 14, 14, 12), torch.randn(12, 256)
+    seen = torch.zeros(1, 49, 1408), torch.zeros(1, 49, 256)
+    for letters in (
+        [],
+        [(3, 12)],
+        [(3, 4 + 2 * i) for i in range(9)],
+        [(2, 9), (3, 12), (10, 20), (11, 24)],
+        [(2, 3 * i) for i in range(8)] + [(10, 3 * i) for i in range(6)],
+    ):
+        logits = torch.randn(1, 14, 28, 63)
+        logits[..., 0] = -9
+        for row, column in letters:
+            logits[0, row, column, 0] = 4
+        monkeypatch.setattr(theirs, "logits", lambda *_, logits=logits: logits)
+        monkeypatch.setattr(mine, "logits", lambda *_, logits=logits: logits[0].numpy())
+        with torch.no_grad():
+            expected = theirs(*seen, tints, colors, places)[0].numpy()
+        got = mine(seen[0][0].numpy(), seen[1][0].numpy(), tints[0].numpy(), colors.numpy(), there)
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+        assert expected.any() == bool(letters)
+
+
+def test_commands_answer_without_torch(nano_like: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "red.png"
+    RED.save(picture)
+    packed = tmp_path / "packed"
+    run = [sys.executable, "-m", "mobillama_v"]
+    subprocess.run([*run, "quantize", str(nano_like), str(packed), "--bits", "8"], check=True, capture_output=True)
+    code = (
+        "import sys; from mobillama_v.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+        "print([name for name in ('torch', 'transformers', 'open_clip', 'timm') if name in sys.modules])"
+    )
+    for arguments, lines in (
+        (["describe", str(picture), "-m", str(nano_like), "--temperature", "1", "--seed", "3", "--top-p", "0.9"], ""),
+        (["describe", str(picture), "-m", str(packed), "--json"], ""),
+        (["chat", str(picture), "-m", str(nano_like), "--max-new-tokens", "5"], "What?\nAnd?\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], input=lines, capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+        assert len(done.stdout.splitlines()) >= 2
+
+
+def test_the_network_is_there_when_it_is_asked_for(nano_like: Path) -> None:
+    model = load(str(nano_like), device="auto")
+    assert model.device == "cpu" and isinstance(model.vision, NumpyVisionEncoder)
+    assert model.network is model.network and not model.network.lm_head.weight.is_meta
+
+
+def test_who_asks_for_torch_gets_it(nano_like: Path) -> None:
+    spec = read_spec(nano_like)
+    assert runs_light(nano_like, spec, "auto", "auto") and runs_light(nano_like, spec, "cpu", "native")
+    assert not runs_light(nano_like, spec, "cuda", "auto") and not runs_light(nano_like, spec, "cpu", "torch")
+    for changed in (
+        dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, feature_layer=-2)),
+        dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, model="ViT-B-32")),
+        dataclasses.replace(spec, projector=dataclasses.replace(spec.projector, type="avg_pool_mlp", factor=7)),
+        dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, vocab_size=10**6, hidden_size=512)),
+    ):
+        assert not runs_light(nano_like, changed, "auto", "auto")
+    assert not isinstance(load(str(nano_like), dtype=torch.float32).vision, NumpyVisionEncoder)
+
+
+def test_files_of_other_kinds_are_torchs(nano_like: Path, tmp_path: Path) -> None:
+    """bfloat16, which numpy lacks, and a ``.bin``; shards are read."""
+    state = load_file(nano_like / "model.safetensors")
+    expected = load(str(nano_like)).ask([RED], "What?", Sampling(8)).text
+    folder = copied(nano_like, tmp_path / "bf16")
+    save_file({name: each.bfloat16() for name, each in state.items()}, folder / "model.safetensors")
+    assert not is_light(folder) and load(str(folder)).ask([RED], "What?", Sampling(8)).text
+    (folder / "model.safetensors").unlink()
+    torch.save(state, folder / "pytorch_model.bin")
+    assert not is_light(folder) and load(str(folder)).ask([RED], "What?", Sampling(8)).text == expected
+    (folder / "pytorch_model.bin").unlink()
+    names = sorted(state)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for shard, some in shards.items():
+        save_file({name: state[name] for name in some}, folder / shard)
+    index = {"weight_map": {name: shard for shard, some in shards.items() for name in some}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert is_light(folder) and load(str(folder)).ask([RED], "What?", Sampling(8)).text == expected
+
+
+def test_what_is_left_to_torch_stays_on_the_cpu(
+    nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As :func:`precision` says: a GPU that ``auto`` would find elsewhere is not asked for."""
+    wanted: list[str] = []
+    monkeypatch.setattr(loading, "choose_device", lambda name: wanted.append(name) or torch.device("cpu"))
+    folder = copied(nano_like, tmp_path / "bf16")
+    state = load_file(folder / "model.safetensors")
+    save_file({name: each.bfloat16() for name, each in state.items()}, folder / "model.safetensors")
+    assert not is_light(folder) and load(str(nano_like), dtype=torch.float32).device == "cpu"
+    load(str(nano_like), bits=8)
+    assert wanted == ["cpu"] * 3 and loading.precision(str(folder)) == "16 bit, native"
+
+
+def test_what_does_not_fit_is_told_as_torch_tells_it(nano_like: Path, tmp_path: Path) -> None:
+    state = load_file(nano_like / "model.safetensors")
+    folder = copied(nano_like, tmp_path / "broken")
+    norm = "vision_tower.visual.trunk.blocks.1.norm1.weight"
+    head = "lm_head.weight"
+    for change, message in (
+        ({norm: None}, f"lacks {norm}"),
+        ({"extra": torch.zeros(2)}, "has unknown extra"),
+        ({norm: torch.zeros(7)}, f"{norm} is \\[7\\] and must be \\[256\\]"),
+        ({head: None}, f"lacks {head}"),
+        ({head: torch.full_like(state[head], torch.inf)}, "lm_head holds weights that are not finite"),
+    ):
+        changed = {name: each for name, each in (state | change).items() if each is not None}
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match=message):
+            load(str(folder))
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(10_000)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(str(folder))
+
+
+def test_threads_are_those_of_openmps_variable(nano_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    three = load(str(nano_like))
+    assert three.engine.model.threads == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    one = load(str(nano_like))
+    assert one.engine.model.threads == 1
+    assert one.ask([RED], "What?", Sampling(8)).text == three.ask([RED], "What?", Sampling(8)).text

@@ -1,0 +1,201 @@
+"""Which engine answers, packed folders from the command line, and an install without a compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from mobillama_v.backends import select
+from mobillama_v.backends.native import library
+from mobillama_v.backends.native.packed_format import FILE
+from mobillama_v.backends.select import use_native
+from mobillama_v.backends.torch import TorchEngine
+from mobillama_v.cli.main import app
+from mobillama_v.config import DecoderConfig
+from mobillama_v.errors import CheckpointError, ConfigError
+from mobillama_v.generate import Sampling
+from mobillama_v.loading import load
+
+ROOT = Path(__file__).parents[2]
+SHORT = Sampling(max_new_tokens=12)
+RED = Image.new("RGB", (300, 200), (200, 30, 30))
+SMALL, LARGE = DecoderConfig(97, 64, 96, 2, 4, 4), DecoderConfig()
+ODD = dataclasses.replace(SMALL, hidden_size=48)
+native_only = pytest.mark.skipif(bool(library.missing()), reason="no native library")
+
+
+def call(*arguments: object):
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+@pytest.fixture(scope="module")
+def packed(nano_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("packed") / "q8"
+    result = call("quantize", nano_like, "--bits", 8, out)
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+def test_where_there_is_a_compiler_there_is_a_library() -> None:
+    """Else most tests of the engine would be left out, and a build that fails would look like one that passes."""
+    assert not (shutil.which("c++") and library.missing()), library.missing()
+
+
+@native_only
+def test_native_is_for_cpus_and_for_packed_or_small_models() -> None:
+    assert use_native("auto", SMALL, device="cpu", packed=False)
+    assert not use_native("auto", LARGE, device="cpu", packed=False)
+    assert use_native("auto", LARGE, device="cpu", packed=True)
+    assert use_native("native", LARGE, device="cpu", packed=False)
+    assert not use_native("auto", SMALL, device="cuda", packed=True)
+    assert not use_native("torch", SMALL, device="cpu", packed=True)
+    assert not use_native("auto", ODD, device="cpu", packed=True)
+    with pytest.raises(ConfigError, match="heads whose width is a multiple of 8, and this model's are 12 wide"):
+        use_native("native", ODD, device="cpu", packed=False)
+    with pytest.raises(ConfigError, match="runs on a CPU and the device is cuda"):
+        use_native("native", SMALL, device="cuda", packed=False)
+    with pytest.raises(ConfigError, match="engine 'abacus' is unknown; choose auto, native or torch"):
+        use_native("abacus", SMALL, device="cpu", packed=False)
+
+
+def test_without_a_library_torch_answers_and_says_so_once(
+    nano_like: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = "it was not built for want of a C++ compiler; install one and this package again"
+    monkeypatch.setattr(library, "missing", lambda: missing)
+    select._tell.cache_clear()
+    for _ in range(2):
+        assert isinstance(load(str(nano_like), device="cpu").engine, TorchEngine)
+    assert not use_native("auto", LARGE, device="cpu", packed=False)
+    assert not use_native("auto", ODD, device="cpu", packed=True)  # which a library would not change
+    assert [record.getMessage() for record in caplog.records] == [
+        "note: torch answers, which is slower: the native engine is not here (it was not built for want of a C++ "
+        "compiler; install one and this package again)."
+    ]
+    with pytest.raises(ConfigError, match="cannot be used: it was not built for want of a C\\+\\+ compiler; install"):
+        load(str(nano_like), device="cpu", engine="native")
+
+
+@native_only
+def test_engines_give_the_same_answers(nano_like: Path) -> None:
+    native, plain = load(str(nano_like), device="cpu"), load(str(nano_like), device="cpu", engine="torch")
+    assert isinstance(plain.engine, TorchEngine) and not isinstance(native.engine, TorchEngine)
+    prompts = [([RED], "What is this?"), ([], "How many dogs?"), ([RED, RED], "Why?")]
+    assert [each.text for each in native.ask_batch(prompts, SHORT)] == [
+        each.text for each in plain.ask_batch(prompts, SHORT)
+    ]
+
+
+@native_only
+def test_float_weights_are_packed_to_the_bits_that_are_asked_for(nano_like: Path, packed: Path) -> None:
+    titles = [load(str(nano_like), device="cpu", engine="native", bits=bits).engine.title for bits in (4, 8, None)]
+    assert [title.split(" bit")[0] for title in titles] == ["native 4", "native 8", "native 16"]
+    for name, engine, bits, message in (
+        (nano_like, "native", 5, "packed to 4, 8 or 16 bits, not 5"),
+        (nano_like, "torch", 8, "is not packed to 8 bits: torch answers; choose the native engine"),
+        (packed, "native", 4, "is not packed to 4 bits: it is packed already"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(str(name), device="cpu", engine=engine, bits=bits)
+
+
+@native_only
+def test_a_packed_folder_is_a_model_folder(packed: Path, nano_like: Path) -> None:
+    """The native engine, and torch with the packed numbers, give nearly the logits of the model that was packed."""
+    native, plain = load(str(packed), device="cpu"), load(str(packed), device="cpu", engine="torch")
+    original = load(str(nano_like), device="cpu", engine="torch")
+    logits = []
+    for each in (native, plain, original):
+        row = each._row([RED], "What is this?")
+        embeds, exists = each.engine.compose([row.encoded], [row.images[0].features], each.tokenizer.pad_id)
+        logits.append(torch.as_tensor(each.engine.begin(1, embeds.shape[1]).prefill(embeds, exists)))
+    spread = float(logits[2].std())
+    assert float((logits[1] - logits[2]).abs().max()) < 0.1 * spread  # 8 bits instead of 16
+    assert float((logits[0] - logits[2]).abs().max()) < 0.2 * spread  # and 8-bit activations
+    assert sorted(path.name for path in packed.iterdir()) == [
+        "config.json", "model.safetensors", FILE, "tokenizer.json"
+    ]  # fmt: skip
+    picture = packed.parent / "red.png"
+    RED.save(picture)
+    for engine in ("native", "torch"):
+        result = call("describe", picture, "-m", packed, "--engine", engine, "--max-new-tokens", 8, "--device", "cpu")
+        assert result.exit_code == 0 and result.stdout.strip(), result.stderr
+
+
+def test_quantize_refuses(packed: Path, nano_like: Path, tmp_path: Path) -> None:
+    for arguments, message in (
+        ((nano_like, tmp_path / "new", "--bits", 5), "--bits is 5 and must be 4 or 8"),
+        ((nano_like, tmp_path), "is there already"),
+        ((nano_like, tmp_path / "no" / "new"), "there is no folder"),
+        ((packed, tmp_path / "new"), "is packed already"),
+        ((tmp_path / "nothing", tmp_path / "new"), "there is no model"),
+    ):
+        result = call("quantize", *arguments)
+        assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantize_leaves_nothing_where_it_cannot_write(
+    nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    result = call("quantize", nano_like, tmp_path / "new")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert "cannot be written (No space left on device); choose another place" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_packed_folder_is_refused(packed: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors", FILE):
+        shutil.copyfile(packed / name, tmp_path / name)
+    with (tmp_path / FILE).open("r+b") as file:
+        file.truncate(5000)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load(str(tmp_path), device="cpu")
+    config = json.loads((packed / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shutil.copyfile(packed / FILE, tmp_path / FILE)
+    with pytest.raises(CheckpointError, match=r"lacks layers\.2\.qkv"):
+        load(str(tmp_path), device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(int(version("setuptools").split(".")[0]) < 77, reason="setuptools here is older than the build's")
+@pytest.mark.parametrize("compiler", [False, True])
+def test_installs_with_and_without_a_compiler(compiler: bool, nano_like: Path, tmp_path: Path) -> None:
+    if compiler and shutil.which("c++") is None:
+        pytest.skip("no C++ compiler here")
+    source, target = tmp_path / "source", tmp_path / "target"
+    keep = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", "*.so", "weights", "runs")
+    shutil.copytree(ROOT, source, ignore=keep)
+    env = os.environ | ({} if compiler else {"PATH": str(tmp_path)})
+    install = ["install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target), str(source)]
+    done = subprocess.run([sys.executable, "-m", "pip", *install], capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr
+    built = [path.name for path in (target / "mobillama_v" / "engine").glob("_native*")]
+    assert len(built) == (1 if compiler else 0)
+    picture = tmp_path / "red.png"
+    RED.save(picture)
+    code = "import sys; from mobillama_v.cli.main import main; sys.argv[0] = 'mobillama-v'; main()"
+    command = [sys.executable, "-c", code, "describe", str(picture), str(picture), "-m", str(nano_like)]
+    done = subprocess.run(
+        [*command, "--max-new-tokens", "4", "--device", "cpu"],
+        capture_output=True, text=True, env=env | {"PYTHONPATH": str(target)}, cwd=tmp_path, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0 and done.stdout.count("red.png") == 2, done.stderr
+    assert done.stderr.count("note: torch answers") == (0 if compiler else 1), done.stderr

@@ -1,0 +1,45 @@
+"""A browser is known by its cookie, whatever other cookies it sends."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import HTTPConnection
+
+from mobillama_v.demo.middleware import AccessMiddleware
+from mobillama_v.demo.sessions import COOKIE, Sessions
+
+TOKEN = Sessions.new_token()
+
+
+def visit(tmp_path: Path, *cookies: str) -> tuple[str, bool]:
+    """The token that the application is told, and whether the browser was given one."""
+    told: list[str] = []
+    sent: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        told.append(HTTPConnection(scope).cookies[COOKIE])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"cookie", cookie.encode()) for cookie in cookies]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    asyncio.run(AccessMiddleware(app, Sessions(tmp_path, shared=tmp_path))(scope, None, send))
+    return told[0], any(name == b"set-cookie" for name, _ in sent[0]["headers"])
+
+
+@pytest.mark.parametrize("other", ['odd={"a": 1}; ', "two words=x y; ", "nothing; ", "a[1]=2; ", ""])
+def test_known_among_the_cookies_of_others(tmp_path: Path, other: str) -> None:
+    assert visit(tmp_path, f"{other}{COOKIE}={TOKEN}") == (TOKEN, False)
+    assert visit(tmp_path, other, f"{COOKIE}={TOKEN}") == (TOKEN, False)
+
+
+@pytest.mark.parametrize("cookies", [(), ("other=1",), (f"{COOKIE}=short",), (f"{COOKIE}={'x' * 65}",)])
+def test_a_newcomer_gets_a_token(tmp_path: Path, cookies: tuple[str, ...]) -> None:
+    token, given = visit(tmp_path, *cookies)
+    assert given and len(token) == len(TOKEN) and token != TOKEN

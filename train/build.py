@@ -1,0 +1,340 @@
+"""What a recipe names, built: model with frozen and learning parts, tokenizer, samples, plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobillama_v import distributed
+from mobillama_v.checkpoint import load_weights
+from mobillama_v.config import ModelConfig, spec_from_config
+from mobillama_v.errors import CheckpointError
+from mobillama_v.hf.configuration import MobiLlamaVConfig
+from mobillama_v.hf.modeling import MobiLlamaVForConditionalGeneration
+from mobillama_v.model.vision.clip import build_tower
+from mobillama_v.progress_bar import ProgressBar
+from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train import lora
+from mobillama_v.train.data.dataset import Samples, TrainingSet, count_kinds, load_samples
+from mobillama_v.train.data.features import FeatureCache, compute, fingerprint
+from mobillama_v.train.data.preprocess import SUPERVISED, Encoding, Problem, check_images, cores
+from mobillama_v.train.data.sampler import Packs, pack
+from mobillama_v.train.planner.memory import BatchShape
+from mobillama_v.train.planner.plan import DataStats
+from mobillama_v.train.recipe import DataSection, ModulesSection, Recipe
+
+MODULES = {"projector": ("projector",), "decoder": ("language_model", "lm_head"), "tower": ("vision_tower",)}
+"""The model's attributes that each part of a recipe's ``train.modules`` means."""
+EMBEDDINGS = ("language_model.embed_tokens", "lm_head")
+"""Those with a row for each token, which may have a rate of their own."""
+
+
+def load_start(folder: Path, *, seed: int) -> MobiLlamaVForConditionalGeneration:
+    """The model of a start folder in fp32: with its weights, or without a weight file freshly made by ``seed``.
+
+    Raises:
+        CheckpointError: no config.json, or weights that do not fit it.
+        ConfigError: a config that cannot be.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); model.start must be a model folder.") from error
+    config = MobiLlamaVConfig.from_spec(spec_from_config(values, str(path)))
+    torch.manual_seed(seed)
+    model = MobiLlamaVForConditionalGeneration(config)
+    if any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*")):
+        load_weights(model, folder)
+    elif config.spec.tower.pretrained is not None:
+        tower = build_tower(config.spec.tower, image_size=config.spec.image.size, pretrained=True)
+        model.vision_tower.load_state_dict(tower.state_dict())
+    return model
+
+
+def load_tokenizer(folder: Path, model: MobiLlamaVForConditionalGeneration) -> TextTokenizer:
+    """The start folder's tokenizer.
+
+    Raises:
+        CheckpointError: it is missing, unreadable, or has more tokens than the model has embeddings.
+    """
+    spec = model.config.spec.decoder
+    tokenizer = TextTokenizer.from_file(
+        folder / "tokenizer.json", bos_id=spec.bos_token_id, eos_id=spec.eos_token_id, pad_id=spec.pad_token_id
+    )
+    if tokenizer.vocab_size > spec.vocab_size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {spec.vocab_size} "
+            "embeddings; they belong to different models."
+        )
+    return tokenizer
+
+
+def parts(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """The modules of each part that a recipe can let learn."""
+    return {part: [getattr(model, name) for name in names] for part, names in MODULES.items()}
+
+
+def freeze_all_but(model: nn.Module, learning: dict[str, float]) -> None:
+    """Let the named parts learn and nothing else."""
+    model.requires_grad_(False)
+    for part in learning:
+        for module in parts(model)[part]:
+            module.requires_grad_(True)
+
+
+def parameter_groups(model: nn.Module, modules: ModulesSection, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups: each part at its learning rate, and norms and biases (less than two dimensions) undecayed.
+
+    ``hidden`` marks the weights of linear layers but the head: what Muon orthogonalizes.
+    """
+    named = dict(model.named_modules())
+    words = {named[name].weight for name in EMBEDDINGS}
+    hidden = {module.weight for module in named.values() if isinstance(module, nn.Linear)} - words
+    groups: list[dict[str, Any]] = []
+    for part, lr in modules.learning().items():
+        parameters = [p for module in parts(model)[part] for p in module.parameters() if p.requires_grad]
+        for is_hidden, rate, decay, chosen in (
+            (True, lr, weight_decay, [p for p in parameters if p in hidden]),
+            (False, modules.embeddings or lr, weight_decay, [p for p in parameters if p in words]),
+            (False, lr, weight_decay, [p for p in parameters if p.dim() >= 2 and p not in hidden | words]),
+            (False, lr, 0.0, [p for p in parameters if p.dim() < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "hidden": is_hidden})
+    return groups
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a training is."""
+
+    samples: int
+    """Samples learnt from, over all passes."""
+    steps: int
+    """Optimizer steps."""
+    warmup_steps: int
+    accumulation: int
+    """Forward passes of a step."""
+    devices: int
+    per_step: int
+    """Samples of a step, over all devices; of packs, on average."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, samples: int, devices: int = 1, *, batch_size: int | None = None) -> Plan:
+        """The plan of ``recipe`` for a data set of ``samples``; all devices see as many whole batches.
+
+        ``batch_size`` stands for that of the recipe: what a pack holds on average, while packs are not known.
+
+        Raises:
+            RecipeError: a global batch that the devices cannot share.
+        """
+        train, accumulation = recipe.train, recipe.accumulation(devices)
+        size = batch_size or train.batch_size
+        per_step = size * accumulation * devices
+        total = max(1, round(train.epochs * samples)) if train.max_steps is None else train.max_steps * per_step
+        if devices > 1:
+            total = math.ceil(total / (size * devices)) * size * devices
+        steps = math.ceil(total / per_step)
+        return cls(total, steps, math.ceil(steps * train.warmup_ratio), accumulation, devices, per_step)
+
+    @classmethod
+    def of_packs(cls, recipe: Recipe, packs: Packs, devices: int) -> Plan:
+        """The plan of ``recipe`` for those packs."""
+        samples, accumulation = len(packs.order), recipe.accumulation(devices)
+        steps = math.ceil(len(packs) / (accumulation * devices))
+        warmup = math.ceil(steps * recipe.train.warmup_ratio)
+        return cls(samples, steps, warmup, accumulation, devices, round(samples / steps))
+
+
+def packs_of(recipe: Recipe, lengths: np.ndarray, devices: int) -> Packs | None:
+    """The packs of samples of these lengths, if the recipe packs them; all devices see as many.
+
+    Raises:
+        RecipeError: a sample that is longer than a pack.
+    """
+    train = recipe.train
+    if train.pack_tokens is None:
+        return None
+    return pack(
+        lengths,
+        tokens=train.pack_tokens,
+        seed=train.seed,
+        total=max(1, round(train.epochs * len(lengths))),
+        count=None if train.max_steps is None else train.max_steps * recipe.accumulation(devices) * devices,
+        multiple=devices,
+    )
+
+
+def encoding_of(recipe: Recipe, spec: ModelConfig) -> Encoding:
+    """How records become tokens.
+
+    Raises:
+        RecipeError: a length that is more than the model's context.
+    """
+    return Encoding.of(
+        Path(recipe.model.start),
+        spec,
+        template=recipe.data.template,
+        max_length=recipe.data.max_length,
+        key="data.max_length",
+    )
+
+
+def unusable_images(data: DataSection, paths: list[str]) -> dict[str, tuple[str, str]]:
+    """Images that training could not use, with kind and reason; cached features need no images."""
+    if not paths or (data.features is not None and FeatureCache.is_complete(Path(data.features))):
+        return {}
+    decode, workers = data.check_images == "decode", cores(alone=True)  # the other ranks wait for the first
+    with ProgressBar() as bar:
+        told = functools.partial(bar, "images", total=len(paths))
+        return check_images(paths, Path(data.image_root), decode=decode, workers=workers, done=told)
+
+
+@dataclass
+class Setup:
+    """Everything that a training needs."""
+
+    recipe: Recipe
+    model: MobiLlamaVForConditionalGeneration
+    tokenizer: TextTokenizer
+    samples: Samples
+    plan: Plan
+    skipped: list[Problem]
+    """Records that are left out, as the recipe allows."""
+    packs: Packs | None = None
+    """The forward passes, where the recipe packs samples."""
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Setup:
+        """Build what ``recipe`` names.
+
+        Raises:
+            MobiLlamaVError: the start folder or the data are not what they must be, or the recipe leaves them open.
+        """
+        recipe.require_paths()
+        start, data = Path(recipe.model.start), recipe.data
+        model = load_start(start, seed=recipe.train.seed)
+        model.config.template = data.template  # a saved folder asks as it was taught
+        if data.image_mode is not None:
+            model.config.image = {**(model.config.image or {}), "mode": data.image_mode}
+        freeze_all_but(model, recipe.train.modules.learning())
+        if recipe.train.lora is not None:
+            lora.add_adapters(model, recipe.train.lora)
+        tokenizer = load_tokenizer(start, model)
+        samples, skipped = load_samples(
+            data.json,
+            encoding_of(recipe, model.config.spec),
+            images=lambda paths: distributed.on_first(lambda: unusable_images(data, paths)),
+            skip_bad=data.skip_bad,
+            keep_duplicates=data.duplicates == "keep",
+        )
+        devices = distributed.size()
+        packs = packs_of(recipe, samples.lengths, devices)
+        plan = Plan.of(recipe, len(samples), devices) if packs is None else Plan.of_packs(recipe, packs, devices)
+        return cls(recipe, model, tokenizer, samples, plan, skipped, packs)
+
+    def dataset(self) -> TrainingSet:
+        """The samples with their pictures; computes the cache of features that the recipe names where it is missing.
+
+        Raises:
+            ImageError: an image that cannot be read.
+            DataError: a cache that does not fit.
+        """
+        data, paths = self.recipe.data, self.samples.image_paths()
+        root, cache = Path(data.image_root), None
+        if data.features is not None and paths:
+            cache = self._features(Path(data.features), paths, root)
+        return TrainingSet(self.samples, image_root=root, transform=self.model.config.spec.image, features=cache)
+
+    def _features(self, folder: Path, paths: list[str], root: Path) -> FeatureCache:
+        print_key = fingerprint(self.model.vision_tower, self.model.config.spec.image)
+        distributed.on_first(lambda: self._fill(folder, paths, root))
+        cache = FeatureCache.open(folder, fingerprint=print_key)
+        cache.require(paths)
+        return cache
+
+    def _fill(self, folder: Path, paths: list[str], root: Path) -> None:
+        if not FeatureCache.is_complete(folder):
+            compute(self.model, paths, root, folder)
+
+    def describe(self) -> str:
+        """What learns, from what, for how long, as lines of text."""
+        learning, train, plan = self.recipe.train.modules.learning(), self.recipe.train, self.plan
+        lines = [f"recipe   {self.recipe.name}, from {self.recipe.model.start} to {self.recipe.output}"]
+        for part, modules in parts(self.model).items():
+            count = sum(p.numel() for module in modules for p in module.parameters())
+            lr = learning.get(part)
+            rate = "frozen" if lr is None else f"learns, lr {lr:g}"
+            if part == "decoder" and train.modules.embeddings is not None:
+                rate += f", embeddings and head {train.modules.embeddings:g}"
+            lines.append(f"{part:<9}{count:>13,} parameters  {rate}")
+        if train.lora is not None:
+            lines.append(lora.describe(train.lora, self.model))
+        samples, lengths = self.samples, self.samples.lengths
+        lines.append(
+            f"data     {len(samples):,} samples, {len(samples.image_paths()):,} images, {lengths.sum():,} tokens "
+            f"({samples.supervised:,} supervised; mean {lengths.mean():.0f}, longest {lengths.max()})"
+        )
+        if self.skipped:
+            lines.append(f"         without {len(self.skipped):,} bad records ({count_kinds(self.skipped)})")
+        if samples.shortened:
+            lines.append(f"         {samples.shortened:,} samples lost their last turns to fit data.max_length")
+        passes = f"{plan.accumulation}{f' x {plan.devices} devices' if plan.devices > 1 else ''}"
+        if self.packs is None:
+            step = f"{train.batch_size} x {passes} samples"
+        else:
+            mean = plan.samples / len(self.packs)
+            step = f"{passes} packs of up to {train.pack_tokens:,} tokens ({mean:.1f} samples)"
+        lines.append(
+            f"steps    {plan.steps:,} of {step}, {plan.samples / len(samples):.2f} epochs, "
+            f"warm-up {plan.warmup_steps}, {train.schedule}, {train.precision}"
+            f"{f', DeepSpeed {train.deepspeed}' if train.deepspeed else ''}"
+        )
+        return "\n".join(lines)
+
+    def figures(self) -> DataStats:
+        """The data in numbers, for planning."""
+        samples, lengths = self.samples, self.samples.lengths
+        learnt = np.add.reduceat((samples.flags & SUPERVISED) > 0, samples.offsets[:-1], dtype=np.int64)
+        images = np.array([len(paths) for paths in samples.images])
+        load, tokens = None, self.recipe.train.pack_tokens
+        if self.packs is not None and tokens is not None:
+            cached = bool(self.recipe.data.features)
+            load = BatchShape(1, tokens, self.packs.most(learnt), self.packs.most(images), cached, packed=True)
+        return DataStats(
+            samples=len(samples),
+            mean=float(lengths.mean()),
+            longest=int(lengths.max()),
+            supervised=float(learnt.mean()),
+            most_supervised=int(learnt.max()),
+            images=float(images.mean()),
+            pack=load,
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a resumed training must share with the one that it continues: recipe and data."""
+        recipe = dataclasses.asdict(self.recipe)
+        del recipe["validation"]
+        for name in ("log_steps", "save_steps", "save_total_limit", "dataloader_workers", "spike_factor", "report"):
+            del recipe["train"][name]
+        for name in ("skip_bad", "duplicates", "check_images"):
+            del recipe["data"][name]  # they choose samples, and those are compared
+        # What is as if it were not there: older checkpoints do not have it.
+        newer = ("global_batch_size", "deepspeed", "lora", "pack_tokens")
+        for section, name in (("data", "image_mode"), *(("train", name) for name in newer)):
+            if recipe[section][name] is None:
+                del recipe[section][name]
+        if self.plan.devices > 1:
+            recipe["devices"] = self.plan.devices
+        del recipe["output"], recipe["assume"]
+        return {"recipe": recipe, "data": self.samples.digest()}

@@ -1,0 +1,1 @@
+"""Training data: records, their check and conversion, features, batches."""

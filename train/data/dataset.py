@@ -1,0 +1,242 @@
+"""Records as tokens, ready to be learnt from.
+
+All samples are tokenized before training starts, by all cores, and lie in three flat arrays, so that a token costs five
+bytes and so that whatever is wrong with the data is said before the first step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from mobillama_v.errors import DataError
+from mobillama_v.images import ImageTransform, load_image
+from mobillama_v.prompt import IGNORE_INDEX
+from mobillama_v.train.data.features import FeatureCache
+from mobillama_v.train.data.preprocess import IMAGE, SUPERVISED, Encoding, Outcome, Problem, image_problem, scan
+from mobillama_v.train.data.sampler import Packs
+from mobillama_v.train.recipe import DataFile
+
+_SHOWN = 20  # problems in a text; a list of all of them goes to a file
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Tokenized samples; sample i is the span ``offsets[i]:offsets[i+1]`` of ``ids`` and ``flags``."""
+
+    ids: np.ndarray  # [all tokens] int32
+    flags: np.ndarray  # [all tokens] uint8
+    offsets: np.ndarray  # [samples + 1] int64
+    images: list[tuple[str, ...]]
+    records: list[tuple[str, str]]
+    """File and id of each sample's record."""
+    shortened: int
+    """How many samples lost their last turns to fit ``max_length``."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample, images included."""
+        return np.diff(self.offsets)
+
+    @property
+    def likeness(self) -> np.ndarray:
+        """Keys whose order puts samples with images together, those without, and like lengths in each."""
+        return self.lengths + (np.array([bool(paths) for paths in self.images], np.int64) << 32)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are learnt, over all samples."""
+        return int(np.count_nonzero(self.flags & SUPERVISED))
+
+    def name(self, index: int) -> dict[str, object]:
+        """What tells a user which record a sample is."""
+        source, record = self.records[index]
+        return {"source": source, "record": record, "images": list(self.images[index])}
+
+    def image_paths(self) -> list[str]:
+        """Every image once, in order of first use."""
+        return list(dict.fromkeys(path for paths in self.images for path in paths))
+
+    def digest(self) -> str:
+        """A fingerprint of tokens, labels and image paths, to tell whether a training goes on with the same data."""
+        state = hashlib.sha256()
+        for array in (self.ids, self.flags, self.offsets):
+            state.update(np.ascontiguousarray(array).data)
+        state.update(repr(self.images).encode())
+        return state.hexdigest()
+
+
+class BadRecordsError(DataError):
+    """Records that cannot be learnt from, and nobody has said that they may be left out."""
+
+    def __init__(self, problems: Sequence[Problem], total: int) -> None:
+        super().__init__(
+            f"{len(problems):,} of {total:,} records cannot be learnt from ({count_kinds(problems)}); the first: "
+            f"{problems[0].reason} `mobillama-v data check` lists and removes them, data.skip_bad=true trains without "
+            "them."
+        )
+        self.problems = list(problems)
+
+
+def count_kinds(problems: Iterable[Problem]) -> str:
+    """How many problems of each kind, most first."""
+    counts = Counter(problem.kind for problem in problems)
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+
+
+def list_problems(problems: Sequence[Problem], where: Path) -> str:
+    """The first problems, a line each, and where all of them are listed."""
+    lines = [f"bad record  {problem.reason}" for problem in problems[:_SHOWN]]
+    return "\n".join([*lines, f"all {len(problems):,} bad records: {where}"])
+
+
+def load_samples(
+    files: Sequence[DataFile],
+    encoding: Encoding,
+    *,
+    images: Callable[[list[str]], dict[str, tuple[str, str]]],
+    skip_bad: bool = False,
+    keep_duplicates: bool = False,
+    workers: int | None = None,
+) -> tuple[Samples, list[Problem]]:
+    """The records of all files as samples, one after the other; those of a file with ``repeat`` n come n times.
+
+    A record that is too long loses its last turns.
+
+    Args:
+        files: what to read.
+        encoding: how records become tokens.
+        images: told every path once, gives those that cannot be used with kind and reason.
+        skip_bad: leave out what cannot be learnt from, instead of refusing it.
+        keep_duplicates: exact duplicates are no problem.
+        workers: processes; None means all cores.
+
+    Returns:
+        The samples, and the problems of what was left out.
+
+    Raises:
+        BadRecordsError: records that cannot be learnt from, and not ``skip_bad``.
+        DataError: a file that cannot be read, or no record is left.
+    """
+    good: list[Outcome] = []
+    problems: list[Problem] = []
+    repeats = {file.path: file.repeat for file in files}
+    paths = [Path(file.path) for file in files]
+    for outcome in scan(paths, encoding, workers=workers, keep_duplicates=keep_duplicates):
+        if outcome.problem is None:
+            good.append(outcome)
+        else:
+            problems.append(outcome.problem)
+    total = len(good) + len(problems)
+    bad = images(list(dict.fromkeys(path for each in good for path in each.images)))
+    problems += [problem for each in good if (problem := image_problem(each, bad)) is not None]
+    good = [each for each in good if bad.keys().isdisjoint(each.images)]
+    if problems and not skip_bad:
+        raise BadRecordsError(problems, total)
+    if not good:
+        raise DataError("the data files hold no record that can be learnt from; check data.json of the recipe.")
+    by_file: dict[str, list[Outcome]] = {}
+    for outcome in good:
+        by_file.setdefault(outcome.source, []).append(outcome)
+    return _samples([each for path, found in by_file.items() for each in found * repeats[path]]), problems
+
+
+def _samples(outcomes: Sequence[Outcome]) -> Samples:
+    tokens = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
+    offsets = np.cumsum([0, *(len(each.flags) for each in tokens)], dtype=np.int64)
+    ids, flags = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.uint8)
+    for start, end, each in zip(offsets[:-1], offsets[1:], tokens, strict=True):
+        ids[start:end] = np.frombuffer(each.ids, np.int32)
+        flags[start:end] = np.frombuffer(each.flags, np.uint8)
+    return Samples(
+        ids=ids,
+        flags=flags,
+        offsets=offsets,
+        images=[outcome.images[: each.images] for outcome, each in zip(outcomes, tokens, strict=True)],
+        records=[(outcome.source, outcome.record) for outcome in outcomes],
+        shortened=sum(each.shortened for each in tokens),
+    )
+
+
+class TrainingSet(Dataset[dict[str, Any]]):
+    """Samples with their pictures: decoded when asked for, or the tower's cached outputs.
+
+    An item has ``input_ids`` [T] int64, ``labels`` [T] int64 (-100 where not supervised), ``image_mask`` [T] bool, and
+    where the sample has images ``pixel_values`` [n,3,S,S] float32 or ``image_features`` [n,E+P,Dv] float16.
+    """
+
+    def __init__(
+        self, samples: Samples, *, image_root: Path, transform: ImageTransform, features: FeatureCache | None = None
+    ) -> None:
+        self.samples, self.image_root, self.transform, self.features = samples, image_root, transform, features
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample.
+
+        Raises:
+            ImageError: an image that cannot be decoded.
+        """
+        span = slice(self.samples.offsets[index], self.samples.offsets[index + 1])
+        flags = torch.from_numpy(self.samples.flags[span])
+        input_ids = torch.from_numpy(self.samples.ids[span]).long()
+        item: dict[str, Any] = {
+            "input_ids": input_ids,
+            "labels": input_ids.masked_fill((flags & SUPERVISED) == 0, IGNORE_INDEX),
+            "image_mask": (flags & IMAGE) != 0,
+        }
+        paths = self.samples.images[index]
+        if paths and self.features is not None:
+            item["image_features"] = torch.from_numpy(self.features.read(paths))
+        elif paths:
+            item["pixel_values"] = torch.from_numpy(np.stack([self._pixels(path) for path in paths]))
+        return item
+
+    def blank(self, slots: int) -> dict[str, Any] | None:
+        """An item of one image in ``slots`` tokens, from which nothing is learnt; None where no sample has images."""
+        if not any(self.samples.images):
+            return None
+        item: dict[str, Any] = {
+            "input_ids": torch.zeros(slots, dtype=torch.long),
+            "labels": torch.full((slots,), IGNORE_INDEX),
+            "image_mask": torch.ones(slots, dtype=torch.bool),
+        }
+        if self.features is not None:
+            item["image_features"] = torch.zeros(1, *self.features.shape, dtype=torch.float16)
+        else:
+            item["pixel_values"] = torch.zeros(1, 3, self.transform.size, self.transform.size)
+        return item
+
+    def _pixels(self, path: str) -> np.ndarray:
+        return self.transform(load_image(self.image_root / path, target=self.transform.size))
+
+
+class PackedSet(Dataset[list[dict[str, Any]]]):
+    """A training's packs in their order: an item is the list of those of a pack's samples."""
+
+    def __init__(self, samples: TrainingSet, packs: Packs) -> None:
+        self.samples, self.packs = samples, packs
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        """The samples of one pack.
+
+        Raises:
+            ImageError: an image that cannot be decoded.
+        """
+        return [self.samples[sample] for sample in self.packs[index]]

@@ -1,0 +1,1 @@
+"""What watches a training: its log, curves, validation, and the loss monitor."""

@@ -1,0 +1,1 @@
+"""What ``--dry-run`` says: memory, disk and time of a training, by arithmetic."""
