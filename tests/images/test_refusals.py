@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from mobillama_v import images
-from mobillama_v.images import load_image
+from mobillama_v.images import load_image, read
 from pictures import RED, chunk, encoded, noise, png, refusal
 
 
@@ -140,7 +139,7 @@ def test_out_of_memory_is_one_sentence(monkeypatch):
     def exhausted(image):
         raise MemoryError
 
-    monkeypatch.setattr(images, "upright_rgb", exhausted)
+    monkeypatch.setattr(read, "upright_rgb", exhausted)
     assert "memory" in refusal(encoded(noise(), "PNG"), name="poster.png")
 
 
@@ -161,7 +160,7 @@ def test_large_allowed_image_warns_nobody(monkeypatch):
 
 def test_formats_that_start_programs_are_not_tried():
     assert "not an image" in refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    assert set(images._installed_formats()) <= set(images.FORMATS)
+    assert set(read._installed_formats()) <= set(read.FORMATS)
 
 
 def test_target_decodes_jpeg_smaller():

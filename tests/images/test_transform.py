@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mobillama_v import images
 from mobillama_v.errors import ConfigError, ImageError
 from mobillama_v.images import ImageTransform
+from mobillama_v.images.transform import CLIP_MEAN, CLIP_STD
 from pictures import BLACK, BLUE, GREEN, RED, WHITE, encoded, noise, oriented
 
 
@@ -21,7 +21,7 @@ def test_pad_geometry():
     got = np.asarray(ImageTransform(8).apply(Image.new("RGB", (40, 20), RED)))
     background = (122, 116, 104)
     assert (got[:2] == background).all() and (got[2:6] == RED).all() and (got[6:] == background).all()
-    normalized = ((np.array(background) / 255 - images.CLIP_MEAN) / images.CLIP_STD)[:, None, None]
+    normalized = ((np.array(background) / 255 - CLIP_MEAN) / CLIP_STD)[:, None, None]
     seen = ImageTransform(8)(Image.new("RGB", (40, 20), RED))
     np.testing.assert_allclose(seen[:, [0, 1, 6, 7]] - normalized, 0, atol=1e-6)
     got = np.asarray(ImageTransform(8, background=(1, 2, 3)).apply(Image.new("RGB", (10, 30), RED)))
@@ -140,8 +140,8 @@ def test_any_size_gives_finite_values(width, height, size, mode, resample):
 def test_configuration_is_checked():
     from_json = ImageTransform(8, mean=[0.5, 0.5, 0.5], std=[1, 1, 1], background=[0, 0, 0])
     assert from_json == ImageTransform(8, mean=(0.5, 0.5, 0.5), std=(1, 1, 1), background=(0, 0, 0))
-    assert hash(from_json) and ImageTransform(8).mean == images.CLIP_MEAN and ImageTransform(8).std == images.CLIP_STD
-    assert tuple(int(255 * m) for m in images.CLIP_MEAN) == ImageTransform(8).background
+    assert hash(from_json) and ImageTransform(8).mean == CLIP_MEAN and ImageTransform(8).std == CLIP_STD
+    assert tuple(int(255 * m) for m in CLIP_MEAN) == ImageTransform(8).background
     for bad in (
         {"size": 0},
         {"size": -3},
