@@ -19,7 +19,7 @@ from torch import Tensor
 from mobillama_v.assistant import Assistant, EncodedImage
 from mobillama_v.errors import ConfigError
 from mobillama_v.model.vlm import place_image_features
-from mobillama_v.prompt import IGNORE_INDEX, Message, encode
+from mobillama_v.prompt import IGNORE_INDEX, Message, get_template
 from mobillama_v.prompt import assistant as assistant_turn
 
 CELLS = 7
@@ -60,10 +60,9 @@ def importance(
 @torch.inference_mode()
 def log_likelihood(model: Assistant, messages: Sequence[Message], images: Tensor, answer: str) -> Tensor:
     """Log-probability [R] of ``answer`` and its end, after a conversation with ``images`` [R,N,P',D]."""
-    encoded = encode(
+    encoded = get_template(model.spec.template).encode(
         [*messages, assistant_turn(answer)],
         model.tokenizer,
-        template=model.spec.template,
         tokens_per_image=model.vision.tokens_per_image,
         max_length=model.context,
     )

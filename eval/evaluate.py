@@ -271,12 +271,11 @@ class Evaluator:
         return Row(example.images, self._encode(example), [image.features for image in seen])
 
     def _encode(self, example: Example) -> Encoded:
-        from mobillama_v.prompt import encode, user
+        from mobillama_v.prompt import get_template, user
 
-        return encode(
+        return get_template(self.assistant.spec.template).encode(
             [user(example.prompt, images=len(example.images))],
             self.assistant.tokenizer,
-            template=self.assistant.spec.template,
             tokens_per_image=self.assistant.vision.tokens_per_image,
         )
 

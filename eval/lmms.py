@@ -137,14 +137,13 @@ class Answers:
         import torch
 
         from mobillama_v.model.vlm import place_image_features
-        from mobillama_v.prompt import IGNORE_INDEX, assistant, encode
+        from mobillama_v.prompt import IGNORE_INDEX, assistant, get_template
 
         said = continuation if isinstance(continuation, str) else continuation(self._document(doc, task, split))
         seen, messages = self._prompt(text, visual, doc, task, split)
-        encoded = encode(
+        encoded = get_template(self.assistant.spec.template).encode(
             [*messages, assistant(said)],
             self.assistant.tokenizer,
-            template=self.assistant.spec.template,
             tokens_per_image=self.assistant.vision.tokens_per_image,
             max_length=self.assistant.context,
         )

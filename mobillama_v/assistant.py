@@ -26,7 +26,7 @@ from mobillama_v.config import ModelConfig
 from mobillama_v.errors import PromptError
 from mobillama_v.generate import Completion, Engine, Sampling, stream
 from mobillama_v.images import load_image
-from mobillama_v.prompt import Encoded, Message, encode, user
+from mobillama_v.prompt import Encoded, Message, get_template, user
 from mobillama_v.prompt import assistant as assistant_turn
 from mobillama_v.tokenization import TextTokenizer
 
@@ -253,12 +253,8 @@ class Assistant:
             raise PromptError(
                 f"the conversation ends with the {messages[-1].role}'s turn and must end with the user's."
             )
-        encoded = encode(
-            messages,
-            self.tokenizer,
-            template=self.spec.template,
-            tokens_per_image=self.vision.tokens_per_image,
-        )
+        template = get_template(self.spec.template)
+        encoded = template.encode(messages, self.tokenizer, tokens_per_image=self.vision.tokens_per_image)
         if len(encoded.input_ids) >= self.context:
             raise PromptError(
                 f"the conversation has {len(encoded.input_ids)} tokens and the model's context is {self.context}, with "
@@ -275,8 +271,7 @@ class Assistant:
         yield "", _reply(row, step, 0)
 
     def _run(self, rows: list[_Row], sampling: Sampling) -> Iterator[_Step]:
-        if self.spec.template == "plain":  # its captions end with a newline and not with the end token
-            sampling = dataclasses.replace(sampling, stop=(*sampling.stop, "\n"))
+        sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *get_template(self.spec.template).stop))
         start = time.perf_counter()
         images = [image.features for row in rows for image in row.images]
         embeds, exists = self.engine.compose([row.encoded for row in rows], images, self.tokenizer.pad_id)

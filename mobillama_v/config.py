@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mobillama_v.errors import ConfigError
 from mobillama_v.images import ImageTransform
+from mobillama_v.projector import Projector, get_projector
+from mobillama_v.prompt import get_template
+
+if TYPE_CHECKING:
+    from mobillama_v.projector.module import ProjectorModule
 
 HYBRID = "mobillama-v-hybrid-lite0"
 """open_clip name of the embedded model's tower, :mod:`mobillama_v.model.vision.hybrid_lite0`."""
-PROJECTOR_TYPES = ("linear", "mlp2x_gelu", "pixel_shuffle_mlp", "avg_pool_mlp")
-TEMPLATES = ("plain", "v1")
 
 # What transformers itself writes into a config.json; everything else must be a field below.
 BOOKKEEPING = {
@@ -107,21 +110,27 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class ProjectorConfig:
-    """Visual features to decoder width; the two reducing types merge ``factor`` x ``factor`` patches into one."""
+    """Visual features to decoder width: a type of :data:`~mobillama_v.projector.PROJECTORS`.
 
-    type: Literal["linear", "mlp2x_gelu", "pixel_shuffle_mlp", "avg_pool_mlp"] = "mlp2x_gelu"
+    ``factor`` is the side of the square of patches that a merging type makes one visual token of; 1 for all others.
+    """
+
+    type: str = "mlp2x_gelu"
     factor: int = 1
 
     def __post_init__(self) -> None:
-        _check(
-            self.type in PROJECTOR_TYPES,
-            f"projector type {self.type!r} is unknown; choose one of {', '.join(PROJECTOR_TYPES)}.",
-        )
-        reduces = self.type in ("pixel_shuffle_mlp", "avg_pool_mlp")
-        _check(
-            self.factor >= 2 if reduces else self.factor == 1,
-            f"projector {self.type} needs a factor {'of 2 or more' if reduces else 'of 1'}, not {self.factor}.",
-        )
+        _ = self.kind  # validates the values
+
+    @property
+    def kind(self) -> Projector:
+        """The projector, which counts its tokens and parameters and says which backends can run it."""
+        return get_projector(self.type, self.factor)
+
+    def build(self, *, tower_width: int, decoder_width: int) -> ProjectorModule:
+        """The projector in torch, freshly initialized."""
+        from mobillama_v.projector.module import ProjectorModule
+
+        return ProjectorModule(self.kind, tower_width=tower_width, decoder_width=decoder_width)
 
 
 @dataclass(frozen=True)
@@ -132,10 +141,11 @@ class ModelConfig:
     tower: TowerConfig = field(default_factory=TowerConfig)
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     image: ImageTransform = field(default_factory=lambda: ImageTransform(size=336, mode="pad"))
-    template: Literal["plain", "v1"] = "v1"
+    template: str = "v1"
+    """A name of :data:`~mobillama_v.prompt.TEMPLATES`."""
 
     def __post_init__(self) -> None:
-        _check(self.template in TEMPLATES, f"template {self.template!r} is unknown; choose one of {TEMPLATES}.")
+        get_template(self.template)  # raises where there is none
 
 
 _PARTS: dict[str, Any] = {

@@ -4,17 +4,18 @@ Every segment is tokenized on its own and the ids are concatenated, so that the 
 construction and no tokenization mismatch can move it (LLaVA searches for it afterwards). Image slots are marked by a
 mask, never by a token: ``<image>`` or ``</s>`` typed by a user is only text.
 
-Templates are LLaVA-1.5's (arXiv 2310.03744): ``plain`` is image, caption, newline; ``v1`` is
-``SYSTEM USER: <image>\\nquestion ASSISTANT: answer</s>USER: …``.
+Templates are LLaVA-1.5's (arXiv 2310.03744, and conversation.py of its repository): ``plain`` for stage 1, ``v1`` for
+all else.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
 
-from mobillama_v.errors import PromptError
+from mobillama_v.errors import ConfigError, PromptError
 
 IGNORE_INDEX = -100
 SYSTEM = (
@@ -96,37 +97,103 @@ class Encoded:
         self.image_mask += [True] * count
 
 
-def encode(
-    messages: list[Message],
-    tokenizer: Tokenizer,
-    *,
-    template: Literal["plain", "v1"],
-    tokens_per_image: int,
-    max_length: int | None = None,
-) -> Encoded:
-    """Encode a conversation.
+class Template(ABC):
+    """How a conversation becomes tokens, and which texts end an answer."""
 
-    One that ends with the user's turn is a prompt to be answered, one that ends with the assistant's is a training
-    sample. Supervised are the assistant's texts and what ends them: ``</s>`` in ``v1``, the newline in ``plain``.
+    stop: tuple[str, ...] = ()
+    """Texts after which an answer is over, besides the end-of-sequence token."""
+
+    @abstractmethod
+    def question(self, message: Message, system: str | None) -> list[str | Slot]:
+        """What stands for a user's turn; ``system`` is the system's sentence before the first turn, else None."""
+
+    @abstractmethod
+    def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
+        """Ids of an assistant's turn, with what ends it unless ``end`` is false."""
+
+    def encode(
+        self,
+        messages: list[Message],
+        tokenizer: Tokenizer,
+        *,
+        tokens_per_image: int,
+        max_length: int | None = None,
+        open_ended: bool = False,
+    ) -> Encoded:
+        """Encode a conversation.
+
+        One that ends with the user's turn is a prompt to be answered, one that ends with the assistant's is a training
+        sample. Supervised are the assistant's texts and what ends them: ``</s>`` in ``v1``, the newline in ``plain``.
+
+        Args:
+            messages: the turns, after an optional system message.
+            tokenizer: of the model.
+            tokens_per_image: slots that one image takes.
+            max_length: the longest conversation that is accepted, in tokens.
+            open_ended: leave out what ends the last answer, which is then continued.
+
+        Raises:
+            PromptError: no turns, roles out of order, or more than ``max_length`` tokens, both numbers given.
+        """
+        body = messages[1:] if messages and messages[0].role == "system" else messages
+        _check_roles(body)
+        system: str | None = messages[0].text if body is not messages else SYSTEM
+        out = Encoded()
+        out.add([tokenizer.bos_id])
+        for message in body:
+            if message.role == "user":
+                _encode_parts(self.question(message, system), tokenizer, tokens_per_image, out)
+                system = None
+            else:
+                end = not open_ended or message is not body[-1]
+                out.add(self.answer(message.text, tokenizer, end=end), supervised=True)
+        if max_length is not None and len(out.input_ids) > max_length:
+            raise PromptError(
+                f"the conversation has {len(out.input_ids)} tokens and the model's context is {max_length}; "
+                "shorten it or start a new one."
+            )
+        return out
+
+
+class Plain(Template):
+    """Image and caption, one after the other: what the user says beside the image is not part of the template."""
+
+    stop = ("\n",)  # captions end with it, and not with the end-of-sequence token
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot]:
+        """The images alone."""
+        return [part for part in message.content if part is Slot.IMAGE]
+
+    def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
+        """The caption and a newline."""
+        return tokenizer.encode(text + "\n" * end)
+
+
+class V1(Template):
+    """A chat: ``SYSTEM USER: <image>\\nquestion ASSISTANT: answer</s>USER: …``."""
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot]:
+        """``USER:``, what the user says, ``ASSISTANT:``."""
+        return ["USER: " if system is None else f"{system} USER: ", *message.content, " ASSISTANT:"]
+
+    def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
+        """The answer after a space, and the end-of-sequence token."""
+        return [*tokenizer.encode(f" {text}"), *([tokenizer.eos_id] * end)]
+
+
+TEMPLATES: dict[str, Template] = {"plain": Plain(), "v1": V1()}
+"""The templates by the names that ``config.json`` and recipes give them; a new one is a class above and a line here."""
+
+
+def get_template(name: str) -> Template:
+    """The template of that name.
 
     Raises:
-        PromptError: no turns, roles out of order, or more than ``max_length`` tokens, both numbers given.
+        ConfigError: there is none.
     """
-    body = messages[1:] if messages and messages[0].role == "system" else messages
-    _check_roles(body)
-    out = Encoded()
-    out.add([tokenizer.bos_id])
-    if template == "plain":
-        _encode_plain(body, tokenizer, tokens_per_image, out)
-    else:
-        system = messages[0].text if body is not messages else SYSTEM
-        _encode_v1(system, body, tokenizer, tokens_per_image, out)
-    if max_length is not None and len(out.input_ids) > max_length:
-        raise PromptError(
-            f"the conversation has {len(out.input_ids)} tokens and the model's context is {max_length}; "
-            "shorten it or start a new one."
-        )
-    return out
+    if name not in TEMPLATES:
+        raise ConfigError(f"template {name!r} is unknown; choose one of {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]
 
 
 def _check_roles(body: list[Message]) -> None:
@@ -151,24 +218,3 @@ def _encode_parts(parts: list[str | Slot], tokenizer: Tokenizer, tokens_per_imag
             out.add_slots(tokens_per_image, tokenizer.eos_id)
             text = ""
     out.add(tokenizer.encode(text))
-
-
-def _encode_plain(body: list[Message], tokenizer: Tokenizer, tokens_per_image: int, out: Encoded) -> None:
-    """Image and caption only: what the user says beside the image is not part of the template."""
-    for message in body:
-        if message.role == "user":
-            for _ in range(message.images):
-                out.add_slots(tokens_per_image, tokenizer.eos_id)
-        else:
-            out.add(tokenizer.encode(message.text + "\n"), supervised=True)
-
-
-def _encode_v1(system: str, body: list[Message], tokenizer: Tokenizer, tokens_per_image: int, out: Encoded) -> None:
-    lead = f"{system} "
-    for message in body:
-        if message.role == "user":
-            parts = [f"{lead}USER: ", *message.content, " ASSISTANT:"]
-            _encode_parts(parts, tokenizer, tokens_per_image, out)
-            lead = ""
-        else:
-            out.add([*tokenizer.encode(f" {message.text}"), tokenizer.eos_id], supervised=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.config import HYBRID, DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
-from mobillama_v.errors import ConfigError
 
 _HYBRID_PARAMETERS = 9_564_855
 
@@ -109,13 +108,7 @@ def tokens_per_image(spec: ModelConfig) -> int:
         ConfigError: the projector cannot merge the tower's patches, or there is no such tower.
     """
     shape = tower_shape(spec.tower, spec.image.size)
-    side = round(shape.patches**0.5)
-    if spec.projector.factor > 1 and (side * side != shape.patches or side % spec.projector.factor):
-        raise ConfigError(
-            f"projector factor {spec.projector.factor} cannot merge the {shape.patches} patches of tower "
-            f"{spec.tower.model}; choose a factor that divides the side of their grid."
-        )
-    return shape.extra(spec.tower) + shape.patches // spec.projector.factor**2
+    return spec.projector.kind.num_tokens(shape.extra(spec.tower), shape.patches)
 
 
 def decoder_parts(spec: DecoderConfig) -> list[Part]:
@@ -135,9 +128,7 @@ def decoder_parts(spec: DecoderConfig) -> list[Part]:
 
 def projector_parameters(spec: ProjectorConfig, *, tower_width: int, decoder_width: int) -> int:
     """Parameters of the projector."""
-    merged = tower_width * (spec.factor**2 if spec.type == "pixel_shuffle_mlp" else 1)
-    second = decoder_width * (decoder_width + 1) if spec.type != "linear" else 0
-    return (merged + 1) * decoder_width + second
+    return spec.kind.num_params(tower_width, decoder_width)
 
 
 def parts(spec: ModelConfig | DecoderConfig) -> list[Part]:

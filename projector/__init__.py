@@ -5,6 +5,7 @@ from __future__ import annotations
 if __name__ != "mobillama_v.projector":  # the checkout's folder was found, not the installed package
     raise ImportError("projector/ is mobillama_v.projector: pip install -e . and import it by that name")
 
-from mobillama_v.projector.projectors import build_projector, projected_tokens
+import mobillama_v.projector.projectors  # noqa: F401 (registers them)
+from mobillama_v.projector.registry import PROJECTORS, Operations, Projector, get_projector, register_projector
 
-__all__ = ["build_projector", "projected_tokens"]
+__all__ = ["PROJECTORS", "Operations", "Projector", "get_projector", "register_projector"]

@@ -1,71 +1,96 @@
-"""The projectors between image tower and decoder.
+"""The projectors that come with the project.
 
-``mlp2x_gelu`` is LLaVA-1.5's (arXiv 2310.03744, section 3.3), ``linear`` LLaVA-1's. The two reducing ones merge a
-square of patches into one visual token before the MLP: pixel shuffle (space to depth, as in Idefics3 and nanoVLM) keeps
-all values, average pooling keeps their mean. Where the tower passes a CLS part on, it is not merged.
+``mlp2x_gelu`` is LLaVA-1.5's (arXiv 2310.03744, section 3.3), ``linear`` LLaVA-1's. The other two merge a square of
+patches into one visual token before the MLP: pixel shuffle (space to depth, as in Idefics3 and nanoVLM) keeps all
+values, average pooling keeps their mean. Extra (CLS) tokens before the patches are not merged.
 
-Shapes: N images, E extra (CLS) tokens, G the side of the patch grid, Dv tower width, D decoder width.
+Shapes are those of :mod:`mobillama_v.projector.registry`; G is the side of the patch grid, f the factor.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from mobillama_v.config import ProjectorConfig
 from mobillama_v.errors import ConfigError
+from mobillama_v.projector.registry import Operations, Projector, register_projector
 
 
-def projected_tokens(spec: ProjectorConfig, *, extra: int, patches: int) -> int:
-    """Number of visual tokens that a projector makes of ``extra`` CLS tokens and ``patches`` patches.
+@register_projector("linear", portable=True)
+class LinearProjector(Projector):
+    """One linear layer."""
 
-    Raises:
-        ConfigError: the patch grid is not square or not a multiple of the projector's factor.
-    """
-    if spec.factor == 1:
-        return extra + patches
-    side = math.isqrt(patches)
-    if side * side != patches or side % spec.factor:
-        raise ConfigError(
-            f"projector {spec.type} with factor {spec.factor} cannot merge {patches} patches; it needs a square grid "
-            f"whose side is a multiple of {spec.factor}."
-        )
-    return extra + patches // spec.factor**2
+    def linear_layers(self, tower_width: int, decoder_width: int) -> dict[str, tuple[int, int]]:
+        """Tower width to decoder width."""
+        return {"linear_1": (tower_width, decoder_width)}
+
+    def forward(self, layers: Any, features: Any, *, extra: int, ops: Operations) -> Any:
+        """Map [N,E+P,Dv] to [N,E+P,D]."""
+        return layers.linear_1(features)
 
 
-class Projector(nn.Module):
-    """Maps [N,E+G*G,Dv] to [N,E+G*G/factor²,D]."""
+@register_projector("mlp2x_gelu", portable=True)
+class MLP(Projector):
+    """Two linear layers with GELU between them."""
 
-    def __init__(self, spec: ProjectorConfig, *, tower_width: int, decoder_width: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.tower_width = tower_width
-        merged = tower_width * spec.factor**2 if spec.type == "pixel_shuffle_mlp" else tower_width
-        self.linear_1 = nn.Linear(merged, decoder_width)
-        self.linear_2 = nn.Linear(decoder_width, decoder_width) if spec.type != "linear" else None
+    def linear_layers(self, tower_width: int, decoder_width: int) -> dict[str, tuple[int, int]]:
+        """Tower width to decoder width, and on."""
+        return {"linear_1": (tower_width, decoder_width), "linear_2": (decoder_width, decoder_width)}
 
-    def forward(self, features: Tensor, *, extra: int = 0) -> Tensor:
-        """Project; ``extra`` leading tokens are not part of the patch grid and are repeated to the merged width."""
-        if self.spec.factor > 1:
-            features = torch.cat((self._widen(features[:, :extra]), self._merge(features[:, extra:])), dim=1)
-        hidden = self.linear_1(features)
-        return hidden if self.linear_2 is None else self.linear_2(F.gelu(hidden))
+    def forward(self, layers: Any, features: Any, *, extra: int, ops: Operations) -> Any:
+        """Map [N,E+P,Dv] to [N,E+P,D]."""
+        return layers.linear_2(ops.gelu(layers.linear_1(features)))
 
-    def _widen(self, extra: Tensor) -> Tensor:
-        return extra.repeat(1, 1, self.linear_1.in_features // self.tower_width)
 
-    def _merge(self, patches: Tensor) -> Tensor:
+@register_projector("avg_pool_mlp", portable=True)
+class AvgPoolMLP(MLP):
+    """The MLP over the mean of each square of patches."""
+
+    merges = True
+
+    def num_tokens(self, extra: int, patches: int) -> int:
+        """One for each extra token and each square."""
+        side = math.isqrt(patches)
+        if side * side != patches or side % self.factor:
+            raise ConfigError(
+                f"projector {self.type} with factor {self.factor} cannot merge {patches} patches; it needs a square "
+                f"grid whose side is a multiple of {self.factor}."
+            )
+        return extra + patches // self.factor**2
+
+    def forward(self, layers: Any, features: Any, *, extra: int, ops: Operations) -> Any:
+        """Map [N,E+G*G,Dv] to [N,E+(G/f)²,D]."""
+        merged = self.merge(features[:, extra:])
+        copies = merged.shape[-1] // features.shape[-1]
+        widened = ops.concatenate([features[:, :extra]] * copies, -1)
+        return super().forward(layers, ops.concatenate((widened, merged), 1), extra=extra, ops=ops)
+
+    def merge(self, patches: Any) -> Any:
+        """Map patches [N,G*G,Dv] to one vector for each square, [N,(G/f)²,Dv].
+
+        Raises:
+            ConfigError: their grid does not divide.
+        """
+        return self.squares(patches).mean(2)
+
+    def squares(self, patches: Any) -> Any:
+        """Arrange patches [N,G*G,Dv] by squares, [N,(G/f)²,f²,Dv]."""
         images, count, width = patches.shape
-        factor, side = self.spec.factor, math.isqrt(count)
-        projected_tokens(self.spec, extra=0, patches=count)  # raises on a grid that does not divide
-        squares = patches.view(images, side // factor, factor, side // factor, factor, width).transpose(2, 3)
-        squares = squares.reshape(images, -1, factor * factor, width)  # [N,(G/f)²,f²,Dv]
-        return squares.flatten(2) if self.spec.type == "pixel_shuffle_mlp" else squares.mean(2)
+        self.num_tokens(0, count)  # raises on a grid that does not divide
+        factor, across = self.factor, math.isqrt(count) // self.factor
+        squares = patches.reshape(images, across, factor, across, factor, width).swapaxes(2, 3)
+        return squares.reshape(images, across * across, factor * factor, width)
 
 
-def build_projector(spec: ProjectorConfig, *, tower_width: int, decoder_width: int) -> Projector:
-    """The projector that ``spec`` names, freshly initialized."""
-    return Projector(spec, tower_width=tower_width, decoder_width=decoder_width)
+@register_projector("pixel_shuffle_mlp", portable=True)
+class PixelShuffleMLP(AvgPoolMLP):
+    """The MLP over all values of each square of patches; an extra token is repeated to that width."""
+
+    def linear_layers(self, tower_width: int, decoder_width: int) -> dict[str, tuple[int, int]]:
+        """The MLP's, over f² patches."""
+        return super().linear_layers(tower_width * self.factor**2, decoder_width)
+
+    def merge(self, patches: Any) -> Any:
+        """Map patches [N,G*G,Dv] to one vector for each square, [N,(G/f)²,f²*Dv]."""
+        squares = self.squares(patches)
+        return squares.reshape(*squares.shape[:2], -1)

@@ -14,7 +14,7 @@ from mobillama_v.backends.native.packed_format import Array
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generate import Sampling
 from mobillama_v.loading import choose_device, limit_threads, load
-from mobillama_v.prompt import Message, Slot, assistant, encode, user
+from mobillama_v.prompt import TEMPLATES, Message, Slot, assistant, user
 
 SHORT = Sampling(max_new_tokens=12)
 RED = Image.new("RGB", (300, 200), (200, 30, 30))
@@ -46,7 +46,7 @@ def test_reply(model: Assistant) -> None:
     assert (reply.image_tokens, reply.new_tokens, reply.finish_reason) == (84, 12, "length")
     words = model.ask([], "What is this?", SHORT)
     assert words.image_tokens == 0
-    encoded = encode([user("What is this?", images=1)], model.tokenizer, template="v1", tokens_per_image=84)
+    encoded = TEMPLATES["v1"].encode([user("What is this?", images=1)], model.tokenizer, tokens_per_image=84)
     assert reply.prompt_tokens == len(encoded.input_ids)
     assert reply.timings.images > 0 and reply.timings.prefill > 0 and reply.timings.decode > 0
     assert words.timings.images == 0

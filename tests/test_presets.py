@@ -17,7 +17,6 @@ from mobillama_v.model.vision import clip
 from mobillama_v.model.vision.clip import build_tower
 from mobillama_v.model.vlm import VisionLanguage
 from mobillama_v.presets import PRESETS, PUBLISHED, preset
-from mobillama_v.projector import build_projector, projected_tokens
 from mobillama_v.sizes import Part
 
 
@@ -110,14 +109,14 @@ def test_the_hybrid_tower_s_name_and_shape() -> None:
 )
 def test_projectors(spec: ProjectorConfig) -> None:
     with torch.device("meta"):
-        projector = build_projector(spec, tower_width=24, decoder_width=40)
+        projector = spec.build(tower_width=24, decoder_width=40)
     assert sizes.projector_parameters(spec, tower_width=24, decoder_width=40) == count(projector)
     model = ModelConfig(tower=TowerConfig("ViT-L-14-336-quickgelu", select="cls_patch"), projector=spec)
-    assert sizes.tokens_per_image(model) == projected_tokens(spec, extra=1, patches=576)
+    assert sizes.tokens_per_image(model) == spec.kind.num_tokens(1, 576)
 
 
 def test_a_factor_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ConfigError, match="factor 5 cannot merge the 576 patches"):
+    with pytest.raises(ConfigError, match="factor 5 cannot merge 576 patches"):
         sizes.tokens_per_image(ModelConfig(projector=ProjectorConfig("avg_pool_mlp", 5)))
 
 

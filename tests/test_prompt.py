@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mobillama_v.errors import CheckpointError, PromptError
-from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, Encoded, Message, assistant, encode, user
+from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, TEMPLATES, Encoded, Message, assistant, user
 from mobillama_v.tokenization import TextTokenizer
 
 CORPUS = [SYSTEM, "USER: What is it? ASSISTANT: A red circle.", "<image> </s> <s>"]
@@ -43,8 +43,8 @@ def sentencepiece_style() -> TextTokenizer:
 TOKENIZER = byte_level()
 
 
-def run(messages: list[Message], **options: Any) -> Encoded:
-    return encode(messages, TOKENIZER, **({"template": "v1", "tokens_per_image": 3} | options))
+def run(messages: list[Message], template: str = "v1", **options: Any) -> Encoded:
+    return TEMPLATES[template].encode(messages, TOKENIZER, tokens_per_image=3, **options)
 
 
 def text_of(encoded: Encoded) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from mobillama_v.errors import RecipeError
+from mobillama_v.prompt import TEMPLATES
 
 
 def _help(text: str, **options: Any) -> Any:
@@ -35,9 +36,7 @@ class DataSection:
 
     json: tuple[DataFile, ...] = _help("files of records, mixed and shuffled by the seed", default=())
     image_root: str = _help("folder that image paths are relative to", default=".")
-    template: Literal["plain", "v1"] = _help(
-        "conversation template: plain is image and caption, v1 a chat", default="v1"
-    )
+    template: str = _help("conversation template: plain is image and caption, v1 a chat", default="v1")
     image_mode: Literal["pad", "crop", "squash"] | None = _help(
         "how images are made square, from here on in the model's config; null: as it says already", default=None
     )
@@ -224,6 +223,10 @@ class Recipe:
         require(all(file.repeat >= 1 for file in self.data.json), "data.json: repeat must be at least 1.")
         paths = [file.path for file in self.data.json]
         require(len(set(paths)) == len(paths), "data.json names a file twice; give it once, with repeat.")
+        require(
+            self.data.template in TEMPLATES,
+            f"data.template must be one of {', '.join(TEMPLATES)}, not {self.data.template!r}.",
+        )
         length = self.data.max_length
         require(length is None or length >= 2, "data.max_length must be at least 2 or null.")
         require(

@@ -9,6 +9,7 @@ import typer
 
 from mobillama_v.errors import DataError
 from mobillama_v.markup import printable
+from mobillama_v.prompt import TEMPLATES
 
 if TYPE_CHECKING:
     from mobillama_v.train.data.check import Report
@@ -24,7 +25,7 @@ app = typer.Typer(
 FilesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Records: JSON lists or JSON lines.")]
 RootOption = Annotated[Path, typer.Option("--image-root", help="Folder that image paths are relative to.")]
 TemplateOption = Annotated[
-    Literal["plain", "v1"] | None, typer.Option(help="Conversation template; by default the model's.")
+    str | None, typer.Option(help=f"Conversation template, {' or '.join(TEMPLATES)}; by default the model's.")
 ]
 LengthOption = Annotated[
     int | None, typer.Option("--max-length", min=2, help="Tokens of a sample; by default the model's context.")
@@ -181,7 +182,7 @@ def convert(
     print(f"{write_records(out, texts):,} records: {out}")
 
 
-def encoding_of(model: str, template: Literal["plain", "v1"] | None, max_length: int | None) -> Encoding:
+def encoding_of(model: str, template: str | None, max_length: int | None) -> Encoding:
     """How records become tokens for a model, which is not loaded.
 
     Raises:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from mobillama_v.projector import PROJECTORS
+
 
 def init(
     out: Annotated[Path, typer.Argument(help="New folder, for model.start of a recipe.")],
@@ -20,10 +22,10 @@ def init(
     tower: Annotated[
         str, typer.Option(help="open_clip model and weights, MODEL:TAG or MODEL:FILE; MODEL alone: random.")
     ] = "ViT-L-14-336-quickgelu:openai",
-    projector: Annotated[
-        Literal["linear", "mlp2x_gelu", "pixel_shuffle_mlp", "avg_pool_mlp"], typer.Option(help="Its type.")
-    ] = "mlp2x_gelu",
-    factor: Annotated[int, typer.Option(min=1, help="Side of the square of patches that the last two merge.")] = 1,
+    projector: Annotated[str, typer.Option(help=f"Its type: {', '.join(PROJECTORS)}.")] = "mlp2x_gelu",
+    factor: Annotated[
+        int, typer.Option(min=1, help="Side of the square of patches that a merging projector makes one of.")
+    ] = 1,
     feature_layer: Annotated[int, typer.Option(max=-1, help="Layer of the tower that is read, from its end.")] = -2,
     image_mode: Annotated[Literal["pad", "crop", "squash"], typer.Option(help="How images are made square.")] = "pad",
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels; by default the tower's own.")] = None,

@@ -7,7 +7,7 @@ whole model. Both refuse unknown keys.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, cast
+from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -128,5 +128,5 @@ class MobiLlamaVConfig(PreTrainedConfig):
             tower=build(TowerConfig, self.tower or {}, "tower"),
             projector=build(ProjectorConfig, self.projector or {}, "projector"),
             image=build(ImageTransform, self.image or {}, "image"),
-            template=cast(Any, self.template),
+            template=self.template,
         )

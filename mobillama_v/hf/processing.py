@@ -23,7 +23,7 @@ from mobillama_v import prompt
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, flat_images, from_base64
-from mobillama_v.prompt import Encoded, Message, Slot
+from mobillama_v.prompt import Encoded, Message, Slot, get_template
 from mobillama_v.sizes import tokens_per_image
 from mobillama_v.tokenization import TextTokenizer
 
@@ -56,11 +56,6 @@ class RenderedPrompt(str):
         prompt = super().__new__(cls, text)
         prompt.conversation = conversation
         return prompt
-
-
-def _open_ended(encoded: Encoded) -> Encoded:
-    """A v1 conversation without the ``</s>`` that ends its last answer."""
-    return Encoded(encoded.input_ids[:-1], encoded.labels[:-1], encoded.image_mask[:-1])
 
 
 class _Characters:
@@ -184,8 +179,8 @@ class MobiLlamaVProcessor(ProcessorMixin):
             ends_with = parts.messages[-1].role if parts.messages else ""
             if add_generation_prompt and ends_with == "assistant":
                 raise PromptError("the conversation ends with an answer, so there is nothing to answer; ask something.")
-            if continue_final_message and (ends_with != "assistant" or self.template != "v1"):
-                raise PromptError("only a v1 conversation that ends with the assistant's turn can be gone on with.")
+            if continue_final_message and ends_with != "assistant":
+                raise PromptError("only a conversation that ends with the assistant's turn can be continued.")
             rendered.append(RenderedPrompt(self._render(parts), parts))
         if not tokenize:
             return rendered if batched else rendered[0]
@@ -194,20 +189,19 @@ class MobiLlamaVProcessor(ProcessorMixin):
         return inputs if return_dict else inputs["input_ids"]
 
     def _encode(self, parts: _Conversation, max_length: int | None) -> Encoded:
-        encoded = prompt.encode(
+        return get_template(self.template).encode(
             parts.messages,
             self.text_tokenizer,
-            template=self.template,  # type: ignore[arg-type]
             tokens_per_image=self.tokens_per_image,
             max_length=self.context_length if max_length is None else max_length,
+            open_ended=parts.goes_on,
         )
-        return _open_ended(encoded) if parts.goes_on else encoded
 
     def _render(self, parts: _Conversation) -> str:
-        encoded = prompt.encode(parts.messages, _Characters(), template=self.template, tokens_per_image=1)  # type: ignore[arg-type]
+        encoded = get_template(self.template).encode(
+            parts.messages, _Characters(), tokens_per_image=1, open_ended=parts.goes_on
+        )
         special = {_Characters.bos_id: self.tokenizer.bos_token, _Characters.eos_id: self.tokenizer.eos_token}
-        if parts.goes_on:
-            encoded = _open_ended(encoded)
         pairs = zip(encoded.input_ids, encoded.image_mask, strict=True)
         return "".join(IMAGE_TEXT if slot else special.get(code) or chr(code) for code, slot in pairs)
 

@@ -24,7 +24,6 @@ from mobillama_v.images import ImageTransform
 from mobillama_v.interop.llama import Imported, Sharing, import_decoder
 from mobillama_v.model.vision.clip import ImageTower, build_tower
 from mobillama_v.presets import preset
-from mobillama_v.projector import build_projector
 from mobillama_v.tokenization import TextTokenizer
 
 FRESH = "fresh:"
@@ -152,7 +151,7 @@ def _image(tower: TowerConfig, size: int | None, mode: str) -> ImageTransform:
 
 
 def _tensors(imported: Imported, tower: ImageTower, spec: ProjectorConfig) -> dict[str, Tensor]:
-    projector = build_projector(spec, tower_width=tower.width, decoder_width=imported.spec.hidden_size)
+    projector = spec.build(tower_width=tower.width, decoder_width=imported.spec.hidden_size)
     for module in projector.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=imported.spec.initializer_range)

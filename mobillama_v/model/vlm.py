@@ -23,14 +23,14 @@ from mobillama_v.config import ModelConfig
 from mobillama_v.errors import PromptError
 from mobillama_v.model.decoder import Decoder, causal_mask, position_ids_from_mask
 from mobillama_v.model.vision.clip import build_tower
-from mobillama_v.projector import build_projector, projected_tokens
+from mobillama_v.projector.module import ProjectorModule
 
 
 class VisionLanguage(nn.Module):
     """The four parts of a MobiLlama-V and the way from pixels to visual tokens; the base of both forms of the model."""
 
     vision_tower: nn.Module
-    projector: nn.Module
+    projector: ProjectorModule
     language_model: Decoder
     lm_head: nn.Linear
 
@@ -44,8 +44,8 @@ class VisionLanguage(nn.Module):
 
     def add_language_parts(self, spec: ModelConfig) -> None:
         """Make the rest, at random, on torch's default device; its size is what the spec's numbers ask for."""
-        self.projector = build_projector(
-            spec.projector, tower_width=self.vision_tower.width, decoder_width=spec.decoder.hidden_size
+        self.projector = spec.projector.build(
+            tower_width=self.vision_tower.width, decoder_width=spec.decoder.hidden_size
         )
         self.language_model = Decoder(spec.decoder)
         self.lm_head = nn.Linear(spec.decoder.hidden_size, spec.decoder.vocab_size, bias=False)
@@ -54,8 +54,7 @@ class VisionLanguage(nn.Module):
     def tokens_per_image(self) -> int:
         """Visual tokens P' that one image makes."""
         tower: Any = self.vision_tower
-        spec: Any = self.projector.spec
-        return projected_tokens(spec, extra=tower.extra, patches=tower.patches)
+        return self.projector.kind.num_tokens(tower.extra, tower.patches)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Encode and project images [N,3,S,S] to visual tokens [N,P',D]."""

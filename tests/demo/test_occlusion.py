@@ -12,7 +12,7 @@ from mobillama_v.assistant import Assistant
 from mobillama_v.demo.occlusion import CELLS, cover, importance, log_likelihood, render
 from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
-from mobillama_v.prompt import assistant, encode, user
+from mobillama_v.prompt import TEMPLATES, assistant, user
 from serving import RAMP, RED
 
 
@@ -26,7 +26,7 @@ def test_the_likelihood_is_the_models(model: Assistant) -> None:
     seen = [torch.as_tensor(model.encode_image(image).features) for image in (RED, RAMP)]
     rows = torch.stack([torch.stack(order) for order in (seen, seen[::-1])])
     found = log_likelihood(model, messages, rows, answer)
-    told = encode([*messages, assistant(answer)], model.tokenizer, template="v1", tokens_per_image=84)
+    told = TEMPLATES["v1"].encode([*messages, assistant(answer)], model.tokenizer, tokens_per_image=84)
     pixels = [torch.from_numpy(model.spec.image(image)) for image in (RED, RAMP)]
     for row, order in enumerate((pixels, pixels[::-1])):
         with torch.inference_mode():

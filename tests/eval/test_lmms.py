@@ -114,15 +114,14 @@ def test_each_picture_is_encoded_once_and_places_are_kept(answers, pictures: lis
 def test_likelihood_is_the_product_over_the_answer_s_tokens(answers, pictures: list[Image.Image]) -> None:
     import torch
 
-    from mobillama_v.prompt import IGNORE_INDEX, assistant, encode, user
+    from mobillama_v.prompt import IGNORE_INDEX, TEMPLATES, assistant, user
 
     answers.task_dict = {"t": {"s": [pictures[:1]]}}
     model = answers.assistant
     found, greedy = answers.loglikelihood([request("What is this?", "A dog", 0)])[0]
-    encoded = encode(
+    encoded = TEMPLATES["v1"].encode(
         [user("What is this?", images=1), assistant("A dog")],
         model.tokenizer,
-        template="v1",
         tokens_per_image=model.network.tokens_per_image,
     )
     pixels = torch.from_numpy(model.spec.image(pictures[0]))[None]

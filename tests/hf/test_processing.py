@@ -96,7 +96,7 @@ def chat(*turns: Any) -> list[dict[str, Any]]:
 
 
 def expected(processor: MobiLlamaVProcessor, messages: list[prompt.Message], template: str = "v1") -> prompt.Encoded:
-    return prompt.encode(messages, processor.text_tokenizer, template=template, tokens_per_image=SLOTS)
+    return prompt.TEMPLATES[template].encode(messages, processor.text_tokenizer, tokens_per_image=SLOTS)
 
 
 def answer(
@@ -196,7 +196,7 @@ def test_a_started_answer_is_gone_on_with(processor: MobiLlamaVProcessor) -> Non
     closed = processor.apply_chat_template(started, tokenize=True)[0].tolist()
     assert closed == [*open_ids, 2]
     assert processor.apply_chat_template(started, continue_final_message=True).endswith("ASSISTANT: a cat on")
-    with pytest.raises(PromptError, match="only a v1 conversation that ends with the assistant"):
+    with pytest.raises(PromptError, match="only a conversation that ends with the assistant"):
         processor.apply_chat_template(chat("what?"), continue_final_message=True)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from mobillama_v.config import ProjectorConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.projector import build_projector, projected_tokens
+from mobillama_v.projector import get_projector
 
 
 @pytest.mark.parametrize(
@@ -20,14 +20,14 @@ from mobillama_v.projector import build_projector, projected_tokens
     ],
 )
 def test_shapes_and_token_counts(spec: ProjectorConfig, tokens: int) -> None:
-    projector = build_projector(spec, tower_width=6, decoder_width=10)
+    projector = spec.build(tower_width=6, decoder_width=10)
     assert projector(torch.randn(3, 17, 6), extra=1).shape == (3, tokens, 10)
-    assert projected_tokens(spec, extra=1, patches=16) == tokens
+    assert spec.kind.num_tokens(1, 16) == tokens
 
 
 @pytest.mark.parametrize("kind", ["pixel_shuffle_mlp", "avg_pool_mlp"])
 def test_a_visual_token_sees_its_square_only(kind: str) -> None:
-    projector = build_projector(ProjectorConfig(kind, 2), tower_width=6, decoder_width=10)
+    projector = ProjectorConfig(kind, 2).build(tower_width=6, decoder_width=10)
     features = torch.randn(1, 16, 6)
     changed = features.clone()
     changed[0, 6] += 1  # row 1, column 2 of the 4x4 grid: the upper right square
@@ -37,19 +37,18 @@ def test_a_visual_token_sees_its_square_only(kind: str) -> None:
 
 def test_average_pooling_keeps_the_mean_and_shuffle_the_values() -> None:
     features = torch.arange(16.0).view(1, 16, 1)
-    average = build_projector(ProjectorConfig("avg_pool_mlp", 2), tower_width=1, decoder_width=4)
-    shuffle = build_projector(ProjectorConfig("pixel_shuffle_mlp", 2), tower_width=1, decoder_width=4)
-    assert average._merge(features)[0, :, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert shuffle._merge(features)[0, 1].tolist() == [2, 3, 6, 7]
+    average, shuffle = get_projector("avg_pool_mlp", 2), get_projector("pixel_shuffle_mlp", 2)
+    assert average.merge(features)[0, :, 0].tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert shuffle.merge(features)[0, 1].tolist() == [2, 3, 6, 7]
 
 
 @pytest.mark.parametrize(("kind", "factor"), [("linear", 2), ("avg_pool_mlp", 1), ("perceiver", 1)])
 def test_impossible_specs_are_refused(kind: str, factor: int) -> None:
     with pytest.raises(ConfigError):
-        ProjectorConfig(kind, factor)  # type: ignore[arg-type]
+        ProjectorConfig(kind, factor)
 
 
 def test_a_grid_that_does_not_divide_is_refused() -> None:
-    projector = build_projector(ProjectorConfig("avg_pool_mlp", 3), tower_width=6, decoder_width=10)
+    projector = ProjectorConfig("avg_pool_mlp", 3).build(tower_width=6, decoder_width=10)
     with pytest.raises(ConfigError, match="cannot merge 16 patches"):
         projector(torch.randn(1, 16, 6))

@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from mobillama_v.config import ModelConfig
 from mobillama_v.errors import DataError, ImageError, RecipeError
 from mobillama_v.images import load_image
 from mobillama_v.loading import processors
-from mobillama_v.prompt import IGNORE_INDEX, Encoded, Tokenizer, encode
+from mobillama_v.prompt import IGNORE_INDEX, Encoded, Tokenizer, get_template
 from mobillama_v.sizes import tokens_per_image
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.json_stream import record_texts
@@ -63,7 +63,7 @@ class Encoding:
     bos_id: int
     eos_id: int
     pad_id: int
-    template: Literal["plain", "v1"]
+    template: str
     tokens_per_image: int
     max_length: int
 
@@ -73,7 +73,7 @@ class Encoding:
         folder: Path,
         spec: ModelConfig,
         *,
-        template: Literal["plain", "v1"] | None,
+        template: str | None,
         max_length: int | None,
         key: str,
     ) -> Encoding:
@@ -88,8 +88,9 @@ class Encoding:
 
         Raises:
             RecipeError: a length that is more than the context.
-            ConfigError: a spec whose images make no whole number of tokens.
+            ConfigError: no such template, or a spec whose images make no whole number of tokens.
         """
+        get_template(template or spec.template)
         context = spec.decoder.max_position_embeddings
         if max_length is not None and max_length > context:
             raise RecipeError(f"{key} is {max_length} and the model's context {context}; lower {key}.")
@@ -330,7 +331,7 @@ def _tokenizer(encoding: Encoding, modified: int) -> _Remembering:
 def _tokens(record: Record, encoding: Encoding) -> Tokens:
     tokenizer = _tokenizer(encoding, encoding.tokenizer.stat().st_mtime_ns)
     encode_one = functools.partial(
-        encode, tokenizer=tokenizer, template=encoding.template, tokens_per_image=encoding.tokens_per_image
+        get_template(encoding.template).encode, tokenizer=tokenizer, tokens_per_image=encoding.tokens_per_image
     )
     encoded, used = fit(record, encode_one, encoding.max_length)
     supervised = np.asarray(encoded.labels) != IGNORE_INDEX

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from mobillama_v import distributed
 from mobillama_v.backends.torch import TorchEngine
 from mobillama_v.generate import Sampling, generate
-from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, Encoded
+from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, Encoded, get_template
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import checkpoints
 from mobillama_v.train.build import Setup, encoding_of, unusable_images
@@ -186,8 +186,7 @@ class Validation:
         seen = model.get_image_features(torch.cat(pixels).to(model.lm_head.weight.device)) if pixels else ()
         embeds, exists = engine.compose(prompts, tuple(seen), tokenizer.pad_id)
         section = self.setup.recipe.validation
-        # As an Assistant answers: captions of the plain template end with a newline and not with the end token.
-        sampling = Sampling(max_new_tokens=section.max_new_tokens, stop=("\n",) if template == "plain" else ())
+        sampling = Sampling(max_new_tokens=section.max_new_tokens, stop=get_template(template).stop)
         found = generate(engine, tokenizer, embeds, exists, sampling)
         return [completion.text.strip() for completion in found]
 

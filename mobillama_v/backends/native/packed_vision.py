@@ -16,6 +16,7 @@ from torch import nn
 
 from mobillama_v.backends.native.packed_linear import PackedAttention, PackedLinear
 from mobillama_v.model.vlm import Network, SkipInit
+from mobillama_v.projector.module import ProjectorModule
 
 _TILES = ".tiles"
 _CALLERS = {
@@ -23,7 +24,6 @@ _CALLERS = {
     "timm.layers.attention.Attention",
     "timm.layers.mlp.Mlp",
     "mobillama_v.model.vision.hybrid_lite0.ViTBlock",
-    "mobillama_v.projector.projectors.Projector",
 }
 """Modules that only call their linear layers: others may read the weights themselves."""
 _BLOCK = "open_clip.transformer.ResidualAttentionBlock"
@@ -62,7 +62,7 @@ def _can_be_packed(slot: _Slot) -> bool:
     kind = f"{type(slot.owner).__module__}.{type(slot.owner).__qualname__}"
     layer = slot.layer
     if type(layer) is nn.Linear:
-        return kind in _CALLERS
+        return kind in _CALLERS or (isinstance(slot.owner, ProjectorModule) and slot.owner.kind.portable)
     return type(layer) is nn.MultiheadAttention and kind == _BLOCK and _is_plain(slot.owner, layer)
 
 

@@ -6,6 +6,9 @@ Shapes as there, without the axis of images and with channels last. Tensors have
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 
 from mobillama_v.backends.numpy.layers import (
@@ -34,6 +37,8 @@ from mobillama_v.model.vision.hybrid_lite0_sizes import (
     TOLD,
     WIDTH,
 )
+
+_OPERATIONS: Any = SimpleNamespace(gelu=gelu, concatenate=np.concatenate)  # what a portable projector asks for
 
 
 class InvertedResidual:
@@ -152,18 +157,21 @@ class HybridVisionEncoder:
         width = spec.decoder.hidden_size
         self._trunk = HybridTrunk(tensors.under("vision_tower.visual.trunk"))
         self._told = spec.tower.select == "cls_patch"
+        self._projector = spec.projector.kind
         projector = tensors.under("projector")
-        self._linear_1 = Linear(projector.under("linear_1"), WIDTH, width)
-        self._linear_2 = Linear(projector.under("linear_2"), width, width) if spec.projector.type != "linear" else None
-        self.tokens_per_image = TOLD * self._told + GRID * GRID
+        shapes = self._projector.linear_layers(WIDTH, width)
+        self._layers = SimpleNamespace(**{name: Linear(projector.under(name), *shapes[name]) for name in shapes})
+        self.tokens_per_image = self._projector.num_tokens(TOLD * self._told, GRID * GRID)
 
     def encode_image(self, pixel_values: Array) -> Array:
         """Visual tokens [P',D] of an image's pixels [3,S,S], fp32."""
         features = self._trunk(pixel_values.transpose(1, 2, 0))
-        hidden = self._linear_1(features if self._told else features[TOLD:])
-        return hidden if self._linear_2 is None else self._linear_2(gelu(hidden))
+        chosen = features[None] if self._told else features[None, TOLD:]
+        projected = self._projector.forward(self._layers, chosen, extra=TOLD * self._told, ops=_OPERATIONS)
+        tokens: Array = projected[0]
+        return tokens
 
 
 def fits(spec: ModelConfig) -> bool:
     """Whether a model's tower and projector are those that are computed here."""
-    return spec.tower.model == HYBRID and spec.tower.feature_layer == -1 and spec.projector.factor == 1
+    return spec.tower.model == HYBRID and spec.tower.feature_layer == -1 and spec.projector.kind.portable

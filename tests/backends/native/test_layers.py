@@ -20,7 +20,7 @@ from mobillama_v.config import DecoderConfig
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.model.decoder import Decoder
 from mobillama_v.model.vlm import load_network
-from mobillama_v.prompt import assistant, encode, user
+from mobillama_v.prompt import TEMPLATES, assistant, user
 from mobillama_v.tokenization import TextTokenizer
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
@@ -47,7 +47,7 @@ def nano() -> tuple[Decoder, nn.Linear, Tensor]:
     network = load_network(folder, spec)
     words = TextTokenizer.from_file(folder / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
     talk = [user("What color is the small circle?"), assistant("red"), user("How many squares are there?")]
-    ids = encode(talk, words, template=spec.template, tokens_per_image=0).input_ids
+    ids = TEMPLATES[spec.template].encode(talk, words, tokens_per_image=0).input_ids
     return network.language_model, network.lm_head, network.language_model.embed_tokens(torch.tensor(ids))
 
 

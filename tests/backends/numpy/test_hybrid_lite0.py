@@ -21,11 +21,13 @@ from mobillama_v import loading
 from mobillama_v.backends.native import library
 from mobillama_v.backends.numpy import layers, structured_tokens
 from mobillama_v.backends.numpy.model import NumpyVisionEncoder
+from mobillama_v.config import ProjectorConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.generate import Sampling
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.loading import load, runs_light
 from mobillama_v.model.vision import structured_tokens as in_torch
+from mobillama_v.projector import PROJECTORS
 from nano.scenes import STYLES, draw, sample_scene
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
@@ -72,18 +74,24 @@ def test_the_tower_sees_what_torchs_sees(which: str, nano_like: Path) -> None:
         agree(got, expected)
 
 
-@pytest.mark.parametrize(("select", "kind"), [("patch", "mlp2x_gelu"), ("cls_patch", "linear")])
+@pytest.mark.parametrize("select", ["patch", "cls_patch"])
+@pytest.mark.parametrize("kind", [name for name, each in PROJECTORS.items() if each.portable])
 def test_other_settings_of_tower_and_projector(select: str, kind: str, nano_like: Path, tmp_path: Path) -> None:
     folder = copied(nano_like, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
-    config["tower"]["select"], config["projector"]["type"] = select, kind
+    factor = 7 if PROJECTORS[kind].merges else 1
+    config["tower"]["select"], config["projector"] = select, {"type": kind, "factor": factor}
     (folder / "config.json").write_text(json.dumps(config))
-    if kind == "linear":
-        state = load_file(folder / "model.safetensors")
-        save_file({name: each for name, each in state.items() if "linear_2" not in name}, folder / "model.safetensors")
+    state = load_file(folder / "model.safetensors")
+    state = {name: each for name, each in state.items() if not name.startswith("projector.")}
+    torch.manual_seed(3)
+    made = ProjectorConfig(kind, factor).build(tower_width=256, decoder_width=32)
+    state |= {f"projector.{name}": each for name, each in made.state_dict().items()}
+    save_file(state, folder / "model.safetensors")
     light, plain = load(str(folder)), load(str(folder), engine="torch", device="cpu")
     assert isinstance(light.vision, NumpyVisionEncoder)
-    assert light.vision.tokens_per_image == plain.vision.tokens_per_image == (84 if select == "cls_patch" else 49)
+    assert light.vision.tokens_per_image == plain.vision.tokens_per_image
+    assert plain.vision.tokens_per_image == 35 * (select == "cls_patch") + 49 // factor**2
     agree(light.encode_image(RED).features, plain.encode_image(RED).features.numpy())
     assert light.ask([RED], "What?", Sampling(8)).text == plain.ask([RED], "What?", Sampling(8)).text
 
@@ -191,7 +199,6 @@ def test_who_asks_for_torch_gets_it(nano_like: Path) -> None:
     for changed in (
         dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, feature_layer=-2)),
         dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, model="ViT-B-32")),
-        dataclasses.replace(spec, projector=dataclasses.replace(spec.projector, type="avg_pool_mlp", factor=7)),
         dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, vocab_size=10**6, hidden_size=512)),
     ):
         assert not runs_light(nano_like, changed, "auto", "auto")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform
-from mobillama_v.prompt import IGNORE_INDEX, Message, Slot, assistant, encode, user
+from mobillama_v.prompt import IGNORE_INDEX, TEMPLATES, Message, Slot, assistant, user
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.collate import Collator
 from mobillama_v.train.data.dataset import BadRecordsError, Samples, TrainingSet, load_samples
@@ -74,7 +74,7 @@ def test_samples_are_what_the_prompt_encoder_makes(make_samples, tokenizer: Text
     items = dataset(make_samples(*records), tmp_path)
     assert len(items) == 2
     for item, source in zip((items[0], items[1]), records, strict=True):
-        expected = encode(list(source.messages), tokenizer, template="v1", tokens_per_image=SLOTS)
+        expected = TEMPLATES["v1"].encode(list(source.messages), tokenizer, tokens_per_image=SLOTS)
         assert item["input_ids"].tolist() == expected.input_ids
         assert item["labels"].tolist() == expected.labels
         assert item["image_mask"].tolist() == expected.image_mask
@@ -91,7 +91,7 @@ def test_long_samples_lose_their_last_turns_and_the_pictures_of_these(make_sampl
     assert (whole.shortened, whole.images) == (0, [("0.png", "1.png")])
     cut = make_samples(both, max_length=int(whole.lengths[0]) - 1)
     assert (cut.shortened, cut.images) == (1, [("0.png",)])
-    expected = encode(list(turns[:2]), tokenizer, template="v1", tokens_per_image=SLOTS)
+    expected = TEMPLATES["v1"].encode(list(turns[:2]), tokenizer, tokens_per_image=SLOTS)
     assert cut.ids.tolist() == expected.input_ids
 
 
