@@ -31,7 +31,7 @@ from mobillama_v.prompt import assistant as assistant_turn
 from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
-    from mobillama_v.model.vlm import Network
+    from mobillama_v.model.vlm import VisionLanguageModel
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | EncodedImage"
 Question: TypeAlias = "str | Sequence[Message]"
@@ -57,7 +57,7 @@ class VisionEncoder(Protocol):
     """Visual tokens P' that one image makes."""
 
     @property
-    def network(self) -> Network:
+    def network(self) -> VisionLanguageModel:
         """The model in torch, made when it is first asked for where nothing here computes with it."""
         ...
 
@@ -159,7 +159,7 @@ class Assistant:
         return self.vision.device
 
     @property
-    def network(self) -> Network:
+    def network(self) -> VisionLanguageModel:
         """The model in torch; reading it imports torch and loads the model where it runs without.
 
         Its decoder has no memory where the native engine runs a packed or large one.

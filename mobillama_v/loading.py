@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mobillama_v.assistant import Assistant
 from mobillama_v.backends.native.packed_format import BITS, Packed, is_packed, read, weight_files_of
 from mobillama_v.backends.numpy import model as light
-from mobillama_v.backends.numpy.hybrid_lite0 import fits
+from mobillama_v.backends.numpy.model import supports
 from mobillama_v.backends.select import bits_at_load, is_small, use_native
 from mobillama_v.checkpoint import tensor_names
 from mobillama_v.config import ModelConfig
@@ -21,7 +21,7 @@ from mobillama_v.tokenization import TextTokenizer
 if TYPE_CHECKING:
     import torch
 
-    from mobillama_v.model.vlm import Network
+    from mobillama_v.model.vlm import VisionLanguageModel
 
 _SMALL = 200_000_000  # bytes of weights
 _KEPT_PROMPTS = 2  # with their keys and values, of chats that go on
@@ -90,7 +90,7 @@ def runs_light(folder: Path, spec: ModelConfig, device: str, engine: str) -> boo
     Raises:
         ConfigError: no such engine, or ``native`` where it cannot be.
     """
-    if device not in ("auto", "cpu") or not fits(spec):
+    if device not in ("auto", "cpu") or not supports(spec):
         return False
     packed = is_packed(folder)
     return (packed or is_small(spec.decoder)) and use_native(engine, spec.decoder, device="cpu", packed=packed)
@@ -117,7 +117,7 @@ def _torch_parts(
     *,
     native: bool,
     bits: int | None = None,
-) -> tuple[Network, Packed | None]:
+) -> tuple[VisionLanguageModel, Packed | None]:
     """The model in torch, and where the native engine answers the packed decoder."""
     import torch
 

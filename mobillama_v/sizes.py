@@ -6,37 +6,15 @@ open_clip's configuration files is built, without memory, to be counted.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from mobillama_v.config import HYBRID, DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
-
-_HYBRID_PARAMETERS = 9_564_855
+from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig
+from mobillama_v.model.vision import tower_shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0}
 """Bytes of a parameter."""
 _BYTES_4BIT = 4.5 / 8
 """Of a matrix of the decoder in blocks of 32 four-bit weights that share an fp16 scale; all else stays in bf16."""
-
-# Options of an open_clip vision transformer that the count below covers, or that own no parameters.
-_PLAIN = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "act_kwargs", "patch_dropout"}
-
-
-@dataclass(frozen=True)
-class TowerShape:
-    """What the rest of a model needs to know of its tower: width Dv, extra (CLS) tokens E, patches P, parameters."""
-
-    width: int
-    prefix: int
-    patches: int
-    parameters: int
-
-    def extra(self, spec: TowerConfig) -> int:
-        """Tokens kept beside the patches."""
-        return self.prefix if spec.select == "cls_patch" else 0
 
 
 @dataclass(frozen=True)
@@ -46,59 +24,6 @@ class Part:
     name: str
     parameters: int
     matrix: bool = False
-
-
-def tower_shape(spec: TowerConfig, image_size: int) -> TowerShape:
-    """Shape of the tower that ``spec`` names, for square images of ``image_size`` pixels.
-
-    Raises:
-        ConfigError: open_clip has no such model, or it is no vision transformer.
-    """
-    if spec.model == HYBRID:  # one architecture without options
-        return TowerShape(width=256, prefix=35, patches=49, parameters=_HYBRID_PARAMETERS)
-    config = _open_clip_config(spec.model)
-    if config is not None and set(config["vision_cfg"]) <= _PLAIN and isinstance(config["vision_cfg"]["layers"], int):
-        return _plain_vit(config, image_size)
-    return _built(spec, image_size)
-
-
-def _open_clip_config(model: str) -> dict[str, Any] | None:
-    """One of the configuration files that open_clip ships, without importing it."""
-    found = importlib.util.find_spec("open_clip")
-    folders = found.submodule_search_locations if found is not None else None
-    if not folders or Path(model).name != model:
-        return None
-    path = Path(folders[0]) / "model_configs" / f"{model}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _plain_vit(config: dict[str, Any], image_size: int) -> TowerShape:
-    """A vision transformer as open_clip builds it: CLS, learned positions, norms before and after, biases in blocks."""
-    vision = config["vision_cfg"]
-    width, patch = vision["width"], vision["patch_size"]
-    patches = (image_size // patch) ** 2
-    hidden = int(width * vision.get("mlp_ratio", 4.0))
-    attention = 4 * width * (width + 1)
-    mlp = hidden * (2 * width + 1) + width
-    block = attention + mlp + 4 * width
-    embeddings = 3 * width * patch**2 + (patches + 2) * width
-    head = 4 * width + width * config["embed_dim"]  # norms before and after the blocks, and the projection
-    return TowerShape(width, 1, patches, vision["layers"] * block + embeddings + head)
-
-
-def _built(spec: TowerConfig, image_size: int) -> TowerShape:
-    import torch
-
-    from mobillama_v.model.vision.clip import build_tower
-
-    with torch.device("meta"):
-        tower = build_tower(TowerConfig(spec.model, feature_layer=-1, select="cls_patch"), image_size=image_size)
-    return TowerShape(
-        width=tower.width,
-        prefix=tower.extra,
-        patches=tower.patches,
-        parameters=sum(p.numel() for p in tower.parameters()),
-    )
 
 
 def tokens_per_image(spec: ModelConfig) -> int:

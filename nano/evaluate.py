@@ -110,7 +110,7 @@ def name_photos(assistant: Assistant, paths: list[Path], *, sure: float = photos
     import torch
 
     from mobillama_v.images import load_image
-    from mobillama_v.model.vision.hybrid_lite0 import Lite0
+    from mobillama_v.model.vision.lite0 import Lite0
 
     stem = assistant.network.vision_tower.visual.trunk.patch_embed.stem  # type: ignore[union-attr]
     assert isinstance(stem, Lite0)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
-from mobillama_v.model.vision.hybrid_lite0_sizes import GRID, THING_KINDS, WIDTH
-from mobillama_v.model.vision.structured_tokens import StructuredTokens
+from mobillama_v.model.vision.lite0 import GRID
+from mobillama_v.model.vision.structured_tokens import SHAPE_CLASSES, WIDTH, StructuredTokens
 from nano import figures
 from nano.figures import SHAPES
 from nano.scenes import COLOR_NAMES, SIDE, Scene, clear_size
@@ -55,7 +55,7 @@ def shapes_of(scenes: Iterable[Scene]) -> Targets:
         for thing in scene.shapes:
             kinds = [SIZES.index(clear_size(thing)), COLOR_NAMES.index(thing.color), SHAPES.index(thing.shape)]
             rows.append([index, _spot(*thing.center, 2 * GRID, 2 * GRID), *kinds])
-    return Targets(_table(rows, 5), THING_KINDS)
+    return Targets(_table(rows, 5), SHAPE_CLASSES)
 
 
 def letters_of(scenes: Iterable[Scene]) -> Targets:

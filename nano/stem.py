@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mobillama_v.errors import CheckpointError, MissingExtraError
-from mobillama_v.model.vision.hybrid_lite0 import ConvSame, InvertedResidual, Lite0
+from mobillama_v.model.vision.lite0 import InvertedResidual, Lite0
+from mobillama_v.model.vision.parts_torch import ConvSame, to_torch
 
 _BN_EPS = 1e-3  # TensorFlow's, with which the published weights were trained
 
 
-def load_stem() -> Lite0:
+def load_stem() -> Any:
     """The published model with its batch norms folded into the convolutions, in evaluation mode.
 
     Raises:
@@ -29,9 +31,9 @@ def load_stem() -> Lite0:
     return fold(list(state.values()), path).eval()
 
 
-def fold(tensors: list[Tensor], where: str = "the stem's weights") -> Lite0:
+def fold(tensors: list[Tensor], where: str = "the stem's weights") -> Any:
     """Fill the stem from tensors in the published order: each convolution is followed by its batch norm."""
-    model = Lite0()
+    model = to_torch(Lite0())
     source = iter(tensors)
     try:
         for conv in _convolutions(model):
@@ -51,10 +53,10 @@ def fold(tensors: list[Tensor], where: str = "the stem's weights") -> Lite0:
     return model
 
 
-def _convolutions(model: Lite0) -> Iterator[ConvSame]:
+def _convolutions(model: Any) -> Iterator[ConvSame]:
     yield model.conv_stem
     for stage in model.stages:
-        for block in stage:  # type: ignore[attr-defined]
+        for block in stage:
             assert isinstance(block, InvertedResidual)
             yield from (conv for conv in (block.expand, block.depthwise, block.project) if conv is not None)
     yield model.conv_head

@@ -6,13 +6,13 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from mobillama_v.images import ImageTransform, load_image
-from mobillama_v.model.vision.hybrid_lite0 import Lite0, gather_cells
-from mobillama_v.model.vision.hybrid_lite0_sizes import CLASSES, GATHERED, GRID
+from mobillama_v.model.vision.lite0 import CLASSES, GATHERED, GRID
 
 _BATCH = 16
 
@@ -27,7 +27,7 @@ class StemCache:
         self.probabilities = np.load(folder / "probabilities.npy", mmap_mode="r")
 
 
-def compute(stem: Lite0, transform: ImageTransform, root: Path, names: list[str], folder: Path) -> StemCache:
+def compute(stem: Any, transform: ImageTransform, root: Path, names: list[str], folder: Path) -> StemCache:
     """Fill the cache for images below ``root``; a killed run goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / "names.json"
@@ -39,13 +39,13 @@ def compute(stem: Lite0, transform: ImageTransform, root: Path, names: list[str]
     cells = np.load(folder / "cells.npy", mmap_mode="r+")
     probabilities = np.load(folder / "probabilities.npy", mmap_mode="r+")
     start, began = int((folder / "done").read_text()), time.time()
-    stem = stem.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stem = stem.eval().to(memory_format=torch.channels_last)
 
     def encode_image(first: int) -> tuple[int, np.ndarray, np.ndarray]:
         pixels = transform.batch([load_image(root / name) for name in names[first : first + _BATCH]])
         with torch.inference_mode():
-            maps, logits = stem(torch.from_numpy(pixels))
-            return first, gather_cells(maps).half().numpy(), logits.softmax(-1).half().numpy()
+            seen, logits = stem(torch.from_numpy(pixels))
+            return first, seen.half().numpy(), logits.softmax(-1).half().numpy()
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small convolutions: a picture a thread is 1.4 times as fast as all threads on a picture

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
-from mobillama_v.model.vision.hybrid_lite0_sizes import CLASSES, GRID, KIND_SLOTS, KINDS, SLOTS, WIDTH
-from mobillama_v.model.vision.structured_tokens import StructuredTokens
+from mobillama_v.model.vision.lite0 import CLASSES, GRID
+from mobillama_v.model.vision.structured_tokens import KIND_SLOTS, KINDS, SLOTS, WIDTH, StructuredTokens
 from mobillama_v.tokenization import TextTokenizer
 from nano import classes
 from nano.figures import SHAPES

@@ -13,8 +13,7 @@ from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, Towe
 from mobillama_v.errors import ConfigError, ModelNotFoundError
 from mobillama_v.model.decoder import Decoder
 from mobillama_v.model.kv_cache import StaticCache
-from mobillama_v.model.vision import clip
-from mobillama_v.model.vision.clip import build_tower
+from mobillama_v.model.vision import TowerShape, build_tower, open_clip_vit, tower_shape
 from mobillama_v.model.vlm import VisionLanguage
 from mobillama_v.presets import PRESETS, PUBLISHED, preset
 from mobillama_v.sizes import Part
@@ -74,27 +73,26 @@ def test_plain_towers_are_counted_without_building_them(model: str, size: int, m
     spec = TowerConfig(model)
     with torch.device("meta"):
         tower = build_tower(spec, image_size=size)
-    monkeypatch.setattr(sizes, "_built", lambda *_: pytest.fail("it was built"))
-    assert sizes.tower_shape(spec, size) == sizes.TowerShape(tower.width, 1, tower.patches, count(tower))
+    monkeypatch.setattr(open_clip_vit._OpenClipViT, "build", lambda *_, **__: pytest.fail("it was built"))
+    assert tower_shape(spec, size) == TowerShape(tower.width, 1, tower.patches, tower.depth, count(tower))
 
 
 def test_other_towers_are_built_to_be_counted(tower_name: str) -> None:
     spec = TowerConfig(tower_name, pretrained="/not/here", feature_layer=-2)
     with torch.device("meta"):
         tower = build_tower(TowerConfig(tower_name), image_size=32)
-    assert sizes.tower_shape(spec, 32) == sizes.TowerShape(24, 1, 16, count(tower))
+    assert tower_shape(spec, 32) == TowerShape(24, 1, 16, 3, count(tower))
     with pytest.raises(ConfigError, match="no model 'ViT-nothing'"):
-        sizes.tower_shape(TowerConfig("ViT-nothing"), 224)
+        tower_shape(TowerConfig("ViT-nothing"), 224)
 
 
-def test_the_hybrid_tower_s_name_and_shape() -> None:
-    assert sizes.HYBRID == clip.HYBRID
+def test_the_hybrid_tower_is_counted() -> None:
     spec = preset("nano").spec
     assert isinstance(spec, ModelConfig)
     with torch.device("meta"):
         tower = build_tower(spec.tower, image_size=spec.image.size)
-    shape = sizes.TowerShape(tower.width, tower.extra, tower.patches, count(tower))
-    assert sizes.tower_shape(spec.tower, spec.image.size) == shape
+    shape = TowerShape(tower.width, tower.extra, tower.patches, tower.depth, count(tower))
+    assert tower_shape(spec.tower, spec.image.size) == shape
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def save_nano_like(folder: Path) -> Path:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from mobillama_v.config import ModelConfig
-    from mobillama_v.model.vlm import Network
+    from mobillama_v.model.vlm import VisionLanguageModel
     from mobillama_v.presets import PRESETS
 
     tokenizer = Tokenizer(models.BPE())
@@ -106,7 +106,7 @@ def save_nano_like(folder: Path) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(1)
-    network = Network(spec)
+    network = VisionLanguageModel(spec)
     with torch.no_grad():
         # As they are initialized, a stem fades every picture to the same one, the tower's words are zeros, and a
         # decoder at 0.02 does not mind its input: no picture would change an answer.

@@ -20,7 +20,7 @@ from mobillama_v.config import ModelConfig, spec_from_config
 from mobillama_v.errors import CheckpointError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.modeling import MobiLlamaVForConditionalGeneration
-from mobillama_v.model.vision.clip import build_tower
+from mobillama_v.model.vision import build_tower
 from mobillama_v.progress_bar import ProgressBar
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import lora

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mobillama_v.config import ModelConfig
-    from mobillama_v.model.vlm import Network
+    from mobillama_v.model.vlm import VisionLanguageModel
 
 _CHOICES = (4, 8)
 _RECORDS = 256  # that are run for --calibrate
@@ -105,7 +105,9 @@ def _write(
     return before, (made / packed_format.FILE).stat().st_size
 
 
-def _moments(network: Network, spec: ModelConfig, folder: Path, records: Path, image_root: Path) -> dict[str, Tensor]:
+def _moments(
+    network: VisionLanguageModel, spec: ModelConfig, folder: Path, records: Path, image_root: Path
+) -> dict[str, Tensor]:
     """Second moments of what the decoder's matrices are given by up to :data:`_RECORDS` records, evenly chosen."""
     import torch
 

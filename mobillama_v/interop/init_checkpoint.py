@@ -22,7 +22,8 @@ from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.hub import find_checkpoint
 from mobillama_v.images import ImageTransform
 from mobillama_v.interop.llama import Imported, Sharing, import_decoder
-from mobillama_v.model.vision.clip import ImageTower, build_tower
+from mobillama_v.model.vision import build_tower
+from mobillama_v.model.vision.image_tower import ImageTower
 from mobillama_v.presets import preset
 from mobillama_v.tokenization import TextTokenizer
 

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from mobillama_v.checkpoint import load_weights
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import PromptError
-from mobillama_v.model.decoder import Decoder, causal_mask, position_ids_from_mask
-from mobillama_v.model.vision.clip import build_tower
+from mobillama_v.model.decoder import Decoder
+from mobillama_v.model.vision import build_tower
 from mobillama_v.projector.module import ProjectorModule
 
 
@@ -58,50 +58,23 @@ class VisionLanguage(nn.Module):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Encode and project images [N,3,S,S] to visual tokens [N,P',D]."""
-        return self.project(self.vision_tower(pixel_values.to(self.lm_head.weight.dtype)))
+        return self.project(self.vision_tower(pixel_values))
 
     def project(self, image_features: Tensor) -> Tensor:
         """Project the tower's output [N,E+P,Dv] to visual tokens [N,P',D]."""
         return self.projector(image_features.to(self.lm_head.weight.dtype), extra=self.vision_tower.extra)
 
 
-class Network(VisionLanguage):
-    """CLIP image tower, projector and MobiLlama decoder; :mod:`mobillama_v.generate` answers with it."""
+class VisionLanguageModel(VisionLanguage):
+    """Image tower, projector and MobiLlama decoder; :mod:`mobillama_v.generate` answers with it."""
 
-    def __init__(self, spec: ModelConfig, *, sketch: bool = False) -> None:
-        """Make the model at random; a ``sketch`` has no memory for what the spec's numbers size."""
+    def __init__(self, spec: ModelConfig, *, meta: bool = False) -> None:
+        """Make the model at random; with ``meta`` all but the tower is on the meta device, without memory."""
         super().__init__()
         self.spec = spec
         self.add_tower(spec)
-        with torch.device("meta") if sketch else nullcontext():
+        with torch.device("meta") if meta else nullcontext():
             self.add_language_parts(spec)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        pixel_values: Tensor | None = None,
-        image_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Logits [B,T,V] at every position.
-
-        Args:
-            input_ids: [B,T]; any valid id stands at image slots.
-            pixel_values: [N,3,S,S], the images of all rows in order.
-            image_mask: [B,T] boolean, True at image slots.
-            attention_mask: [B,T], 1 where a position exists; None means everywhere.
-
-        Raises:
-            PromptError: image slots and images disagree.
-        """
-        embeds = self.language_model.embed_tokens(input_ids)
-        if (pixel_values is None) != (image_mask is None):
-            raise PromptError("pixel_values and image_mask go together: one was given without the other.")
-        if pixel_values is not None and image_mask is not None:
-            embeds = place_image_features(embeds, image_mask, self.get_image_features(pixel_values))
-        exists = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        mask = None if attention_mask is None else causal_mask(exists, input_ids.shape[1])
-        return self.lm_head(self.language_model(embeds, position_ids=position_ids_from_mask(exists), mask=mask))
 
 
 def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Tensor) -> Tensor:
@@ -127,9 +100,9 @@ def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Te
 
 
 class TorchVisionEncoder:
-    """What sees for an assistant: a network's tower and projector, where they are."""
+    """Image tower and projector of a model in torch, on its device."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: VisionLanguageModel) -> None:
         self.network = network
         self.tokens_per_image = network.tokens_per_image
         self._device = next(network.vision_tower.parameters()).device
@@ -152,40 +125,40 @@ def load_network(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     decoder: bool = True,
-    prepare: Callable[[Network], None] | None = None,
-) -> Network:
+    prepare: Callable[[VisionLanguageModel], None] | None = None,
+) -> VisionLanguageModel:
     """Read the model of ``folder``, in evaluation mode and without gradients.
 
-    Names and shapes are checked against a sketch before the memory for what the configuration asks is taken. Without
-    ``decoder`` the folder holds tower and projector alone, and the decoder and its head stay without memory.
-    ``prepare`` may give the sketch other layers than those that the spec makes.
+    The model is made on the meta device, and memory is allocated once names and shapes have been checked. Without
+    ``decoder`` the folder holds tower and projector alone, and the decoder and its head stay on the meta device.
+    ``prepare`` may give the model other layers than those that the spec makes.
 
     Raises:
         ConfigError: the spec names a tower that cannot be built.
         CheckpointError: missing, extra or mis-shaped tensors, named; damaged files.
     """
     with SkipInit():
-        network = Network(spec, sketch=True)
+        network = VisionLanguageModel(spec, meta=True)
     if prepare is not None:
         prepare(network)
-    sketched = [network.projector, *((network.language_model, network.lm_head) if decoder else ())]
-    sight = nn.ModuleDict({"vision_tower": network.vision_tower, "projector": network.projector})
-    wanted = network if decoder else sight
+    on_meta = [network.projector, *((network.language_model, network.lm_head) if decoder else ())]
+    vision = nn.ModuleDict({"vision_tower": network.vision_tower, "projector": network.projector})
+    wanted = network if decoder else vision
     load_weights(wanted, folder, fill=False)
     network.to(dtype=dtype)
     network.vision_tower.to(device=device)
-    for part in sketched:  # its own to_empty() imports sympy, for half a second
-        room = {
+    for part in on_meta:  # its own to_empty() imports sympy, for half a second
+        allocated = {
             name: torch.empty(like.shape, dtype=dtype if like.is_floating_point() else like.dtype, device=device)
             for name, like in part.state_dict().items()
         }
-        part.load_state_dict(room, assign=True)
+        part.load_state_dict(allocated, assign=True)
     load_weights(wanted, folder)
     return network.eval().requires_grad_(False)
 
 
-def fill_decoder(network: Network, state: dict[str, Tensor], head: Tensor) -> None:
-    """Give a network without memory for them its decoder and head."""
+def fill_decoder(network: VisionLanguageModel, state: dict[str, Tensor], head: Tensor) -> None:
+    """Load decoder and head of a model that has them on the meta device."""
     where = next(network.vision_tower.parameters())
     decoder = {name: tensor.to(where) for name, tensor in state.items()}
     network.language_model.load_state_dict(decoder, assign=True)
@@ -193,8 +166,8 @@ def fill_decoder(network: Network, state: dict[str, Tensor], head: Tensor) -> No
     network.eval().requires_grad_(False)
 
 
-def drop_decoder(network: Network) -> None:
-    """Take the memory of decoder and head back; their types and shapes stay."""
+def drop_decoder(network: VisionLanguageModel) -> None:
+    """Move decoder and head to the meta device, which frees their memory; types and shapes stay."""
     network.language_model.to("meta")
     network.lm_head.to("meta")
 

@@ -7,8 +7,19 @@ import torch
 
 from mobillama_v.config import HYBRID, TowerConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision import hybrid_lite0, hybrid_lite0_sizes, structured_tokens
-from mobillama_v.model.vision.clip import build_tower, register_towers
+from mobillama_v.model.vision import build_tower
+from mobillama_v.model.vision.hybrid_lite0 import register_towers
+from mobillama_v.model.vision.lite0 import GATHERED, Lite0
+from mobillama_v.model.vision.parts_torch import TORCH, ConvSame, to_torch
+from mobillama_v.model.vision.structured_tokens import (
+    PHOTO,
+    WIDTH,
+    ClassTokens,
+    PositionTokens,
+    ShapeDetector,
+    TextReader,
+    find_peaks,
+)
 
 SPEC = TowerConfig(model=HYBRID, feature_layer=-1, select="cls_patch")
 
@@ -38,7 +49,7 @@ def test_it_is_an_open_clip_model(tower) -> None:
         )
         expected = torch.cat((theirs["image_intermediates_prefix"][0], theirs["image_intermediates"][0]), dim=1)
         torch.testing.assert_close(tower(pixels), expected)
-        assert visual(pixels).shape == (2, hybrid_lite0_sizes.WIDTH)
+        assert visual(pixels).shape == (2, WIDTH)
 
 
 def test_shapes_and_counts(tower) -> None:
@@ -50,7 +61,7 @@ def test_shapes_and_counts(tower) -> None:
 
 
 def test_photographs_are_told_by_the_names_of_their_likeliest_classes() -> None:
-    names = structured_tokens.ClassTokens()
+    names = to_torch(ClassTokens())
     for parameter in names.parameters():
         torch.nn.init.normal_(parameter)
     torch.nn.init.zeros_(names.kind_of)
@@ -79,7 +90,7 @@ def spots(rows: int, columns: int, classes: int, told: list[tuple]) -> torch.Ten
 
 
 def test_shapes_are_told_in_reading_order_and_absent_ones_are_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    things, places = structured_tokens.ShapeDetector(), structured_tokens.PositionTokens()
+    things, places = to_torch(ShapeDetector()), to_torch(PositionTokens())
     for parameter in (*things.parameters(), *places.parameters()):
         torch.nn.init.normal_(parameter)
     colors = torch.randn(12, 256)
@@ -100,19 +111,19 @@ def test_shapes_are_told_in_reading_order_and_absent_ones_are_nothing(monkeypatc
 def test_a_heat_that_spots_share_is_one_thing_between_them() -> None:
     logits = torch.full((1, 14, 28, 3), -9.0)
     logits[0, 5, 8, 0], logits[0, 5, 9, 0], logits[0, 11, 20, 0] = -0.4, -0.5, -3
-    found, where, rest = structured_tokens.find_peaks(logits, 4)
+    found, where, rest = find_peaks(TORCH, logits, 4)
     assert found.tolist() == [[True, False, False, False]] and rest.shape == (1, 4, 2)  # the third is too cold
     torch.testing.assert_close(where[0, 0], torch.tensor([5.5, 9.0 / 2]), atol=0.05, rtol=0)
 
 
 def test_lines_are_told_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines, places = structured_tokens.TextReader(), structured_tokens.PositionTokens()
+    lines, places = to_torch(TextReader()), to_torch(PositionTokens())
     for parameter in (lines.first, lines.later, *places.parameters()):
         torch.nn.init.normal_(parameter)
     # "NO" with the O a little lower, and under it "5"; letters may be one spot apart.
     logits = spots(14, 28, 62, [((3, 12), 14), ((2, 9), 13), ((10, 20), 57)])
     monkeypatch.setattr(lines, "logits", lambda cells, features: logits)
-    seen = torch.zeros(1, 49, hybrid_lite0_sizes.GATHERED), torch.zeros(1, 49, 256)
+    seen = torch.zeros(1, 49, GATHERED), torch.zeros(1, 49, 256)
     tints = torch.zeros(1, 14, 14, 12)
     tints[0, 2, 4, 3] = tints[0, 3, 6, 3] = tints[0, 10, 10, 8] = 0.9
     colors = torch.randn(12, 256)
@@ -132,12 +143,12 @@ def test_lines_are_told_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_photographs_and_drawings_have_slots_of_their_own(tower) -> None:
     account = tower.visual.trunk.account
     told = torch.zeros(2, 49, 4, 74)
-    told[0, ..., hybrid_lite0_sizes.PHOTO] = 1
+    told[0, ..., PHOTO] = 1
     told[1, ..., 25 + 6] = 1
     with torch.no_grad():
         photo, drawing = account(
             torch.rand(2, 1000),
-            torch.randn(2, 49, hybrid_lite0_sizes.GATHERED),
+            torch.randn(2, 49, GATHERED),
             torch.randn(2, 49, 256),
             told.flatten(2),
         )
@@ -149,28 +160,29 @@ def test_photographs_and_drawings_have_slots_of_their_own(tower) -> None:
 
 
 def test_cells_are_gathered_where_they_are() -> None:
-    maps = [torch.zeros(1, channels, 224 // s, 224 // s) for channels, s in ((40, 8), (112, 16), (320, 32))]
-    maps[0][:, :, 4 * 2 + 1, 4 * 5 + 3] = 1  # stride 8, in cell (2, 5)
-    maps[2][:, :, 6, 0] = 2
-    cells = hybrid_lite0.gather_cells(maps)[0].view(7, 7, hybrid_lite0_sizes.GATHERED)
+    maps = [torch.zeros(1, 224 // s, 224 // s, channels) for channels, s in ((40, 8), (112, 16), (320, 32))]
+    maps[0][:, 4 * 2 + 1, 4 * 5 + 3] = 1  # stride 8, in cell (2, 5)
+    maps[2][:, 6, 0] = 2
+    cells = to_torch(Lite0()).gather(maps)[0].view(7, 7, GATHERED)
     assert cells[2, 5].sum() == 40 and cells[6, 0].sum() == 640 and cells.sum() == 680
 
 
 def test_letters_are_looked_for_where_the_stem_saw_them() -> None:
     torch.manual_seed(0)
-    lines = structured_tokens.TextReader()
-    maps = [torch.randn(1, channels, 224 // s, 224 // s) for channels, s in ((40, 8), (112, 16), (320, 32))]
+    lines = to_torch(TextReader())
+    gather = to_torch(Lite0()).gather
+    maps = [torch.randn(1, 224 // s, 224 // s, channels) for channels, s in ((40, 8), (112, 16), (320, 32))]
     features = torch.randn(1, 49, 256)
     with torch.no_grad():
-        before = lines.logits(hybrid_lite0.gather_cells(maps), features)
-        maps[0][0, :, 8:10, 20] *= -1  # stride 8, rows 8 and 9: spot (4, 20)
-        moved = (lines.logits(hybrid_lite0.gather_cells(maps), features) - before).abs().amax(-1)[0]
+        before = lines.logits(gather(maps), features)
+        maps[0][0, 8:10, 20] *= -1  # stride 8, rows 8 and 9: spot (4, 20)
+        moved = (lines.logits(gather(maps), features) - before).abs().amax(-1)[0]
         spots = (moved > 1e-4).nonzero()
         assert moved.shape == (14, 28) and moved[4, 20] > 1e-3
         assert (spots - torch.tensor([4, 20])).abs().amax() == 3  # three convolutions of 3 x 3
-        maps[0][0, :, 8:10, 20] *= -1
-        maps[1][0, :, 6, 3] *= -1
-        moved = (lines.logits(hybrid_lite0.gather_cells(maps), features) - before).abs().amax(-1)[0]
+        maps[0][0, 8:10, 20] *= -1
+        maps[1][0, 6, 3] *= -1
+        moved = (lines.logits(gather(maps), features) - before).abs().amax(-1)[0]
         assert moved[6, 6:8].min() > 1e-3 and not moved[:3].any() and not moved[:, 10:].any()
 
 
@@ -178,11 +190,11 @@ def test_letters_are_looked_for_where_the_stem_saw_them() -> None:
 def test_same_padding_is_tensorflows(side: int, stride: int) -> None:
     from timm.layers import create_conv2d
 
-    ours = hybrid_lite0.ConvSame(2, 3, 5, stride)
+    ours = ConvSame(2, 3, 5, stride)
     theirs = create_conv2d(2, 3, 5, stride=stride, padding="same", bias=True)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(1, 2, side, side)
-    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours(x.permute(0, 2, 3, 1)), theirs(x).permute(0, 2, 3, 1))
 
 
 def test_wrong_requests_are_refused() -> None:

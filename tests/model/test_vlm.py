@@ -10,19 +10,32 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hub import read_spec
 from mobillama_v.model import vlm as module
-from mobillama_v.model.vlm import Network, load_network
+from mobillama_v.model.decoder import causal_mask, position_ids_from_mask
+from mobillama_v.model.vlm import VisionLanguageModel, load_network, place_image_features
 
 
 @pytest.fixture(scope="module")
-def loaded(nano_like: Path) -> Network:
+def loaded(nano_like: Path) -> VisionLanguageModel:
     return load_network(nano_like, read_spec(nano_like))
 
 
-def test_is_the_transformers_model(nano_like: Path, loaded: Network) -> None:
+def logits(
+    model: VisionLanguageModel, ids: Tensor, exists: Tensor, pixels: Tensor | None = None, slots: Tensor | None = None
+) -> Tensor:
+    """Logits [B,T,V] at every position, by the model's parts."""
+    embeds = model.language_model.embed_tokens(ids)
+    if pixels is not None and slots is not None:
+        embeds = place_image_features(embeds, slots, model.get_image_features(pixels))
+    positions, mask = position_ids_from_mask(exists), causal_mask(exists, ids.shape[1])
+    return model.lm_head(model.language_model(embeds, position_ids=positions, mask=mask))
+
+
+def test_is_the_transformers_model(nano_like: Path, loaded: VisionLanguageModel) -> None:
     from mobillama_v import MobiLlamaVForConditionalGeneration
 
     reference = MobiLlamaVForConditionalGeneration.from_pretrained(nano_like, dtype=torch.float32).eval()
@@ -40,14 +53,14 @@ def test_is_the_transformers_model(nano_like: Path, loaded: Network) -> None:
     pixels = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         expected = reference(input_ids=ids, pixel_values=pixels, image_mask=slots, attention_mask=exists).logits
-        got = loaded(ids, pixels, slots, exists)
-        text = loaded(ids[:1])
+        got = logits(loaded, ids, exists, pixels, slots)
+        text = logits(loaded, ids[:1], exists[:1])
         text_expected = reference(input_ids=ids[:1]).logits
     torch.testing.assert_close(got[exists.bool()], expected[exists.bool()])
     torch.testing.assert_close(text, text_expected)
 
 
-def test_every_value_is_the_files(nano_like: Path, loaded: Network) -> None:
+def test_every_value_is_the_files(nano_like: Path, loaded: VisionLanguageModel) -> None:
     stored = load_file(nano_like / "model.safetensors")
     for name, tensor in loaded.state_dict().items():
         torch.testing.assert_close(tensor, stored[name].float(), rtol=0, atol=0, msg=name)
@@ -75,13 +88,13 @@ def test_a_misfit_is_refused_before_memory_is_taken(
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(nano_like / "model.safetensors")
     made: list[str] = []
-    add = Network.add_language_parts
+    add = VisionLanguageModel.add_language_parts
 
-    def noting(self: Network, spec: object) -> None:
+    def noting(self: VisionLanguageModel, spec: object) -> None:
         made.append(torch.empty(0).device.type)
         add(self, spec)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Network, "add_language_parts", noting)
+    monkeypatch.setattr(VisionLanguageModel, "add_language_parts", noting)
     with pytest.raises(CheckpointError, match="mis-shaped"):
         load_network(tmp_path, read_spec(tmp_path))
     assert made == ["meta"]
@@ -119,11 +132,11 @@ def test_buffers_outside_the_checkpoint_are_real(
     assert loaded.vision_tower.table.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_images_and_slots_go_together(loaded: Network) -> None:
-    ids = torch.zeros(1, 100, dtype=torch.long)
-    with pytest.raises(PromptError, match="go together"):
-        loaded(ids, torch.zeros(1, 3, 224, 224))
-    slots = torch.zeros(1, 100, dtype=torch.bool)
+def test_slots_are_as_many_as_the_images_need(loaded: VisionLanguageModel) -> None:
+    embeds, slots = torch.zeros(1, 100, 32), torch.zeros(1, 100, dtype=torch.bool)
     slots[0, :84] = True
     with pytest.raises(PromptError, match="slots for 1 images and 2 images"):
-        loaded(ids, torch.zeros(2, 3, 224, 224), slots)
+        place_image_features(embeds, slots, torch.zeros(2, 84, 32))
+    slots[0, 90] = True
+    with pytest.raises(PromptError, match="row 0 has 85 image slots"):
+        place_image_features(embeds, slots, torch.zeros(1, 84, 32))

@@ -13,7 +13,8 @@ from PIL import Image
 
 from mobillama_v.errors import CheckpointError
 from mobillama_v.images import ImageTransform
-from mobillama_v.model.vision import hybrid_lite0
+from mobillama_v.model.vision.lite0 import Lite0
+from mobillama_v.model.vision.parts_torch import to_torch
 from nano import captions, classes, evaluate, photos, stem, stemcache
 from nano.scenes import Scene, Thing
 
@@ -57,14 +58,14 @@ def test_other_tensors_are_no_stem() -> None:
 
 def test_the_stem_cache_goes_on_after_a_kill(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    model, transform = hybrid_lite0.Lite0().eval(), ImageTransform(224, "squash")
+    model, transform = to_torch(Lite0()).eval(), ImageTransform(224, "squash")
     names = [f"{i}.png" for i in range(18)]
     for i, name in enumerate(names):
         Image.new("RGB", (30, 20), (i * 9, 40, 200)).save(tmp_path / name)
     whole = stemcache.compute(model, transform, tmp_path, names, tmp_path / "whole")
     with torch.no_grad():
-        maps, _ = model(torch.from_numpy(transform.batch([Image.open(tmp_path / names[17])])))
-    expected = hybrid_lite0.gather_cells(maps)[0].numpy()
+        cells, _ = model(torch.from_numpy(transform.batch([Image.open(tmp_path / names[17])])))
+    expected = cells[0].numpy()
     np.testing.assert_allclose(whole.cells[17], expected, atol=2e-3 * np.abs(expected).max())
     stemcache.compute(model, transform, tmp_path, names, tmp_path / "again")
     (tmp_path / "again" / "done").write_text("16")

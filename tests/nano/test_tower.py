@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from mobillama_v.model.vision import hybrid_lite0, hybrid_lite0_sizes, structured_tokens
+from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
+from mobillama_v.model.vision.lite0 import GATHERED
+from mobillama_v.model.vision.parts_torch import to_torch
+from mobillama_v.model.vision.structured_tokens import FEATURE_SHARE, WIDTH, StructuredTokens
 from mobillama_v.tokenization import TextTokenizer
 from nano import classes, recognize, tower, vocabulary
 from nano.figures import SHAPES
@@ -51,11 +54,11 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tower.Words:
     )
     tokenizer = TextTokenizer.from_file(path, bos_id=1, eos_id=2, pad_id=0)
     torch.manual_seed(0)
-    return tower.Words(torch.randn(3000, hybrid_lite0_sizes.WIDTH) * 0.02, tokenizer)
+    return tower.Words(torch.randn(3000, WIDTH) * 0.02, tokenizer)
 
 
 def test_the_account_starts_from_words(words: tower.Words) -> None:
-    account = structured_tokens.StructuredTokens()
+    account = to_torch(StructuredTokens())
     tower.start_account(account, words)
     names = account.class_names
     expected = words.tokens(" golden retriever")
@@ -88,11 +91,11 @@ def test_what_is_to_be_found() -> None:
 def test_finding_can_be_learnt() -> None:
     torch.manual_seed(0)
     scenes = [sample_scene(random.Random(i), ("few", "word")[i % 2]) for i in range(8)]
-    features = torch.randn(8, 49, hybrid_lite0_sizes.WIDTH)
-    account = structured_tokens.StructuredTokens()
+    features = torch.randn(8, 49, WIDTH)
+    account = to_torch(StructuredTokens())
     given = [account.colors.clone(), account.lines.first.clone(), account.places.rows.clone()]
 
-    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid_lite0_sizes.GATHERED)).astype(np.float16)
+    cells = np.random.default_rng(0).normal(size=(8, 49, GATHERED)).astype(np.float16)
 
     def losses() -> list[float]:
         found = []
@@ -113,10 +116,10 @@ def test_finding_can_be_learnt() -> None:
 
 def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) -> None:
     torch.manual_seed(0)
-    trunk, probe = hybrid_lite0.HybridTrunk(), tower.CellProbe()
+    trunk, probe = to_torch(HybridTrunk()), tower.CellProbe()
     torch.nn.init.normal_(probe.norm.weight)
     torch.nn.init.normal_(probe.norm.bias)
-    cells = np.random.default_rng(0).normal(size=(8, 49, hybrid_lite0_sizes.GATHERED)).astype(np.float16)
+    cells = np.random.default_rng(0).normal(size=(8, 49, GATHERED)).astype(np.float16)
     tower.start_cell_words(trunk, probe, cells, words)
     with torch.no_grad():
         patches = trunk.mix(trunk.patch_embed.embed(torch.from_numpy(cells).float()))
@@ -126,11 +129,11 @@ def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) ->
             torch.stack([words.label(name, column=column) for name in (*LABEL_NAMES, "photo")]) for column in (0, 1)
         )
         told = labels[:, :, 0::2].sum(2) @ left + labels[:, :, 1::2].sum(2) @ right
-        expected = hybrid_lite0_sizes.FEATURE_SHARE * features + told + trunk.cell_words.place
+        expected = FEATURE_SHARE * features + told + trunk.cell_words.place
     torch.testing.assert_close(given, labels.flatten(2), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(features.flatten(0, 1).mean(0), torch.zeros(hybrid_lite0_sizes.WIDTH), rtol=0, atol=1e-3)
-    torch.testing.assert_close(features.flatten(0, 1).std(0), torch.ones(hybrid_lite0_sizes.WIDTH), rtol=0, atol=1e-2)
+    torch.testing.assert_close(features.flatten(0, 1).mean(0), torch.zeros(WIDTH), rtol=0, atol=1e-3)
+    torch.testing.assert_close(features.flatten(0, 1).std(0), torch.ones(WIDTH), rtol=0, atol=1e-2)
     similarity = torch.cosine_similarity(words.label("color:red"), words.word("red"), dim=0)
     assert similarity > 0.999
     inside, starting = words.label("character:N", column=1), words.label("character:N")
@@ -145,11 +148,9 @@ def test_the_projector_starts_as_nearly_the_identity() -> None:
     from mobillama_v.projector import build_projector
 
     torch.manual_seed(0)
-    projector = build_projector(
-        ProjectorConfig(), tower_width=hybrid_lite0_sizes.WIDTH, decoder_width=hybrid_lite0_sizes.WIDTH
-    )
+    projector = build_projector(ProjectorConfig(), tower_width=WIDTH, decoder_width=WIDTH)
     tower.start_projector(projector, 0.02)
-    x = torch.randn(50, hybrid_lite0_sizes.WIDTH)
+    x = torch.randn(50, WIDTH)
     with torch.no_grad():
         similarity = torch.cosine_similarity(projector(x), x, dim=-1)
         scale = projector(x).pow(2).mean().sqrt()
@@ -159,14 +160,14 @@ def test_the_projector_starts_as_nearly_the_identity() -> None:
 def test_the_tower_goes_on_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Cache:
         row = {f"{i}": i for i in range(24)}  # noqa: RUF012
-        cells = np.random.default_rng(0).normal(size=(24, 49, hybrid_lite0_sizes.GATHERED)).astype(np.float16)
+        cells = np.random.default_rng(0).normal(size=(24, 49, GATHERED)).astype(np.float16)
 
     labels = (np.random.default_rng(1).random((16, CELLS, CELLS, len(LABEL_NAMES))) < 0.05).astype(np.uint8)
     drawn, taken = [str(i) for i in range(16)], [str(i) for i in range(16, 24)]
 
     def train(state: Path) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        trunk = hybrid_lite0.HybridTrunk()
+        trunk = to_torch(HybridTrunk())
         tower.pretrain(trunk, Cache(), drawn, labels, taken, epochs=2, batch_size=8, state=state)  # type: ignore[arg-type]
         return trunk.state_dict()
 

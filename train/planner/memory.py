@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mobillama_v.config import DecoderConfig, ModelConfig
-from mobillama_v.sizes import TowerShape, decoder_parts, projector_parameters, tower_shape
+from mobillama_v.model.vision import TowerShape, tower_shape
+from mobillama_v.sizes import decoder_parts, projector_parameters
 from mobillama_v.train.recipe import LoraSection, TrainSection
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, elements

@@ -11,8 +11,9 @@ from pathlib import Path
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import RecipeError
 from mobillama_v.hub import read_spec
+from mobillama_v.model.vision import tower_shape
 from mobillama_v.presets import preset
-from mobillama_v.sizes import decoder_parts, tokens_per_image, tower_shape
+from mobillama_v.sizes import decoder_parts, tokens_per_image
 from mobillama_v.train.planner.gpus import Gpu
 from mobillama_v.train.planner.memory import BatchShape, Counts, Memory, estimate
 from mobillama_v.train.recipe import Recipe, TrainSection

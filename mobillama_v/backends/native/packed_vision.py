@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mobillama_v.backends.native.packed_linear import PackedAttention, PackedLinear
-from mobillama_v.model.vlm import Network, SkipInit
+from mobillama_v.model.vlm import SkipInit, VisionLanguageModel
 from mobillama_v.projector.module import ProjectorModule
 
 _TILES = ".tiles"
@@ -47,7 +47,7 @@ class _Slot:
         setattr(self.owner, self.attribute, layer.eval().requires_grad_(False))
 
 
-def _slots(network: Network) -> Iterator[_Slot]:
+def _slots(network: VisionLanguageModel) -> Iterator[_Slot]:
     """Those of all blocks of the tower and of the projector."""
     visual: Any = network.get_submodule("vision_tower.visual")
     trunk = getattr(visual, "trunk", None)
@@ -81,7 +81,7 @@ def _room(layer: Any) -> PackedLinear | PackedAttention:
     return PackedAttention(layer.embed_dim, layer.num_heads, like=layer.in_proj_weight)
 
 
-def pack(network: Network, *, least: int = _LEAST) -> None:
+def pack(network: VisionLanguageModel, *, least: int = _LEAST) -> None:
     """Pack the layers of tower and projector that have ``least`` weights or more, and can be.
 
     Raises:
@@ -100,7 +100,7 @@ def pack(network: Network, *, least: int = _LEAST) -> None:
         slot.layer = packed
 
 
-def hold(network: Network, names: Iterable[str]) -> None:
+def hold(network: VisionLanguageModel, names: Iterable[str]) -> None:
     """Make room for the packed layers among ``names`` of tensors, that a file can be read into.
 
     A layer that cannot be packed stays, so that reading finds what does not fit.
@@ -111,7 +111,7 @@ def hold(network: Network, names: Iterable[str]) -> None:
             slot.layer = _room(slot.layer)
 
 
-def unpack(network: Network, dtype: torch.dtype) -> None:
+def unpack(network: VisionLanguageModel, dtype: torch.dtype) -> None:
     """Give torch the layers back, with the numbers that the packed ones mean."""
     for slot in list(_slots(network)):
         layer = slot.layer

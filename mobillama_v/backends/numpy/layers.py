@@ -1,14 +1,17 @@
-"""The layers of the hybrid tower for one image, over numpy in fp32; what torch's layers of these names compute.
+"""Declared parts (:mod:`mobillama_v.model.vision.parts`) over numpy in fp32, with the arrays of a weight file.
 
-Pictures are rows, columns and channels [H,W,C], so that a convolution is a product with a matrix.
+Channels are last, so that a convolution is a product with a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from mobillama_v.model.vision import parts
+from mobillama_v.model.vision.parts import Ops, Part
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -49,12 +52,17 @@ class Tensors:
         """:meth:`take` to fp32."""
         return self.take(name, *shape).astype(np.float32, copy=False)
 
+    def declared(self, layer: parts.Layer) -> list[Array]:
+        """All tensors of a layer, in fp32."""
+        return [self.floats(name, *shape) for name, shape in layer.shapes().items()]
+
 
 class Linear:
     """[...,K] to [...,N]."""
 
-    def __init__(self, tensors: Tensors, inputs: int, outputs: int) -> None:
-        self._weight, self._bias = tensors.floats("weight", outputs, inputs).T, tensors.floats("bias", outputs)
+    def __init__(self, tensors: Tensors, declared: parts.Linear) -> None:
+        weight, self._bias = tensors.declared(declared)
+        self._weight = weight.T
 
     def __call__(self, x: Array) -> Array:
         """The product of each row."""
@@ -66,8 +74,8 @@ class Linear:
 class LayerNorm:
     """Over the last axis."""
 
-    def __init__(self, tensors: Tensors, width: int) -> None:
-        self._weight, self._bias = tensors.floats("weight", width), tensors.floats("bias", width)
+    def __init__(self, tensors: Tensors, declared: parts.LayerNorm) -> None:
+        self._weight, self._bias = tensors.declared(declared)
 
     def __call__(self, x: Array) -> Array:
         """The standardized rows."""
@@ -77,25 +85,21 @@ class LayerNorm:
 
 
 class Conv:
-    """A square convolution, [H,W,C] to [ceil(H/stride),ceil(W/stride),C'].
+    """A square convolution, [N,H,W,C] to [N,ceil(H/stride),ceil(W/stride),C'], padded as TensorFlow does."""
 
-    Padded as TensorFlow does, the odd pixel at the end; with an odd kernel and stride 1 that is torch's kernel // 2.
-    """
-
-    def __init__(self, tensors: Tensors, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        weight = tensors.floats("weight", outputs, inputs, kernel, kernel)
-        self._weight = weight.reshape(outputs, -1).T
-        self._bias = tensors.floats("bias", outputs)
-        self._kernel, self._stride = kernel, stride
+    def __init__(self, tensors: Tensors, declared: parts.Conv) -> None:
+        weight, self._bias = tensors.declared(declared)
+        self._weight = weight.reshape(declared.outputs, -1).T
+        self._kernel, self._stride = declared.kernel, declared.stride
 
     def __call__(self, x: Array) -> Array:
-        """The convolved picture."""
+        """The convolved pictures."""
         if self._kernel == 1:
-            return self._finish(x.reshape(-1, x.shape[-1]), x.shape[:2])
+            return self._finish(x.reshape(-1, x.shape[-1]), x.shape[:3])
         windows = np.lib.stride_tricks.sliding_window_view(
-            padded(x, self._kernel, self._stride), (self._kernel, self._kernel), axis=(0, 1)
-        )[:: self._stride, :: self._stride]
-        return self._finish(windows.reshape(-1, self._weight.shape[0]), windows.shape[:2])
+            padded(x, self._kernel, self._stride), (self._kernel, self._kernel), axis=(1, 2)
+        )[:, :: self._stride, :: self._stride]
+        return self._finish(windows.reshape(-1, self._weight.shape[0]), windows.shape[:3])
 
     def _finish(self, rows: Array, shape: tuple[int, ...]) -> Array:
         y: Array = rows @ self._weight
@@ -106,21 +110,26 @@ class Conv:
 class DepthwiseConv:
     """A convolution of each channel by itself, padded as :class:`Conv`."""
 
-    def __init__(self, tensors: Tensors, channels: int, kernel: int, stride: int) -> None:
-        weight = tensors.floats("weight", channels, 1, kernel, kernel)
+    def __init__(self, tensors: Tensors, declared: parts.Conv) -> None:
+        weight, self._bias = tensors.declared(declared)
         self._weight = np.ascontiguousarray(weight[:, 0].transpose(1, 2, 0))  # [k,k,C]
-        self._bias = tensors.floats("bias", channels)
-        self._kernel, self._stride = kernel, stride
+        self._kernel, self._stride = declared.kernel, declared.stride
 
     def __call__(self, x: Array) -> Array:
-        """Map [H,W,C] to [ceil(H/stride),ceil(W/stride),C]."""
-        kernel, stride = self._kernel, self._stride
-        rows, columns = (-(-side // stride) for side in x.shape[:2])
-        x = padded(x, kernel, stride)
-        y = np.empty((rows, columns, x.shape[-1]), np.float32)
+        """Map [N,H,W,C] to [N,ceil(H/stride),ceil(W/stride),C]."""
+        images, rows, columns = len(x), *(-(-side // self._stride) for side in x.shape[1:3])
+        y = np.empty((images, rows, columns, x.shape[-1]), np.float32)
         y[:] = self._bias
-        step = max(1, _STRIP // (columns * x.shape[-1]))
-        product = np.empty((step, *y.shape[1:]), np.float32)
+        for each, out in zip(padded(x, self._kernel, self._stride), y, strict=True):
+            self._add(each, out)
+        return y
+
+    def _add(self, x: Array, y: Array) -> None:
+        """Add one padded picture's products to ``y`` [rows,columns,C], strip by strip."""
+        kernel, stride = self._kernel, self._stride
+        rows, columns, channels = y.shape
+        step = max(1, _STRIP // (columns * channels))
+        product = np.empty((step, columns, channels), np.float32)
         for top in range(0, rows, step):
             strip = y[top : top + step]
             part = product[: len(strip)]
@@ -129,44 +138,117 @@ class DepthwiseConv:
                 for j in range(kernel):
                     np.multiply(lines[:, j : j + stride * columns : stride], self._weight[i, j], out=part)
                     strip += part
-        return y
 
 
 def padded(x: Array, kernel: int, stride: int) -> Array:
-    """A picture with the zeros around it that TensorFlow adds."""
-    total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[:2]]
+    """Pictures [N,H,W,C] with the zeros around them that TensorFlow adds."""
+    total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[1:3]]
     top, left = (each // 2 for each in total)
-    out = np.zeros((x.shape[0] + total[0], x.shape[1] + total[1], x.shape[2]), np.float32)
-    out[top : top + x.shape[0], left : left + x.shape[1]] = x
+    out = np.zeros((len(x), x.shape[1] + total[0], x.shape[2] + total[1], x.shape[3]), np.float32)
+    out[:, top : top + x.shape[1], left : left + x.shape[2]] = x
     return out
 
 
-def sigmoid(x: Array) -> Array:
-    """Also of numbers whose exponentials fp32 cannot hold."""
-    return 1 / (1 + np.exp(-np.clip(x, -87, 87)))
+class _NumpyOps:
+    """:class:`~mobillama_v.model.vision.parts.Ops` over arrays."""
+
+    where, floor, sort = staticmethod(np.where), staticmethod(np.floor), staticmethod(np.sort)
+    repeat, concatenate = staticmethod(np.repeat), staticmethod(np.concatenate)
+
+    def relu(self, x: Array) -> Array:
+        return np.maximum(x, 0)
+
+    def relu6(self, x: Array) -> Array:
+        return np.clip(x, 0, 6, out=x)
+
+    def gelu(self, x: Array) -> Array:
+        """x times the normal distribution's share below it.
+
+        numpy has no error function; this is formula 7.1.26 of Abramowitz and Stegun, Handbook of Mathematical
+        Functions (1964), whose error of 1.5e-7 is about that of an fp32 number.
+        """
+        z = np.abs(x) * np.float32(0.5**0.5)
+        t = 1 / (1 + np.float32(0.3275911) * z)
+        series = np.zeros_like(t)
+        for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
+            series = (series + np.float32(factor)) * t
+        tail = np.float32(0.5) * series * np.exp(-z * z)  # of the share beyond |x|
+        return x * np.where(x < 0, tail, 1 - tail)
+
+    def sigmoid(self, x: Array) -> Array:
+        """Also of numbers whose exponentials fp32 cannot hold."""
+        return 1 / (1 + np.exp(-np.clip(x, -87, 87)))
+
+    def softmax(self, x: Array) -> Array:
+        powers = np.exp(x - x.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    def attention(self, q: Array, k: Array, v: Array) -> Array:
+        scores = q @ k.swapaxes(-1, -2) * np.float32(q.shape[-1] ** -0.5)
+        return self.softmax(scores) @ v
+
+    def topk(self, x: Array, k: int) -> tuple[Array, Array]:
+        index = np.argsort(-x, axis=-1, kind="stable")[..., :k]
+        return np.take_along_axis(x, index, -1), index
+
+    def argsort(self, x: Array) -> Array:
+        return np.argsort(x, axis=-1, kind="stable")
+
+    def amax(self, x: Array) -> Array:
+        return x.max(-1)
+
+    def take(self, x: Array, index: Array) -> Array:
+        return x[np.arange(len(x))[:, None], index]
+
+    def stack(self, arrays: Sequence[Array]) -> Array:
+        return np.stack(arrays, axis=-1)
+
+    def pad(self, x: Array) -> Array:
+        return np.pad(x, [(0, 0)] * (x.ndim - 2) + [(1, 1)] * 2)
+
+    def integers(self, x: Array) -> Array:
+        return x.astype(np.int64)
+
+    def like(self, values: Any, x: Array) -> Array:
+        return np.asarray(values, x.dtype)
+
+    def arange(self, stop: int, x: Array) -> Array:
+        return np.arange(stop)
+
+    def channels_last(self, pixels: Array) -> Array:
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-def softmax(x: Array) -> Array:
-    """Over the last axis."""
-    powers = np.exp(x - x.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+NUMPY: Ops = _NumpyOps()
+"""The operations over arrays."""
 
 
-def relu6(x: Array) -> Array:
-    """In place."""
-    return np.clip(x, 0, 6, out=x)
+def to_numpy(part: Part, tensors: Tensors) -> Any:
+    """Let ``part`` run: its declared layers are replaced by those that hold ``tensors``, named by its attributes.
 
-
-def gelu(x: Array) -> Array:
-    """x times the normal distribution's share below it.
-
-    numpy has no error function; this is formula 7.1.26 of Abramowitz and Stegun, Handbook of Mathematical Functions
-    (1964), whose error of 1.5e-7 is about that of an fp32 number.
+    Raises:
+        MisfitError: one that is not there, or has another shape than declared.
     """
-    z = np.abs(x) * np.float32(0.5**0.5)
-    t = 1 / (1 + np.float32(0.3275911) * z)
-    series = np.zeros_like(t)
-    for factor in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
-        series = (series + np.float32(factor)) * t
-    tail = np.float32(0.5) * series * np.exp(-z * z)  # of the share beyond |x|
-    return x * np.where(x < 0, tail, 1 - tail)
+    part.ops = NUMPY
+    for name, value in vars(part).items():
+        if name != "ops":
+            setattr(part, name, _made(value, tensors, name))
+    return part
+
+
+def _made(declared: Any, tensors: Tensors, name: str) -> Any:
+    under = tensors.under(name)
+    match declared:
+        case Part():
+            return to_numpy(declared, under)
+        case list():
+            return [_made(each, under, str(i)) for i, each in enumerate(declared)]
+        case parts.Conv():
+            return Conv(under, declared) if declared.groups == 1 else DepthwiseConv(under, declared)
+        case parts.Linear():
+            return Linear(under, declared)
+        case parts.LayerNorm():
+            return LayerNorm(under, declared)
+        case parts.Parameter(shape):
+            return tensors.floats(name, *shape)
+    return declared

@@ -5,39 +5,70 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mobillama_v.backends.native.pack import HEAD, assemble, pack_halves
 from mobillama_v.backends.native.packed_format import Packed, is_packed, read
-from mobillama_v.backends.numpy.hybrid_lite0 import HybridVisionEncoder
-from mobillama_v.backends.numpy.layers import Array, MisfitError, Tensors
+from mobillama_v.backends.numpy.layers import NUMPY, Array, Linear, MisfitError, Tensors, to_numpy
 from mobillama_v.checkpoint import weight_files
 from mobillama_v.config import ModelConfig
+from mobillama_v.model.vision import parts, tower_kind, tower_shape
+from mobillama_v.model.vision.registry import read_features
 
 if TYPE_CHECKING:
-    from mobillama_v.model.vlm import Network
+    from mobillama_v.model.vlm import VisionLanguageModel
 
 
 class NumpyVisionEncoder:
-    """What sees for an assistant: the hybrid tower over numpy."""
+    """Image tower and projector over numpy, for models that :func:`supports` names."""
 
     device = "cpu"
 
-    def __init__(self, sight: HybridVisionEncoder, make_network: Callable[[], Network]) -> None:
-        self.tokens_per_image, self.encode_image = sight.tokens_per_image, sight.encode_image
-        self._make_network = make_network
+    def __init__(self, tensors: Tensors, spec: ModelConfig, make_network: Callable[[], VisionLanguageModel]) -> None:
+        """Take the tensors of tower and projector.
+
+        Raises:
+            MisfitError: one that is not there, or has another shape than ``spec`` says.
+        """
+        declared = tower_kind(spec.tower).declared()
+        assert declared is not None
+        self._visual = to_numpy(declared, tensors.under("vision_tower.visual"))
+        shape = tower_shape(spec.tower, spec.image.size)
+        self._projector, under = spec.projector.kind, tensors.under("projector")
+        layers = self._projector.linear_layers(shape.width, spec.decoder.hidden_size)
+        made = {name: Linear(under.under(name), parts.Linear(*sides)) for name, sides in layers.items()}
+        self._layers = SimpleNamespace(**made)
+        self._extra = shape.extra(spec.tower)
+        self.tokens_per_image = self._projector.num_tokens(self._extra, shape.patches)
+        self._spec, self._make_network = spec, make_network
+
+    def encode_image(self, pixel_values: Array) -> Array:
+        """Visual tokens [P',D] of an image's pixels [3,S,S], fp32."""
+        features = read_features(self._visual, pixel_values[None], self._spec.tower, np.concatenate)
+        projected = self._projector.forward(self._layers, features, extra=self._extra, ops=NUMPY)
+        tokens: Array = projected[0]
+        return tokens
 
     @cached_property
-    def network(self) -> Network:
+    def network(self) -> VisionLanguageModel:
         """The model in torch, which is loaded now."""
         return self._make_network()
 
 
+def supports(spec: ModelConfig) -> bool:
+    """Whether a model's tower and projector can be computed here."""
+    if tower_kind(spec.tower).declared() is None or not spec.projector.kind.portable:
+        return False
+    return -spec.tower.feature_layer <= tower_shape(spec.tower, spec.image.size).depth
+
+
 def load(
-    folder: Path, spec: ModelConfig, make_network: Callable[[], Network]
+    folder: Path, spec: ModelConfig, make_network: Callable[[], VisionLanguageModel]
 ) -> tuple[NumpyVisionEncoder, Packed] | None:
-    """A model of which :func:`~mobillama_v.backends.numpy.hybrid_lite0.fits` is true: what sees for it, and its
-    decoder.
+    """A model of which :func:`supports` is true: its vision encoder, and its decoder.
 
     Float weights of the decoder are packed to 16 bits. None where the files do not hold what they should in a way that
     is known here: who loads them into torch knows more ways, and says what is wrong.
@@ -50,7 +81,7 @@ def load(
         return None
     tensors = Tensors(files)
     try:
-        sight = HybridVisionEncoder(tensors, spec)
+        vision = NumpyVisionEncoder(tensors, spec, make_network)
         if is_packed(folder):
             packed = read(folder, spec.decoder)
         else:
@@ -61,7 +92,7 @@ def load(
             packed = assemble(take, spec.decoder, 16, pack_halves)
     except MisfitError:
         return None
-    return None if tensors.left else (NumpyVisionEncoder(sight, make_network), packed)
+    return None if tensors.left else (vision, packed)
 
 
 def _read(paths: list[Path]) -> dict[str, Array] | None:

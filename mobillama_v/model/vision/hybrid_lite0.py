@@ -1,172 +1,84 @@
 """The image tower of the embedded model: a hybrid ViT whose stem is EfficientNet-Lite0.
 
-A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). This stem was
-trained on ImageNet and knows 1,000 kinds of photographed things. Its feature maps of three resolutions are gathered
-over a 7 x 7 grid and mixed by transformer blocks: where is what, in which color. That is the **patch part** of the
-output; in the place of a CLS token stands an **account** of what was recognized, in words
-(:mod:`mobillama_v.model.vision.structured_tokens`).
+A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). The stem's feature
+maps of three resolutions are gathered over a 7 x 7 grid and mixed by transformer blocks: where is what, in which color.
+That is the **patch part** of the output. In the place of a CLS token stand **structured visual tokens**, which name
+what was recognized (:mod:`mobillama_v.model.vision.structured_tokens`).
 
-Plain torch: neither timm nor open_clip is imported. :func:`mobillama_v.model.vision.clip.register_towers` makes them
-know it.
+The tower is written once, over a table of operations (:mod:`mobillama_v.model.vision.parts`), for torch and for numpy.
+It has the attributes and the ``forward_intermediates`` of a timm vision transformer, and :func:`register_towers` makes
+timm and open_clip know it; neither is imported to use it.
 
-Shapes: N images, S = 224 image side, G = 7 grid side, P = G*G patches, D width, E vectors of the account.
+Shapes: N images, S = 224 image side, G = 7 grid side, P = G*G patches, D width, E structured tokens.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from mobillama_v.config import HYBRID, TowerConfig
+from mobillama_v.errors import ConfigError
+from mobillama_v.model.vision.lite0 import GATHERED, GRID, IMAGE_SIZE, Lite0
+from mobillama_v.model.vision.parts import LayerNorm, Linear, Part, num_params, parameter
+from mobillama_v.model.vision.registry import TowerKind, TowerShape, register_tower
+from mobillama_v.model.vision.structured_tokens import PREFIX_TOKENS, WIDTH, LabelTokens, StructuredTokens
 
-from mobillama_v.model.vision.hybrid_lite0_sizes import (
-    CLASSES,
-    DEPTH,
-    GATHERED,
-    GRID,
-    HEAD_WIDTH,
-    HEADS,
-    IMAGE_SIZE,
-    READ,
-    STAGES,
-    STEM_WIDTH,
-    TOLD,
-    WIDTH,
-)
-from mobillama_v.model.vision.structured_tokens import LabelTokens, StructuredTokens
+HEADS, DEPTH = 8, 3
+_TIMM_NAME = "vit_hybrid_lite0_s32_224"  # which open_clip's configuration of HYBRID gives
+_CONFIGS = Path(__file__).parent / "open_clip_configs"
 
 
-class ConvSame(nn.Conv2d):
-    """A convolution (its batch norm folded in) padded as TensorFlow does: the odd pixel at the end."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        super().__init__(inputs, outputs, kernel, stride, groups=groups, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N,C,H,W] to [N,C',ceil(H/stride),ceil(W/stride)]."""
-        kernel, stride = self.kernel_size[0], self.stride[0]
-        if stride == 1:
-            return F.conv2d(x, self.weight, self.bias, padding=kernel // 2, groups=self.groups)
-        total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
-        x = F.pad(x, (total[1] // 2, total[1] - total[1] // 2, total[0] // 2, total[0] - total[0] // 2))
-        return F.conv2d(x, self.weight, self.bias, stride, groups=self.groups)
-
-
-class InvertedResidual(nn.Module):
-    """Expand, depthwise, project (MobileNetV2, arXiv 1801.04381); the first stage does not expand."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        wide = inputs * expansion
-        self.expand = ConvSame(inputs, wide, 1) if expansion > 1 else None
-        self.depthwise = ConvSame(wide, wide, kernel, stride, groups=wide)
-        self.project = ConvSame(wide, outputs, 1)
-        self.residual = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N,C,H,W] to [N,C',H/stride,W/stride]."""
-        y = x if self.expand is None else F.relu6(self.expand(x))
-        y = self.project(F.relu6(self.depthwise(y)))
-        return x + y if self.residual else y
-
-
-class Lite0(nn.Module):
-    """EfficientNet-Lite0 with its classifier, giving the feature maps of strides 8, 16 and 32 and the class logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv_stem = ConvSame(3, STEM_WIDTH, 3, 2)
-        stages, inputs = [], STEM_WIDTH
-        for repeats, kernel, stride, expansion, outputs in STAGES:
-            blocks = []
-            for repeat in range(repeats):
-                blocks.append(InvertedResidual(inputs, outputs, kernel, 1 if repeat else stride, expansion))
-                inputs = outputs
-            stages.append(nn.Sequential(*blocks))
-        self.stages = nn.ModuleList(stages)
-        self.conv_head = ConvSame(inputs, HEAD_WIDTH, 1)
-        self.classifier = nn.Linear(HEAD_WIDTH, CLASSES)
-
-    def forward(self, pixel_values: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Map [N,3,S,S] to ([N,40,S/8,S/8], [N,112,S/16,S/16], [N,320,S/32,S/32]) and logits [N,1000]."""
-        x = F.relu6(self.conv_stem(pixel_values.contiguous(memory_format=torch.channels_last)))
-        maps = []
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            if i in READ:
-                maps.append(x)
-        pooled = F.relu6(self.conv_head(x)).mean((2, 3))
-        return maps, self.classifier(pooled)
-
-
-def gather_cells(maps: list[Tensor]) -> Tensor:
-    """Everything that the stem's maps say about each cell of the grid, [N,P,GATHERED]."""
-    cells = []
-    for x in maps:
-        images, channels, side, _ = x.shape
-        step = side // GRID
-        x = x.reshape(images, channels, GRID, step, GRID, step).permute(0, 2, 4, 3, 5, 1)
-        cells.append(x.reshape(images, GRID * GRID, step * step * channels))
-    return torch.cat(cells, dim=-1)
-
-
-class CellEmbed(nn.Module):
+class CellEmbed(Part):
     """Stem and patch embedding: pixels to patch tokens and class logits."""
 
     grid_size = (GRID, GRID)
 
     def __init__(self) -> None:
-        super().__init__()
         self.stem = Lite0()
-        self.norm = nn.LayerNorm(GATHERED)
-        self.fc1 = nn.Linear(GATHERED, 2 * WIDTH)
-        self.fc2 = nn.Linear(2 * WIDTH, WIDTH)
+        self.norm = LayerNorm(GATHERED)
+        self.fc1, self.fc2 = Linear(GATHERED, 2 * WIDTH), Linear(2 * WIDTH, WIDTH)
 
-    def embed(self, cells: Tensor) -> Tensor:
+    def embed(self, cells: Any) -> Any:
         """Map gathered cells [N,P,GATHERED] to patch tokens [N,P,D]."""
-        return self.fc2(F.gelu(self.fc1(self.norm(cells))))
+        return self.fc2(self.ops.gelu(self.fc1(self.norm(cells))))
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixel_values: Any) -> tuple[Any, Any, Any]:
         """Map [N,3,S,S] to patch tokens [N,P,D], the cells that they embed [N,P,GATHERED] and class logits [N,1000]."""
-        maps, logits = self.stem(pixel_values)
-        cells = gather_cells(maps)
+        cells, logits = self.stem(pixel_values)
         return self.embed(cells), cells, logits
 
 
-class ViTBlock(nn.Module):
+class ViTBlock(Part):
     """A pre-norm transformer block (arXiv 2010.11929)."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.fc1, self.fc2 = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
+        self.norm1, self.norm2 = LayerNorm(WIDTH), LayerNorm(WIDTH)
+        self.qkv, self.proj = Linear(WIDTH, 3 * WIDTH), Linear(WIDTH, WIDTH)
+        self.fc1, self.fc2 = Linear(WIDTH, 4 * WIDTH), Linear(4 * WIDTH, WIDTH)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """Map [N,P,D] to [N,P,D]."""
-        images, patches, _ = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(images, patches, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        x = x + self.proj(attended)
-        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+        qkv = self.qkv(self.norm1(x)).reshape(*x.shape[:2], 3, HEADS, WIDTH // HEADS)
+        q, k, v = (qkv[:, :, i].swapaxes(1, 2) for i in range(3))
+        x = x + self.proj(self.ops.attention(q, k, v).swapaxes(1, 2).reshape(x.shape))
+        return x + self.fc2(self.ops.gelu(self.fc1(self.norm2(x))))
 
 
-class HybridTrunk(nn.Module):
-    """The whole trunk, with the attributes and the ``forward_intermediates`` of a timm vision transformer."""
+class HybridTrunk(Part):
+    """The whole trunk, with the interface of a timm vision transformer."""
 
     embed_dim = num_features = WIDTH
-    num_prefix_tokens = TOLD
+    num_prefix_tokens = PREFIX_TOKENS
 
     def __init__(self) -> None:
-        super().__init__()
         self.default_cfg: dict[str, Any] = {"input_size": (3, IMAGE_SIZE, IMAGE_SIZE), "num_classes": 0}
         self.patch_embed = CellEmbed()
-        self.pos_embed = nn.Parameter(torch.randn(1, GRID * GRID, WIDTH) * 0.02)
-        self.blocks = nn.ModuleList(ViTBlock() for _ in range(DEPTH))
+        self.pos_embed = parameter(1, GRID * GRID, WIDTH, std=0.02)
+        self.blocks = [ViTBlock() for _ in range(DEPTH)]
         self.cell_words, self.account = LabelTokens(), StructuredTokens()
 
-    def mix(self, patches: Tensor) -> Tensor:
+    def mix(self, patches: Any) -> Any:
         """Run embedded patches [N,P,D] through all blocks."""
         x = patches + self.pos_embed
         for block in self.blocks:
@@ -175,7 +87,7 @@ class HybridTrunk(nn.Module):
 
     def forward_intermediates(
         self,
-        x: Tensor,
+        x: Any,
         indices: list[int] | int | None = None,
         return_prefix_tokens: bool = False,
         norm: bool = False,
@@ -188,7 +100,7 @@ class HybridTrunk(nn.Module):
         Args:
             x: pixels [N,3,S,S].
             indices: blocks (negative ones count from the end), or how many last ones; None means all.
-            return_prefix_tokens: pair each map with the account [N,E,D], for which all blocks run.
+            return_prefix_tokens: pair each map with the structured tokens [N,E,D], for which all blocks run.
             norm: has no effect: after the last block there is always :class:`LabelTokens`, before it never anything.
             stop_early: leave out blocks after the last one asked for.
             output_fmt: ``NCHW`` [N,D,G,G] or ``NLC`` [N,P,D].
@@ -198,25 +110,25 @@ class HybridTrunk(nn.Module):
             indices = list(range(-indices, 0))
         wanted = {i % DEPTH for i in (range(DEPTH) if indices is None else indices)}
         patches, cells, logits = self.patch_embed(x)
-        told = return_prefix_tokens or not intermediates_only
-        y, maps, account = patches + self.pos_embed, [], None
+        whole = return_prefix_tokens or not intermediates_only
+        y, maps, structured = patches + self.pos_embed, [], None
         for i, block in enumerate(self.blocks):
-            if stop_early and not told and i > max(wanted):
+            if stop_early and not whole and i > max(wanted):
                 break
             y = block(y)
             if i == DEPTH - 1:
                 y, features, labels = self.cell_words(y)
-                account = self.account(logits.softmax(-1), cells, features, labels) if told else None
+                structured = self.account(self.ops.softmax(logits), cells, features, labels) if whole else None
             if i in wanted:
-                maps.append(y if output_fmt == "NLC" else y.transpose(1, 2).unflatten(2, (GRID, GRID)))
-        found = [(each, account) for each in maps] if return_prefix_tokens else maps
-        return found if intermediates_only else (torch.cat((account, y), dim=1), found)  # type: ignore[list-item]
+                maps.append(y if output_fmt == "NLC" else y.swapaxes(1, 2).reshape(-1, WIDTH, GRID, GRID))
+        found = [(each, structured) for each in maps] if return_prefix_tokens else maps
+        return found if intermediates_only else (self.ops.concatenate((structured, y), 1), found)
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, tokens: Any, pre_logits: bool = False) -> Any:
         """Pool tokens [N,E+P,D] to [N,D], the mean of the patches."""
         return tokens[:, self.num_prefix_tokens :].mean(1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Any:
         """Pooled features [N,D] of pixels [N,3,S,S]."""
         return self.forward_head(self.forward_intermediates(x)[0])
 
@@ -224,16 +136,15 @@ class HybridTrunk(nn.Module):
         """Nothing to reset: the trunk has no classifier but the stem's; timm's interface asks for the method."""
 
 
-class HybridVisual(nn.Module):
+class HybridVisual(Part):
     """What open_clip's timm adapter makes of the trunk, without open_clip: the same tensors under the same names."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.trunk = HybridTrunk()
 
     def forward_intermediates(
-        self, x: Tensor, *, normalize_intermediates: bool = False, output_extra_tokens: bool = False, **options: Any
-    ) -> dict[str, list[Tensor]]:
+        self, x: Any, *, normalize_intermediates: bool = False, output_extra_tokens: bool = False, **options: Any
+    ) -> dict[str, list[Any]]:
         """Intermediates in open_clip's form (``intermediates_only`` is meant)."""
         options["intermediates_only"] = True
         found = self.trunk.forward_intermediates(
@@ -245,3 +156,48 @@ class HybridVisual(nn.Module):
             "image_intermediates": [patches for patches, _ in found],
             "image_intermediates_prefix": [prefix for _, prefix in found],
         }
+
+
+@register_tower(HYBRID)
+class _HybridLite0(TowerKind):
+    """One architecture without options."""
+
+    def shape(self, spec: TowerConfig, image_size: int) -> TowerShape:
+        if image_size != IMAGE_SIZE:
+            raise ConfigError(f"tower {HYBRID} reads images of {IMAGE_SIZE} pixels a side, not {image_size}.")
+        return TowerShape(WIDTH, PREFIX_TOKENS, GRID * GRID, depth=DEPTH, parameters=num_params(HybridVisual()))
+
+    def declared(self) -> HybridVisual:
+        return HybridVisual()
+
+    def build(self, spec: TowerConfig, *, image_size: int, pretrained: bool) -> Any:
+        from mobillama_v.model.vision.image_tower import FullPrecisionTower
+        from mobillama_v.model.vision.parts_torch import to_torch
+
+        self.shape(spec, image_size)  # raises on another size
+        if spec.pretrained is not None:
+            raise ConfigError(f"tower {HYBRID} has no pretrained weights of its own; they come with the checkpoint.")
+        return FullPrecisionTower(to_torch(HybridVisual()), spec)
+
+
+def register_towers() -> None:
+    """Make timm and open_clip know the hybrid tower, so that ``open_clip.create_model(HYBRID)`` builds it."""
+    import open_clip
+    from timm.models import is_model, register_model
+
+    if not is_model(_TIMM_NAME):
+        register_model(vit_hybrid_lite0_s32_224)
+    open_clip.add_model_config(_CONFIGS)
+
+
+def vit_hybrid_lite0_s32_224(pretrained: bool = False, **options: Any) -> Any:
+    """timm's entry point of the trunk; timm's options for other heads have no effect on it.
+
+    Raises:
+        ConfigError: pretrained weights were asked for.
+    """
+    from mobillama_v.model.vision.parts_torch import to_torch
+
+    if pretrained:
+        raise ConfigError(f"{_TIMM_NAME} has no pretrained weights of its own; they come with the checkpoint.")
+    return to_torch(HybridTrunk())

@@ -25,7 +25,7 @@ from mobillama_v.errors import CheckpointError
 from mobillama_v.generate import Sampling
 from mobillama_v.hub import read_spec
 from mobillama_v.loading import load
-from mobillama_v.model.vlm import Network
+from mobillama_v.model.vlm import VisionLanguageModel
 
 native_only = pytest.mark.skipif(bool(library.missing()), reason="no native library")
 TOWER, WIDTH = "packed-test-vit-quickgelu", 384
@@ -55,7 +55,7 @@ def floats(nano_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (model / "config.json").write_text(json.dumps(config))
     shutil.copyfile(nano_like / "tokenizer.json", model / "tokenizer.json")
     torch.manual_seed(0)
-    network = Network(read_spec(model))
+    network = VisionLanguageModel(read_spec(model))
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, model / "model.safetensors")
     return model
 

@@ -7,7 +7,7 @@ import torch
 
 from mobillama_v.config import TowerConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision.clip import build_tower
+from mobillama_v.model.vision import build_tower
 from tiny import IMAGE_SIZE, PATCH, TOWER_WIDTH
 
 PATCHES = (IMAGE_SIZE // PATCH) ** 2

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,14 +20,16 @@ from safetensors.torch import load_file, save_file
 
 from mobillama_v import loading
 from mobillama_v.backends.native import library
-from mobillama_v.backends.numpy import layers, structured_tokens
+from mobillama_v.backends.numpy.layers import NUMPY, Tensors, to_numpy
 from mobillama_v.backends.numpy.model import NumpyVisionEncoder
 from mobillama_v.config import ProjectorConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.generate import Sampling
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.loading import load, runs_light
-from mobillama_v.model.vision import structured_tokens as in_torch
+from mobillama_v.model.vision.parts import Conv, Part
+from mobillama_v.model.vision.parts_torch import TORCH, to_torch
+from mobillama_v.model.vision.structured_tokens import PositionTokens, TextReader, find_peaks
 from mobillama_v.projector import PROJECTORS
 from nano.scenes import STYLES, draw, sample_scene
 
@@ -74,13 +77,16 @@ def test_the_tower_sees_what_torchs_sees(which: str, nano_like: Path) -> None:
         agree(got, expected)
 
 
-@pytest.mark.parametrize("select", ["patch", "cls_patch"])
+@pytest.mark.parametrize(("select", "layer"), [("patch", -1), ("patch", -2), ("cls_patch", -1)])
 @pytest.mark.parametrize("kind", [name for name, each in PROJECTORS.items() if each.portable])
-def test_other_settings_of_tower_and_projector(select: str, kind: str, nano_like: Path, tmp_path: Path) -> None:
+def test_other_settings_of_tower_and_projector(
+    select: str, layer: int, kind: str, nano_like: Path, tmp_path: Path
+) -> None:
     folder = copied(nano_like, tmp_path / "other")
     config = json.loads((folder / "config.json").read_text())
     factor = 7 if PROJECTORS[kind].merges else 1
-    config["tower"]["select"], config["projector"] = select, {"type": kind, "factor": factor}
+    config["tower"] |= {"select": select, "feature_layer": layer}
+    config["projector"] = {"type": kind, "factor": factor}
     (folder / "config.json").write_text(json.dumps(config))
     state = load_file(folder / "model.safetensors")
     state = {name: each for name, each in state.items() if not name.startswith("projector.")}
@@ -99,49 +105,49 @@ def test_other_settings_of_tower_and_projector(select: str, kind: str, nano_like
 def test_gelu_is_exact_to_fp32() -> None:
     x = np.linspace(-9, 9, 20001, dtype=np.float32)
     exact = np.array([each * 0.5 * math.erfc(-each / math.sqrt(2)) for each in x.tolist()])
-    assert np.abs(layers.gelu(x) - exact).max() < 1e-6
+    assert np.abs(NUMPY.gelu(x) - exact).max() < 1e-6
 
 
+def in_both(part: Part) -> tuple[Any, Any]:
+    """A part in torch with random weights, and in numpy with the same ones."""
+    module = to_torch(part)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tensors = Tensors({name: each.detach().numpy() for name, each in module.named_parameters()})
+    ours = to_numpy(part, tensors)
+    assert not tensors.left
+    return module, ours
+
+
+@pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize(("side", "kernel", "stride"), [(7, 5, 2), (8, 3, 2), (8, 5, 2), (9, 5, 1), (224, 3, 2)])
-def test_convolutions_are_padded_as_torchs(side: int, kernel: int, stride: int) -> None:
-    from mobillama_v.model.vision.hybrid_lite0 import ConvSame
+def test_convolutions_are_padded_as_torchs(side: int, kernel: int, stride: int, groups: int) -> None:
+    class Convolution(Part):
+        def __init__(self) -> None:
+            self.conv = Conv(6, 6, kernel, stride, groups=groups)
 
     torch.manual_seed(0)
-    x = torch.randn(1, 6, side, side + 1)
-    rows = x[0].permute(1, 2, 0).numpy()
-    for theirs, ours in (
-        (ConvSame(6, 4, kernel, stride), lambda t: layers.Conv(t, 6, 4, kernel, stride)),
-        (ConvSame(6, 6, kernel, stride, groups=6), lambda t: layers.DepthwiseConv(t, 6, kernel, stride)),
-    ):
-        tensors = layers.Tensors({name: each.detach().numpy() for name, each in theirs.named_parameters()})
-        expected = theirs(x)[0].permute(1, 2, 0).detach().numpy()
-        np.testing.assert_allclose(ours(tensors)(rows), expected, atol=1e-5)
-        assert not tensors.left
+    x = torch.randn(2, side, side + 1, 6)
+    theirs, ours = in_both(Convolution())
+    np.testing.assert_allclose(ours.conv(x.numpy()), theirs.conv(x).detach().numpy(), atol=2e-5)
 
 
 def test_peaks_are_those_of_torch() -> None:
     generator = torch.Generator().manual_seed(4)
     for rows, columns, most in ((14, 14, 6), (14, 28, 14)):
-        logits = 4 * torch.randn(rows, columns, 5, generator=generator)
-        expected = in_torch.find_peaks(logits[None], most)
-        for mine, theirs in zip(structured_tokens.find_peaks(logits.numpy(), most), expected, strict=True):
-            np.testing.assert_allclose(mine, theirs[0].numpy(), rtol=1e-5, atol=1e-5)
-    assert not structured_tokens.find_peaks(np.full((14, 14, 3), -200, np.float32), 6)[
-        0
-    ].any()  # beyond fp32's exponentials
+        logits = 4 * torch.randn(3, rows, columns, 5, generator=generator)
+        expected = find_peaks(TORCH, logits, most)
+        for mine, theirs in zip(find_peaks(NUMPY, logits.numpy(), most), expected, strict=True):
+            np.testing.assert_allclose(mine, theirs.numpy(), rtol=1e-5, atol=1e-5)
+    cold = np.full((1, 14, 14, 3), -200, np.float32)  # beyond fp32's exponentials
+    assert not find_peaks(NUMPY, cold, 6)[0].any()
 
 
 def test_lines_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """No letter, one line, two lines, more letters than a line has places for."""
     torch.manual_seed(2)
-    theirs, places = in_torch.TextReader(), in_torch.PositionTokens()
-    for parameter in (*theirs.parameters(), *places.parameters()):
-        torch.nn.init.normal_(parameter, std=0.3)
-    arrays = {name: each.detach().numpy() for name, each in theirs.named_parameters()}
-    mine = structured_tokens.TextReader(layers.Tensors(arrays))
-    there = structured_tokens.PositionTokens(
-        layers.Tensors({name: each.detach().numpy() for name, each in places.named_parameters()})
-    )
+    theirs, mine = in_both(TextReader())
+    positions, my_positions = in_both(PositionTokens())
     tints, colors = torch.rand(1, 14, 14, 12), torch.randn(12, 256)
     seen = torch.zeros(1, 49, 1408), torch.zeros(1, 49, 256)
     for letters in (
@@ -156,10 +162,10 @@ def test_lines_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         for row, column in letters:
             logits[0, row, column, 0] = 4
         monkeypatch.setattr(theirs, "logits", lambda *_, logits=logits: logits)
-        monkeypatch.setattr(mine, "logits", lambda *_, logits=logits: logits[0].numpy())
+        monkeypatch.setattr(mine, "logits", lambda *_, logits=logits: logits.numpy())
         with torch.no_grad():
-            expected = theirs(*seen, tints, colors, places)[0].numpy()
-        got = mine(seen[0][0].numpy(), seen[1][0].numpy(), tints[0].numpy(), colors.numpy(), there)
+            expected = theirs(*seen, tints, colors, positions).numpy()
+        got = mine(*(each.numpy() for each in (*seen, tints, colors)), my_positions)
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
         assert expected.any() == bool(letters)
 
@@ -197,7 +203,6 @@ def test_who_asks_for_torch_gets_it(nano_like: Path) -> None:
     assert runs_light(nano_like, spec, "auto", "auto") and runs_light(nano_like, spec, "cpu", "native")
     assert not runs_light(nano_like, spec, "cuda", "auto") and not runs_light(nano_like, spec, "cpu", "torch")
     for changed in (
-        dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, feature_layer=-2)),
         dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, model="ViT-B-32")),
         dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, vocab_size=10**6, hidden_size=512)),
     ):

@@ -1,0 +1,137 @@
+"""Kinds of image towers. A kind is one class in one file, registered under the open_clip name of its model.
+
+Every tower has open_clip's interface for features of inner layers, ``forward_intermediates``.
+
+Shapes: N images, S image side in pixels, E extra (CLS or structured) tokens kept, P patches, Dv tower width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mobillama_v.config import TowerConfig
+from mobillama_v.errors import ConfigError
+from mobillama_v.model.vision.parts import Part
+
+ANY = "any"
+"""Where the kind stands that builds the models which no other kind names."""
+
+
+@dataclass(frozen=True)
+class TowerShape:
+    """What the rest of a model needs to know of its tower: width Dv, extra tokens, patches P, blocks, parameters."""
+
+    width: int
+    prefix: int
+    patches: int
+    depth: int
+    parameters: int
+
+    def extra(self, spec: TowerConfig) -> int:
+        """Tokens E kept beside the patches."""
+        return self.prefix if spec.select == "cls_patch" else 0
+
+
+class TowerKind(ABC):
+    """A kind of image tower; none imports torch before :meth:`build`."""
+
+    @abstractmethod
+    def shape(self, spec: TowerConfig, image_size: int) -> TowerShape:
+        """The tower's shape for square images of ``image_size`` pixels.
+
+        Raises:
+            ConfigError: there is no such model, or it is no vision transformer.
+        """
+
+    @abstractmethod
+    def build(self, spec: TowerConfig, *, image_size: int, pretrained: bool) -> Any:
+        """The :class:`~mobillama_v.model.vision.image_tower.ImageTower` in torch; see :func:`build_tower`."""
+
+    def declared(self) -> Part | None:
+        """The tower as a declared part, with which other backends than torch can run it; None where there is none."""
+        return None
+
+
+TOWERS: dict[str, TowerKind] = {}
+"""All kinds by the names of their models."""
+
+K = TypeVar("K", bound=type[TowerKind])
+
+
+def register_tower(model: str) -> Callable[[K], K]:
+    """Register the decorated :class:`TowerKind` for the open_clip name ``model``, or for :data:`ANY`.
+
+    Raises:
+        ValueError: another kind has that name.
+    """
+
+    def register(kind: K) -> K:
+        if model in TOWERS:
+            raise ValueError(f"there is a tower {model!r} already: {type(TOWERS[model]).__qualname__}")
+        TOWERS[model] = kind()
+        return kind
+
+    return register
+
+
+def tower_kind(spec: TowerConfig) -> TowerKind:
+    """The kind of the tower that ``spec`` names."""
+    return TOWERS.get(spec.model, TOWERS[ANY])
+
+
+def tower_shape(spec: TowerConfig, image_size: int) -> TowerShape:
+    """Shape of the tower that ``spec`` names, for square images of ``image_size`` pixels.
+
+    Raises:
+        ConfigError: there is no such model, or it is no vision transformer.
+    """
+    return tower_kind(spec).shape(spec, image_size)
+
+
+def build_tower(spec: TowerConfig, *, image_size: int, pretrained: bool = False) -> Any:
+    """Make the tower that ``spec`` names: at random, or with ``pretrained`` holding the weights that it names.
+
+    A model that is about to be filled from a checkpoint wants the former. It is made on torch's default device, which
+    is how transformers makes models without memory.
+
+    Raises:
+        ConfigError: no such model or tag; a model whose activation (QuickGELU or not) is not the one that its
+            weights were trained with; weights that are neither a known tag nor a file.
+    """
+    return tower_kind(spec).build(spec, image_size=image_size, pretrained=pretrained)
+
+
+def check_layer(spec: TowerConfig, depth: int) -> None:
+    """Refuse a layer that a tower of ``depth`` blocks does not have.
+
+    Raises:
+        ConfigError: see above.
+    """
+    if -spec.feature_layer > depth:
+        raise ConfigError(f"tower {spec.model} has {depth} blocks; feature_layer {spec.feature_layer} is none of them.")
+
+
+def read_features(visual: Any, pixel_values: Any, spec: TowerConfig, concatenate: Callable[..., Any]) -> Any:
+    """Features [N,E+P,Dv] of the layer that ``spec`` names, of pixels [N,3,S,S].
+
+    Args:
+        visual: a tower with open_clip's interface, in any backend.
+        pixel_values: arrays of that backend.
+        spec: see above.
+        concatenate: the backend's; takes arrays and an axis.
+    """
+    prefix = spec.select == "cls_patch"
+    out = visual.forward_intermediates(
+        pixel_values,
+        indices=[spec.feature_layer],
+        stop_early=True,
+        normalize_intermediates=False,
+        intermediates_only=True,
+        output_fmt="NLC",
+        output_extra_tokens=prefix,
+    )
+    patches = out["image_intermediates"][0]
+    return concatenate((out["image_intermediates_prefix"][0], patches), 1) if prefix else patches
