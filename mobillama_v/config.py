@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mobillama_v.errors import ConfigError
+from mobillama_v.fields import check, check_types
 from mobillama_v.images import ImageTransform
+from mobillama_v.model.vision import TowerConfig, TowerShape
 from mobillama_v.projector import Projector, get_projector
 from mobillama_v.prompt import get_template
 
 if TYPE_CHECKING:
     from mobillama_v.projector.module import ProjectorModule
 
-HYBRID = "mobillama-v-hybrid-lite0"
-"""open_clip name of the embedded model's tower, :mod:`mobillama_v.model.vision.hybrid_lite0`."""
 
 # What transformers itself writes into a config.json; everything else must be a field below.
 BOOKKEEPING = {
@@ -28,12 +28,18 @@ BOOKKEEPING = {
     "tie_word_embeddings", "torch_dtype", "transformers_version", "use_cache",
 }  # fmt: skip
 
+BYTES = {"fp32": 4.0, "bf16": 2.0}
+"""Bytes of a parameter."""
+_BYTES_4BIT = 4.5 / 8  # in blocks of 32 four-bit weights that share an fp16 scale
+_MATRICES = ("attention", "feed-forward", "head")  # parts of the decoder that 4-bit engines quantize
+
 T = TypeVar("T")
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,52 +66,56 @@ class DecoderConfig:
     pad_token_id: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "max_position_embeddings",
-        ):
+        check_types(self)
+        for name in _SIZES:
             value = getattr(self, name)
-            _check(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}.")
-        _check(
+            check(value > 0, f"{name} must be a positive integer, not {value!r}.")
+        for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
+            value = getattr(self, name)
+            check(value > 0, f"{name} must be above 0, not {value!r}.")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            check(
+                0 <= value < self.vocab_size,
+                f"{name} must be a token's id, from 0 to {self.vocab_size - 1}, not {value!r}.",
+            )
+        check(
             self.hidden_size % (2 * self.num_attention_heads) == 0,
             f"hidden_size {self.hidden_size} cannot be split into {self.num_attention_heads} heads of even size; "
             "choose a multiple of twice the number of heads.",
         )
-        _check(
+        check(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
             f"{self.num_key_value_heads}.",
         )
-        _check(self.ffn_sharing in ("all", "none"), f"ffn_sharing must be 'all' or 'none', not {self.ffn_sharing!r}.")
+        check(self.ffn_sharing in ("all", "none"), f"ffn_sharing must be 'all' or 'none', not {self.ffn_sharing!r}.")
 
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    def params_by_part(self) -> dict[str, int]:
+        """Parameters of the decoder and its head, part by part; a shared feed-forward network counts once."""
+        hidden, layers = self.hidden_size, self.num_hidden_layers
+        kv_width = self.num_key_value_heads * self.head_dim
+        networks = 1 if self.ffn_sharing == "all" else layers
+        return {
+            "embedding": self.vocab_size * hidden,
+            "attention": layers * 2 * hidden * (hidden + kv_width),
+            "feed-forward": networks * 3 * hidden * self.intermediate_size,
+            "norms": (2 * layers + 1) * hidden,
+            "head": self.vocab_size * hidden,
+        }
 
-@dataclass(frozen=True)
-class TowerConfig:
-    """The image tower: an open_clip image model by name, and which of its features are used.
+    def num_params(self) -> int:
+        """Parameters of the decoder and its head."""
+        return sum(self.params_by_part().values())
 
-    ``pretrained`` is an open_clip tag (``openai``) or a local file; ``None`` leaves the tower's weights to the
-    checkpoint. ``feature_layer`` counts blocks from the end as LLaVA does (-2: the output of the block before the
-    last, no final norm; -1 of the last). ``select`` keeps the ``patch`` features or the CLS part before them too.
-    """
-
-    model: str = "ViT-L-14-336-quickgelu"
-    pretrained: str | None = None
-    feature_layer: int = -2
-    select: Literal["patch", "cls_patch"] = "patch"
-
-    def __post_init__(self) -> None:
-        _check(self.feature_layer < 0, f"feature_layer counts from the end (-1, -2, …), not {self.feature_layer}.")
-        _check(self.select in ("patch", "cls_patch"), f"select must be 'patch' or 'cls_patch', not {self.select!r}.")
+    def kv_cache_bytes(self, dtype: str = "bf16") -> int:
+        """Bytes of keys and values that one position costs; ``dtype`` is a key of :data:`BYTES`."""
+        return int(2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * BYTES[dtype])
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,7 @@ class ProjectorConfig:
     factor: int = 1
 
     def __post_init__(self) -> None:
+        check_types(self)
         _ = self.kind  # validates the values
 
     @property
@@ -145,19 +156,80 @@ class ModelConfig:
     """A name of :data:`~mobillama_v.prompt.TEMPLATES`."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         get_template(self.template)  # raises where there is none
 
+    def tower_shape(self) -> TowerShape:
+        """Width, tokens and parameters of the tower.
 
-_PARTS: dict[str, Any] = {
-    "text_config": DecoderConfig,
-    "tower": TowerConfig,
-    "projector": ProjectorConfig,
-    "image": ImageTransform,
+        Raises:
+            ConfigError: there is no such tower.
+        """
+        return self.tower.shape(self.image.size)
+
+    def tokens_per_image(self) -> int:
+        """Visual tokens P' that one image makes.
+
+        Raises:
+            ConfigError: the projector cannot merge the tower's patches, or there is no such tower.
+        """
+        shape = self.tower_shape()
+        return self.projector.kind.num_tokens(shape.extra(self.tower), shape.patches)
+
+    def params_by_part(self) -> dict[str, int]:
+        """Parameters of each part: the decoder's, ``projector`` and ``tower``.
+
+        Raises:
+            ConfigError: there is no such tower.
+        """
+        shape = self.tower_shape()
+        projector = self.projector.kind.num_params(shape.width, self.decoder.hidden_size)
+        return self.decoder.params_by_part() | {"projector": projector, "tower": shape.parameters}
+
+    def num_params(self) -> int:
+        """Parameters of the whole model; errors as of :meth:`params_by_part`."""
+        return sum(self.params_by_part().values())
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "config.json") -> ModelConfig:
+        """Read a ``config.json`` mapping of a whole model (``model_type`` ``mobillama_v``).
+
+        Raises:
+            ConfigError: another model type, an unknown key or an impossible value, named.
+        """
+        if values.get("model_type") != "mobillama_v":
+            raise ConfigError(
+                f"{where} describes a model of type {values.get('model_type')!r}, not 'mobillama_v'; "
+                "give a folder that this project saved."
+            )
+        unknown = sorted(set(values) - set(_PARTS) - {"template"} - BOOKKEEPING)
+        if unknown:
+            raise ConfigError(f"{where} has unknown keys: {', '.join(unknown)}.")
+        parts = {
+            field: from_mapping(part, values[key], f"{key} in {where}")
+            for key, (field, part) in _PARTS.items()
+            if values.get(key) is not None
+        }
+        try:
+            return cls(**parts, template=values.get("template", "v1"))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+_PARTS: dict[str, tuple[str, Any]] = {
+    "text_config": ("decoder", DecoderConfig),
+    "tower": ("tower", TowerConfig),
+    "projector": ("projector", ProjectorConfig),
+    "image": ("image", ImageTransform),
 }
 
 
-def build(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """Make the dataclass ``cls`` from a mapping; an unknown key or a wrong type is a :class:`ConfigError`."""
+def from_mapping(cls: type[T], values: Any, where: str) -> T:
+    """Make the dataclass ``cls`` from a mapping.
+
+    Raises:
+        ConfigError: no mapping, an unknown key or an impossible value, named.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{where} must be a mapping, not {type(values).__name__}.")
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -171,25 +243,9 @@ def build(cls: type[T], values: dict[str, Any], where: str) -> T:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def spec_from_config(config: dict[str, Any], where: str = "config.json") -> ModelConfig:
-    """Read a ``config.json`` mapping of a whole model (``model_type`` ``mobillama_v``).
-
-    Raises:
-        ConfigError: another model type, an unknown key or an impossible value, named.
-    """
-    if config.get("model_type") != "mobillama_v":
-        raise ConfigError(
-            f"{where} describes a model of type {config.get('model_type')!r}, not 'mobillama_v'; "
-            "give a folder that this project saved."
-        )
-    unknown = sorted(set(config) - set(_PARTS) - {"template"} - BOOKKEEPING)
-    if unknown:
-        raise ConfigError(f"{where} has unknown keys: {', '.join(unknown)}.")
-    parts = {name: build(cls, config.get(name) or {}, f"{name} in {where}") for name, cls in _PARTS.items()}
-    return ModelConfig(
-        decoder=parts["text_config"],
-        tower=parts["tower"],
-        projector=parts["projector"],
-        image=parts["image"],
-        template=config.get("template", "v1"),
-    )
+def weight_bytes(params_by_part: dict[str, int]) -> dict[str, int]:
+    """Bytes of the weights in fp32, in bf16, and with the decoder's matrices at 4.5 bits a weight, the rest in bf16."""
+    total = sum(params_by_part.values())
+    packed = sum(params_by_part[name] for name in _MATRICES)
+    sizes = {name: int(total * each) for name, each in BYTES.items()}
+    return sizes | {"4-bit": int(packed * _BYTES_4BIT + (total - packed) * BYTES["bf16"])}

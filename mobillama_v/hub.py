@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from mobillama_v.config import ModelConfig, spec_from_config
+from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError, ModelNotFoundError
 from mobillama_v.presets import PRESETS
 
@@ -85,7 +85,7 @@ def read_spec(folder: Path) -> ModelConfig:
         raise CheckpointError(f"{str(path)!r} cannot be read as JSON ({error}): copy it again.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{str(path)!r} is not a JSON mapping: copy it again.")
-    return spec_from_config(config, str(path))
+    return ModelConfig.from_dict(config, str(path))
 
 
 def _choices() -> str:

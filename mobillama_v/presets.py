@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from mobillama_v.config import HYBRID, DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
+from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import ModelNotFoundError
 from mobillama_v.images import ImageTransform
-from mobillama_v.sizes import decoder_parts
+from mobillama_v.model.vision import HYBRID
 
 _MOBILLAMA_05B = DecoderConfig(rms_norm_eps=1e-5)
 _CLIP = TowerConfig(pretrained="openai")
@@ -114,24 +114,20 @@ _CONTEXT = (
 )
 
 
-def _total(decoder: DecoderConfig) -> int:
-    return sum(part.parameters for part in decoder_parts(decoder))
-
-
 def _parameters(printed: str) -> Figure:
-    return Figure("parameters of the decoder", printed, _README, lambda decoder: f"{_total(decoder) / 1e9:.3f}B")
+    return Figure("parameters of the decoder", printed, _README, lambda decoder: f"{decoder.num_params() / 1e9:.3f}B")
 
 
 def _saved(decoder: DecoderConfig) -> str:
-    return f"{1 - _total(decoder) / _total(replace(decoder, ffn_sharing='none')):.1%}"
+    return f"{1 - decoder.num_params() / replace(decoder, ffn_sharing='none').num_params():.1%}"
 
 
 def _share(name: str, printed: str) -> Figure:
     """A part's share of the decoder without its input embedding."""
 
     def here(decoder: DecoderConfig) -> str:
-        counts = {part.name.split(" ")[0]: part.parameters for part in decoder_parts(decoder)}
-        return f"{counts[name] / (sum(counts.values()) - counts['embedding']):.1%}"
+        counts = decoder.params_by_part()
+        return f"{counts[name] / (decoder.num_params() - counts['embedding']):.1%}"
 
     return Figure(f"share of {name}", printed, _SITE, here)
 

@@ -8,15 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from mobillama_v import sizes
-from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
+from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig, weight_bytes
 from mobillama_v.errors import ConfigError, ModelNotFoundError
 from mobillama_v.model.decoder import Decoder
 from mobillama_v.model.kv_cache import StaticCache
-from mobillama_v.model.vision import TowerShape, build_tower, open_clip_vit, tower_shape
+from mobillama_v.model.vision import TowerShape, build_tower, open_clip_vit
 from mobillama_v.model.vlm import VisionLanguage
 from mobillama_v.presets import PRESETS, PUBLISHED, preset
-from mobillama_v.sizes import Part
 
 
 def count(module: nn.Module | None) -> int:
@@ -25,7 +23,7 @@ def count(module: nn.Module | None) -> int:
 
 
 def counted(spec: ModelConfig | DecoderConfig) -> dict[str, int]:
-    return {part.name.split(" ")[0]: part.parameters for part in sizes.parts(spec)}
+    return spec.params_by_part()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -57,7 +55,7 @@ def test_a_whole_preset_is_its_module(name: str) -> None:
     assert found["tower"] == count(model.vision_tower)
     assert found["projector"] == count(model.projector)
     assert sum(found.values()) == count(model)
-    assert sizes.tokens_per_image(spec) == model.tokens_per_image
+    assert spec.tokens_per_image() == model.tokens_per_image
 
 
 def test_grouped_heads() -> None:
@@ -74,16 +72,16 @@ def test_plain_towers_are_counted_without_building_them(model: str, size: int, m
     with torch.device("meta"):
         tower = build_tower(spec, image_size=size)
     monkeypatch.setattr(open_clip_vit._OpenClipViT, "build", lambda *_, **__: pytest.fail("it was built"))
-    assert tower_shape(spec, size) == TowerShape(tower.width, 1, tower.patches, tower.depth, count(tower))
+    assert spec.shape(size) == TowerShape(tower.width, 1, tower.patches, tower.depth, count(tower))
 
 
 def test_other_towers_are_built_to_be_counted(tower_name: str) -> None:
     spec = TowerConfig(tower_name, pretrained="/not/here", feature_layer=-2)
     with torch.device("meta"):
         tower = build_tower(TowerConfig(tower_name), image_size=32)
-    assert tower_shape(spec, 32) == TowerShape(24, 1, 16, 3, count(tower))
+    assert spec.shape(32) == TowerShape(24, 1, 16, 3, count(tower))
     with pytest.raises(ConfigError, match="no model 'ViT-nothing'"):
-        tower_shape(TowerConfig("ViT-nothing"), 224)
+        TowerConfig("ViT-nothing").shape(224)
 
 
 def test_the_hybrid_tower_is_counted() -> None:
@@ -92,7 +90,7 @@ def test_the_hybrid_tower_is_counted() -> None:
     with torch.device("meta"):
         tower = build_tower(spec.tower, image_size=spec.image.size)
     shape = TowerShape(tower.width, tower.extra, tower.patches, tower.depth, count(tower))
-    assert tower_shape(spec.tower, spec.image.size) == shape
+    assert spec.tower_shape() == shape
 
 
 @pytest.mark.parametrize(
@@ -108,19 +106,19 @@ def test_the_hybrid_tower_is_counted() -> None:
 def test_projectors(spec: ProjectorConfig) -> None:
     with torch.device("meta"):
         projector = spec.build(tower_width=24, decoder_width=40)
-    assert sizes.projector_parameters(spec, tower_width=24, decoder_width=40) == count(projector)
+    assert spec.kind.num_params(24, 40) == count(projector)
     model = ModelConfig(tower=TowerConfig("ViT-L-14-336-quickgelu", select="cls_patch"), projector=spec)
-    assert sizes.tokens_per_image(model) == spec.kind.num_tokens(1, 576)
+    assert model.tokens_per_image() == spec.kind.num_tokens(1, 576)
 
 
 def test_a_factor_that_does_not_divide_is_refused() -> None:
     with pytest.raises(ConfigError, match="factor 5 cannot merge 576 patches"):
-        sizes.tokens_per_image(ModelConfig(projector=ProjectorConfig("avg_pool_mlp", 5)))
+        ModelConfig(projector=ProjectorConfig("avg_pool_mlp", 5)).tokens_per_image()
 
 
 def test_memory() -> None:
-    parts = [Part("matrices", 3200, matrix=True), Part("rest", 100)]
-    assert sizes.memory_bytes(parts) == {"fp32": 13200, "bf16": 6600, "4-bit": 100 * 18 + 200}
+    parts = {"attention": 1000, "feed-forward": 2000, "head": 200, "norms": 60, "tower": 40}
+    assert weight_bytes(parts) == {"fp32": 13200, "bf16": 6600, "4-bit": 100 * 18 + 200}
 
 
 def test_the_cache_s_bytes_are_those_of_the_cache() -> None:
@@ -128,8 +126,8 @@ def test_the_cache_s_bytes_are_those_of_the_cache() -> None:
         hidden_size=64, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2, intermediate_size=96
     )
     cache = StaticCache(spec, rows=1, capacity=1, dtype=torch.bfloat16, device="cpu")
-    assert sizes.kv_cache_bytes(spec) == cache.keys.nbytes + cache.values.nbytes
-    assert sizes.kv_cache_bytes(spec, "fp32") == 2 * sizes.kv_cache_bytes(spec)
+    assert spec.kv_cache_bytes() == cache.keys.nbytes + cache.values.nbytes
+    assert spec.kv_cache_bytes("fp32") == 2 * spec.kv_cache_bytes()
 
 
 def test_what_is_built_is_what_the_authors_print() -> None:

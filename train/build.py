@@ -16,7 +16,7 @@ from torch import nn
 
 from mobillama_v import distributed
 from mobillama_v.checkpoint import load_weights
-from mobillama_v.config import ModelConfig, spec_from_config
+from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.modeling import MobiLlamaVForConditionalGeneration
@@ -50,7 +50,7 @@ def load_start(folder: Path, *, seed: int) -> MobiLlamaVForConditionalGeneration
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); model.start must be a model folder.") from error
-    config = MobiLlamaVConfig.from_spec(spec_from_config(values, str(path)))
+    config = MobiLlamaVConfig.from_spec(ModelConfig.from_dict(values, str(path)))
     torch.manual_seed(seed)
     model = MobiLlamaVForConditionalGeneration(config)
     if any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*")):

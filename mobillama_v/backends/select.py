@@ -9,7 +9,6 @@ from typing import Literal
 from mobillama_v.backends.native import library
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.sizes import decoder_parts
 
 ENGINES = ("auto", "native", "torch")
 _SMALL = 50_000_000  # parameters of a decoder
@@ -25,7 +24,7 @@ def bits_at_load(spec: DecoderConfig) -> Literal[8, 16]:
 
 def is_small(spec: DecoderConfig) -> bool:
     """Whether a decoder is packed within a moment, and its weights are small whatever their bits."""
-    return sum(part.parameters for part in decoder_parts(spec)) <= _SMALL
+    return spec.num_params() <= _SMALL
 
 
 def use_native(engine: str, spec: DecoderConfig, *, device: str, packed: bool) -> bool:

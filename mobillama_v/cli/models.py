@@ -16,11 +16,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mobillama_v.config import DecoderConfig, ModelConfig
+from mobillama_v.config import DecoderConfig, ModelConfig, weight_bytes
 from mobillama_v.errors import ModelNotFoundError
 from mobillama_v.hub import embedded_models, find_model, read_spec
 from mobillama_v.presets import PRESETS, PUBLISHED, Published
-from mobillama_v.sizes import kv_cache_bytes, memory_bytes, parts, tokens_per_image
 
 app = typer.Typer(help="List the models that can be loaded or built, and show how large each is.", no_args_is_help=True)
 
@@ -65,24 +64,33 @@ def report_of(name: str) -> dict[str, Any]:
     """
     kind, spec = find_spec(name)
     decoder = spec.decoder if isinstance(spec, ModelConfig) else spec
-    counted = parts(spec)
+    counted = spec.params_by_part()
     published = PUBLISHED.get(name, Published()) if kind == "preset" else Published()
     return {
         "name": name,
         "kind": kind,
         "spec": dataclasses.asdict(spec),
-        "parts": [{"part": part.name, "parameters": part.parameters} for part in counted],
-        "parameters": sum(part.parameters for part in counted),
-        "decoder_parameters": sum(part.parameters for part in parts(decoder)),
-        "memory_bytes": memory_bytes(counted),
-        "kv_cache_bytes_per_token": kv_cache_bytes(decoder),
-        "tokens_per_image": tokens_per_image(spec) if isinstance(spec, ModelConfig) else None,
+        "parts": [{"part": _label(part, spec), "parameters": count} for part, count in counted.items()],
+        "parameters": sum(counted.values()),
+        "decoder_parameters": decoder.num_params(),
+        "memory_bytes": weight_bytes(counted),
+        "kv_cache_bytes_per_token": decoder.kv_cache_bytes(),
+        "tokens_per_image": spec.tokens_per_image() if isinstance(spec, ModelConfig) else None,
         "published": [
             {"what": each.what, "printed": each.printed, "here": each.here(decoder), "where": each.where}
             for each in published.figures
         ],
         "notes": list(published.notes),
     }
+
+
+def _label(part: str, spec: ModelConfig | DecoderConfig) -> str:
+    """The name of a part, with which one it is."""
+    decoder = spec.decoder if isinstance(spec, ModelConfig) else spec
+    notes = {"feed-forward": "shared by all layers" if decoder.ffn_sharing == "all" else "one per layer"}
+    if isinstance(spec, ModelConfig):
+        notes |= {"projector": spec.projector.type, "tower": spec.tower.model}
+    return f"{part} ({notes[part]})" if part in notes else part
 
 
 def find_spec(name: str) -> tuple[str, ModelConfig | DecoderConfig]:

@@ -19,7 +19,7 @@ from mobillama_v.config import (
     ModelConfig,
     ProjectorConfig,
     TowerConfig,
-    build,
+    from_mapping,
 )
 from mobillama_v.errors import ConfigError
 
@@ -125,8 +125,8 @@ class MobiLlamaVConfig(PreTrainedConfig):
         assert isinstance(text, MobiLlamaConfig)
         return ModelConfig(
             decoder=text.spec,
-            tower=build(TowerConfig, self.tower or {}, "tower"),
-            projector=build(ProjectorConfig, self.projector or {}, "projector"),
-            image=build(ImageTransform, self.image or {}, "image"),
+            tower=from_mapping(TowerConfig, self.tower, "tower"),
+            projector=from_mapping(ProjectorConfig, self.projector, "projector"),
+            image=from_mapping(ImageTransform, self.image, "image"),
             template=self.template,
         )

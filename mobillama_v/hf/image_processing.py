@@ -16,7 +16,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_transforms import to_pil_image
 
-from mobillama_v.config import build
+from mobillama_v.config import from_mapping
 from mobillama_v.errors import ImageError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.images.fetch import fetch, is_url
@@ -32,7 +32,7 @@ class MobiLlamaVImageProcessor(BaseImageProcessor):
     def __init__(self, size: int = 336, **fields: Any) -> None:
         super().__init__()
         known = {name: value for name, value in fields.items() if name not in _BOOKKEEPING}
-        transform = build(ImageTransform, {"size": size} | known, "the image processor")
+        transform = from_mapping(ImageTransform, {"size": size} | known, "the image processor")
         for name, value in dataclasses.asdict(transform).items():
             setattr(self, name, value)
 
@@ -40,7 +40,7 @@ class MobiLlamaVImageProcessor(BaseImageProcessor):
     def transform(self) -> ImageTransform:
         """The plain form of this processor's settings."""
         names = [each.name for each in dataclasses.fields(ImageTransform)]
-        return build(ImageTransform, {name: getattr(self, name) for name in names}, "the image processor")
+        return from_mapping(ImageTransform, {name: getattr(self, name) for name in names}, "the image processor")
 
     def preprocess(self, images: Any, return_tensors: str | None = None) -> BatchFeature:
         """Turn one image or a (nested) list of them into ``pixel_values`` [N,3,S,S].

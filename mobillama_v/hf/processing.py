@@ -24,7 +24,6 @@ from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, flat_images, from_base64
 from mobillama_v.prompt import Encoded, Message, Slot, get_template
-from mobillama_v.sizes import tokens_per_image
 from mobillama_v.tokenization import TextTokenizer
 
 IMAGE_TEXT = "<image>"
@@ -256,7 +255,7 @@ def settings_of(config: MobiLlamaVConfig) -> dict[str, Any]:
     return {
         "image_processor": dataclasses.asdict(spec.image),
         "template": spec.template,
-        "tokens_per_image": tokens_per_image(spec),
+        "tokens_per_image": spec.tokens_per_image(),
         "context_length": spec.decoder.max_position_embeddings,
     }
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from mobillama_v.checkpoint import iterate_tensors, weight_files
-from mobillama_v.config import HYBRID, DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
+from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.hub import find_checkpoint
 from mobillama_v.images import ImageTransform
 from mobillama_v.interop.llama import Imported, Sharing, import_decoder
-from mobillama_v.model.vision import build_tower
+from mobillama_v.model.vision import HYBRID, build_tower
 from mobillama_v.model.vision.image_tower import ImageTower
 from mobillama_v.presets import preset
 from mobillama_v.tokenization import TextTokenizer

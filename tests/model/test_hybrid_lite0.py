@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mobillama_v.config import HYBRID, TowerConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision import build_tower
+from mobillama_v.model.vision import HYBRID, TowerConfig, build_tower
 from mobillama_v.model.vision.hybrid_lite0 import register_towers
 from mobillama_v.model.vision.lite0 import GATHERED, Lite0
 from mobillama_v.model.vision.parts_torch import TORCH, ConvSame, to_torch

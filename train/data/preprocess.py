@@ -27,7 +27,6 @@ from mobillama_v.errors import DataError, ImageError, RecipeError
 from mobillama_v.images import load_image
 from mobillama_v.loading import processors
 from mobillama_v.prompt import IGNORE_INDEX, Encoded, Tokenizer, get_template
-from mobillama_v.sizes import tokens_per_image
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.json_stream import record_texts
 from mobillama_v.train.data.records import Record, RecordError, parse_text
@@ -100,7 +99,7 @@ class Encoding:
             eos_id=spec.decoder.eos_token_id,
             pad_id=spec.decoder.pad_token_id,
             template=template or spec.template,
-            tokens_per_image=tokens_per_image(spec),
+            tokens_per_image=spec.tokens_per_image(),
             max_length=max_length or context,
         )
 

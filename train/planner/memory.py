@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mobillama_v.config import DecoderConfig, ModelConfig
-from mobillama_v.model.vision import TowerShape, tower_shape
-from mobillama_v.sizes import decoder_parts, projector_parameters
+from mobillama_v.model.vision import TowerShape
 from mobillama_v.train.recipe import LoraSection, TrainSection
 
 _BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size, elements
@@ -63,13 +62,11 @@ class Counts:
     @classmethod
     def of(cls, spec: ModelConfig, train: TrainSection) -> Counts:
         """Those of ``spec`` in a training."""
-        shape = tower_shape(spec.tower, spec.image.size)
+        parts = spec.params_by_part()
         counts = {
-            "projector": projector_parameters(
-                spec.projector, tower_width=shape.width, decoder_width=spec.decoder.hidden_size
-            ),
-            "decoder": sum(part.parameters for part in decoder_parts(spec.decoder)),
-            "tower": shape.parameters,
+            "projector": parts["projector"],
+            "decoder": spec.decoder.num_params(),
+            "tower": parts["tower"],
         }
         learning = {part: counts[part] for part in train.modules.learning()}
         if train.lora is not None:
@@ -162,7 +159,7 @@ def activations(spec: ModelConfig, train: TrainSection, load: BatchShape) -> tup
         kept += _casts(decoder, train)
     ends = tokens * (3 * stream) + load.supervised * hidden * size  # final norm, and what the head reads
     kept += ends + load.mask
-    shape = tower_shape(spec.tower, spec.image.size)
+    shape = spec.tower_shape()
     kept += load.images * shape.patches * size * (shape.width + 2 * hidden)  # projector
     if load.cached:
         return kept, passing
@@ -195,7 +192,7 @@ def _block(spec: DecoderConfig, train: TrainSection, size: int, stream: int, *, 
 
 def _casts(spec: DecoderConfig, train: TrainSection) -> int:
     """Bytes of the bf16 weights that autocast makes and keeps: once of what learns, for each use of what is frozen."""
-    parts = {part.name.split(" ")[0]: part.parameters for part in decoder_parts(spec)}
+    parts = spec.params_by_part()
     attention, network, layers = parts["attention"], parts["feed-forward"], spec.num_hidden_layers
     if train.modules.decoder is None or train.lora is not None:
         network *= layers if spec.ffn_sharing == "all" else 1

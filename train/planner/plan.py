@@ -11,9 +11,7 @@ from pathlib import Path
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import RecipeError
 from mobillama_v.hub import read_spec
-from mobillama_v.model.vision import tower_shape
 from mobillama_v.presets import preset
-from mobillama_v.sizes import decoder_parts, tokens_per_image
 from mobillama_v.train.planner.gpus import Gpu
 from mobillama_v.train.planner.memory import BatchShape, Counts, Memory, estimate
 from mobillama_v.train.recipe import Recipe, TrainSection
@@ -95,7 +93,7 @@ def floating_point_operations(
     layer's input, the gradient of its weights.
     """
     train, decoder = recipe.train, spec.decoder
-    parts = {part.name.split(" ")[0]: part.parameters for part in decoder_parts(decoder)}
+    parts = decoder.params_by_part()
     layers = decoder.num_hidden_layers
     uses = layers if decoder.ffn_sharing == "all" else 1
     matrices = parts["attention"] + uses * parts["feed-forward"]
@@ -103,10 +101,10 @@ def floating_point_operations(
     blocks = 2 * matrices * tokens + 2 * layers * decoder.hidden_size * figures.mean * tokens  # causal attention
     head = 2 * parts["head"] * samples * figures.supervised
     times = 3 if train.modules.decoder is not None and train.lora is None else 2
-    counts, shape = Counts.of(spec, train), tower_shape(spec.tower, spec.image.size)
+    counts, shape = Counts.of(spec, train), spec.tower_shape()
     visual = samples * figures.images
     tower = 0.0 if recipe.data.features else 2 * shape.parameters * (shape.patches + shape.prefix) * visual
-    projector = 6 * counts.all["projector"] * tokens_per_image(spec) * visual
+    projector = 6 * counts.all["projector"] * spec.tokens_per_image() * visual
     useful = times * (blocks + head) + projector + tower * (1 if train.modules.tower is None else 3)
     return useful, useful + (blocks if train.gradient_checkpointing else 0)
 

@@ -15,7 +15,7 @@ from mobillama_v.backends.native.packed_format import Packed, is_packed, read
 from mobillama_v.backends.numpy.layers import NUMPY, Array, Linear, MisfitError, Tensors, to_numpy
 from mobillama_v.checkpoint import weight_files
 from mobillama_v.config import ModelConfig
-from mobillama_v.model.vision import parts, tower_kind, tower_shape
+from mobillama_v.model.vision import parts, tower_kind
 from mobillama_v.model.vision.registry import read_features
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class NumpyVisionEncoder:
         declared = tower_kind(spec.tower).declared()
         assert declared is not None
         self._visual = to_numpy(declared, tensors.under("vision_tower.visual"))
-        shape = tower_shape(spec.tower, spec.image.size)
+        shape = spec.tower_shape()
         self._projector, under = spec.projector.kind, tensors.under("projector")
         layers = self._projector.linear_layers(shape.width, spec.decoder.hidden_size)
         made = {name: Linear(under.under(name), parts.Linear(*sides)) for name, sides in layers.items()}
@@ -62,7 +62,7 @@ def supports(spec: ModelConfig) -> bool:
     """Whether a model's tower and projector can be computed here."""
     if tower_kind(spec.tower).declared() is None or not spec.projector.kind.portable:
         return False
-    return -spec.tower.feature_layer <= tower_shape(spec.tower, spec.image.size).depth
+    return -spec.tower.feature_layer <= spec.tower_shape().depth
 
 
 def load(

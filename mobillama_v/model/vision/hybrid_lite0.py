@@ -17,13 +17,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.config import HYBRID, TowerConfig
 from mobillama_v.errors import ConfigError
 from mobillama_v.model.vision.lite0 import GATHERED, GRID, IMAGE_SIZE, Lite0
 from mobillama_v.model.vision.parts import LayerNorm, Linear, Part, num_params, parameter
-from mobillama_v.model.vision.registry import TowerKind, TowerShape, register_tower
+from mobillama_v.model.vision.registry import TowerConfig, TowerKind, TowerShape, register_tower
 from mobillama_v.model.vision.structured_tokens import PREFIX_TOKENS, WIDTH, LabelTokens, StructuredTokens
 
+HYBRID = "mobillama-v-hybrid-lite0"
+"""Its open_clip name."""
 HEADS, DEPTH = 8, 3
 _TIMM_NAME = "vit_hybrid_lite0_s32_224"  # which open_clip's configuration of HYBRID gives
 _CONFIGS = Path(__file__).parent / "open_clip_configs"

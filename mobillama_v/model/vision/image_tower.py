@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.config import TowerConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision.registry import check_layer, read_features
+from mobillama_v.model.vision.registry import TowerConfig, check_layer, read_features
 
 
 class ImageTower(nn.Module):

@@ -11,9 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.config import TowerConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision.registry import ANY, TowerKind, TowerShape, register_tower
+from mobillama_v.model.vision.registry import ANY, TowerConfig, TowerKind, TowerShape, register_tower
 
 # Options of an open_clip vision transformer that the count below covers, or that own no parameters.
 _PLAIN = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "act_kwargs", "patch_dropout"}

@@ -10,14 +10,42 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from mobillama_v.config import TowerConfig
 from mobillama_v.errors import ConfigError
+from mobillama_v.fields import check, check_types
 from mobillama_v.model.vision.parts import Part
 
 ANY = "any"
 """Where the kind stands that builds the models which no other kind names."""
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """The image tower: an open_clip image model by name, and which of its features are used.
+
+    ``pretrained`` is an open_clip tag (``openai``) or a local file; ``None`` leaves the tower's weights to the
+    checkpoint. ``feature_layer`` counts blocks from the end as LLaVA does (-2: the output of the block before the
+    last, no final norm; -1 of the last). ``select`` keeps the ``patch`` features or the CLS part before them too.
+    """
+
+    model: str = "ViT-L-14-336-quickgelu"
+    pretrained: str | None = None
+    feature_layer: int = -2
+    select: Literal["patch", "cls_patch"] = "patch"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check(self.feature_layer < 0, f"feature_layer counts from the end (-1, -2, …), not {self.feature_layer}.")
+        check(self.select in ("patch", "cls_patch"), f"select must be 'patch' or 'cls_patch', not {self.select!r}.")
+
+    def shape(self, image_size: int) -> TowerShape:
+        """Its shape for square images of ``image_size`` pixels.
+
+        Raises:
+            ConfigError: there is no such model, or it is no vision transformer.
+        """
+        return tower_kind(self).shape(self, image_size)
 
 
 @dataclass(frozen=True)
@@ -80,15 +108,6 @@ def register_tower(model: str) -> Callable[[K], K]:
 def tower_kind(spec: TowerConfig) -> TowerKind:
     """The kind of the tower that ``spec`` names."""
     return TOWERS.get(spec.model, TOWERS[ANY])
-
-
-def tower_shape(spec: TowerConfig, image_size: int) -> TowerShape:
-    """Shape of the tower that ``spec`` names, for square images of ``image_size`` pixels.
-
-    Raises:
-        ConfigError: there is no such model, or it is no vision transformer.
-    """
-    return tower_kind(spec).shape(spec, image_size)
 
 
 def build_tower(spec: TowerConfig, *, image_size: int, pretrained: bool = False) -> Any:
