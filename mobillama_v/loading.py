@@ -13,7 +13,7 @@ from mobillama_v.backends.numpy.model import supports
 from mobillama_v.backends.select import bits_at_load, is_small, use_native
 from mobillama_v.checkpoint import tensor_names
 from mobillama_v.config import ModelConfig
-from mobillama_v.errors import CheckpointError, ConfigError
+from mobillama_v.errors import ConfigError
 from mobillama_v.generate import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
 from mobillama_v.tokenization import TextTokenizer
@@ -56,7 +56,7 @@ def load(
     """
     folder = find_model(name)
     spec = read_spec(folder)
-    tokenizer = _tokenizer(folder, spec)
+    tokenizer = TextTokenizer.of_decoder(folder / "tokenizer.json", spec.decoder)
     if bits is not None and bits not in BITS:
         raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
     light_kind = runs_light(folder, spec, device, engine)
@@ -94,19 +94,6 @@ def runs_light(folder: Path, spec: ModelConfig, device: str, engine: str) -> boo
         return False
     packed = is_packed(folder)
     return (packed or is_small(spec.decoder)) and use_native(engine, spec.decoder, device="cpu", packed=packed)
-
-
-def _tokenizer(folder: Path, spec: ModelConfig) -> TextTokenizer:
-    decoder = spec.decoder
-    tokenizer = TextTokenizer.from_file(
-        folder / "tokenizer.json", bos_id=decoder.bos_token_id, eos_id=decoder.eos_token_id, pad_id=decoder.pad_token_id
-    )
-    if tokenizer.vocab_size > decoder.vocab_size:
-        raise CheckpointError(
-            f"{str(folder)!r} has a tokenizer of {tokenizer.vocab_size} tokens for a model of "
-            f"{decoder.vocab_size}; copy the tokenizer.json that belongs to this model."
-        )
-    return tokenizer
 
 
 def _torch_parts(

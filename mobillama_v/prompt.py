@@ -18,6 +18,8 @@ from typing import Literal, Protocol
 from mobillama_v.errors import ConfigError, PromptError
 
 IGNORE_INDEX = -100
+SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
+"""What LLaVA-1.5 puts after a question that wants a short answer (arXiv 2310.03744, table 7)."""
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."

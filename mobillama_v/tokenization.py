@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
 
 
@@ -43,6 +44,18 @@ class TextTokenizer:
             raise CheckpointError(f"{path} is not a tokenizer that can be read ({error}); copy it again.") from error
         return cls(tokenizer, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
 
+    @classmethod
+    def of_decoder(cls, path: Path, config: DecoderConfig) -> TextTokenizer:
+        """The ``tokenizer.json`` of a decoder, with the special tokens that its configuration names.
+
+        Raises:
+            CheckpointError: no such file, not a tokenizer, or more tokens than the decoder has embeddings.
+        """
+        ids = {"bos_id": config.bos_token_id, "eos_id": config.eos_token_id, "pad_id": config.pad_token_id}
+        tokenizer = cls.from_file(path, **ids)
+        check_vocabulary(path, tokenizer.vocab_size, config)
+        return tokenizer
+
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, without special tokens and whatever it spells."""
         if self._adds_boundary and text.startswith(" "):
@@ -52,3 +65,16 @@ class TextTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Text of ``ids``; special tokens are left out."""
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def check_vocabulary(name: str | Path, tokens: int, config: DecoderConfig) -> None:
+    """Refuse a tokenizer that gives ids for which a decoder has no embedding; it may give fewer.
+
+    Raises:
+        CheckpointError: the tokenizer called ``name`` has more ``tokens`` than that.
+    """
+    if tokens > config.vocab_size:
+        raise CheckpointError(
+            f"{name} has {tokens} tokens and the decoder {config.vocab_size} embeddings; "
+            "copy tokenizer.json and config.json from the same model."
+        )

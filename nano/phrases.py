@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-SINGLE_WORD_SUFFIX = "\nAnswer the question using a single word or phrase."
+from mobillama_v.prompt import SHORT_ANSWER as SINGLE_WORD_SUFFIX
+
+__all__ = ["DESCRIBE_PROMPTS", "SINGLE_WORD_SUFFIX"]
 
 DESCRIBE_PROMPTS: tuple[str, ...] = (
     "Describe the image.",

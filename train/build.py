@@ -61,24 +61,6 @@ def load_start(folder: Path, *, seed: int) -> MobiLlamaVForConditionalGeneration
     return model
 
 
-def load_tokenizer(folder: Path, model: MobiLlamaVForConditionalGeneration) -> TextTokenizer:
-    """The start folder's tokenizer.
-
-    Raises:
-        CheckpointError: it is missing, unreadable, or has more tokens than the model has embeddings.
-    """
-    spec = model.config.spec.decoder
-    tokenizer = TextTokenizer.from_file(
-        folder / "tokenizer.json", bos_id=spec.bos_token_id, eos_id=spec.eos_token_id, pad_id=spec.pad_token_id
-    )
-    if tokenizer.vocab_size > spec.vocab_size:
-        raise CheckpointError(
-            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and the model {spec.vocab_size} "
-            "embeddings; they belong to different models."
-        )
-    return tokenizer
-
-
 def parts(model: nn.Module) -> dict[str, list[nn.Module]]:
     """The modules of each part that a recipe can let learn."""
     return {part: [getattr(model, name) for name in names] for part, names in MODULES.items()}
@@ -230,7 +212,7 @@ class Setup:
         freeze_all_but(model, recipe.train.modules.learning())
         if recipe.train.lora is not None:
             lora.add_adapters(model, recipe.train.lora)
-        tokenizer = load_tokenizer(start, model)
+        tokenizer = TextTokenizer.of_decoder(start / "tokenizer.json", model.config.spec.decoder)
         samples, skipped = load_samples(
             data.json,
             encoding_of(recipe, model.config.spec),

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
-"""What LLaVA-1.5 puts after a question that wants a short answer (arXiv 2310.03744, table 7)."""
+from mobillama_v.prompt import SHORT_ANSWER as SHORT_ANSWER  # the benchmarks' prompts end with it
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import typer
 
 from mobillama_v.errors import DataError
 from mobillama_v.markup import printable
-from mobillama_v.prompt import TEMPLATES
+from mobillama_v.prompt import SHORT_ANSWER, TEMPLATES
 
 if TYPE_CHECKING:
     from mobillama_v.train.data.check import Report
@@ -174,7 +174,7 @@ def convert(
         pairs = formats.hugging_face(source, images=folder, split=split, **columns)
     else:
         pairs = formats.captions(source, question=prompt)
-    records = formats.records_of(pairs, suffix=formats.SHORT if short else "", turns=turns)
+    records = formats.records_of(pairs, suffix=SHORT_ANSWER if short else "", turns=turns)
     first = next(records, None)
     if first is None:
         raise DataError(f"{source} holds nothing to convert; check that it is the right file.")

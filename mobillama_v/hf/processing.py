@@ -24,7 +24,7 @@ from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, flat_images, from_base64
 from mobillama_v.prompt import Encoded, Message, Slot, get_template
-from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.tokenization import TextTokenizer, check_vocabulary
 
 IMAGE_TEXT = "<image>"
 """How a rendered prompt shows an image slot; in a text that is encoded it has no meaning."""
@@ -274,11 +274,7 @@ def load_tokenizer(name: Any, **kwargs: Any) -> TokenizersBackend:
     if config is None:
         return tokenizer
     decoder = config.spec.decoder
-    if len(tokenizer) > decoder.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer of {name} has {len(tokenizer)} tokens and the model {decoder.vocab_size}; "
-            "copy tokenizer.json and config.json from the same model."
-        )
+    check_vocabulary(f"the tokenizer of {name}", len(tokenizer), decoder)
     special = {}
     for kind in ("bos", "eos", "pad"):
         index = getattr(decoder, f"{kind}_token_id")

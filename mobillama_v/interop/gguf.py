@@ -26,6 +26,7 @@ from mobillama_v.backends.native.packed_format import BLOCK
 from mobillama_v.backends.native.tiles import quantize
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
+from mobillama_v.tokenization import check_vocabulary
 
 TYPES = {"f32": None, "f16": None, "q8_0": 8, "q4_0": 4}
 """Types of a file's matrices, and the bits of those that are quantized."""
@@ -228,8 +229,7 @@ def read_vocabulary(path: Path, spec: DecoderConfig) -> Vocabulary:
         note = f"Its tokenizer ({kind}) has no counterpart in GGUF that is written here: the file takes and gives ids."
         return Vocabulary("none", notes=(note,))
     by_id = {index: token for token, index in ids.items()} | {index: each[0] for index, each in special.items()}
-    if max(by_id, default=0) >= spec.vocab_size:
-        raise CheckpointError(f"{str(path)!r} has the id {max(by_id)} and the decoder {spec.vocab_size} embeddings.")
+    check_vocabulary(path, max(by_id, default=0) + 1, spec)
     types = [_type(index, by_id.get(index), special, model.get("unk_token")) for index in range(spec.vocab_size)]
     tokens = tuple(by_id.get(index, f"[UNUSED{index}]") for index in range(spec.vocab_size))
     if byte_level:

@@ -122,12 +122,7 @@ def _fresh(name: str) -> Imported:
 def _check_tokenizer(path: Path | None, spec: DecoderConfig, decoder: str) -> None:
     if path is None or not path.is_file():
         raise CheckpointError(f"{decoder} comes without a tokenizer.json; give one with --tokenizer.")
-    ids = {"bos_id": spec.bos_token_id, "eos_id": spec.eos_token_id, "pad_id": spec.pad_token_id}
-    size = TextTokenizer.from_file(path, **ids).vocab_size
-    if size > spec.vocab_size or max(ids.values()) >= spec.vocab_size:
-        raise CheckpointError(
-            f"{path} has {size} tokens and the decoder {spec.vocab_size} embeddings; they belong to different models."
-        )
+    TextTokenizer.of_decoder(path, spec)
 
 
 def _image(tower: TowerConfig, size: int | None, mode: str) -> ImageTransform:

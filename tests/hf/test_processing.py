@@ -464,7 +464,7 @@ def test_folders_that_lack_something(folder: Path, tmp_path: Path) -> None:
         MobiLlamaVProcessor.from_pretrained(tmp_path)
     config["text_config"] |= {"vocab_size": 50, "eos_token_id": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"has \d+ tokens and the model 50"):
+    with pytest.raises(CheckpointError, match=r"has \d+ tokens and the decoder 50 embeddings"):
         MobiLlamaVProcessor.from_pretrained(tmp_path)
 
 

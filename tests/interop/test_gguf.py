@@ -205,7 +205,7 @@ def test_odd_weights_and_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a tokenizer that can be read"):
         read_vocabulary(broken, SHARED)
     broken.write_text(json.dumps({"model": {"type": "BPE", "vocab": {"a": 99}, "byte_fallback": True, "merges": []}}))
-    with pytest.raises(CheckpointError, match="has the id 99 and the decoder 99 embeddings"):
+    with pytest.raises(CheckpointError, match="has 100 tokens and the decoder 99 embeddings"):
         read_vocabulary(broken, SHARED)
     broken.write_text('{"model": {"type": "Unigram", "vocab": []}}')
     words = read_vocabulary(broken, SHARED)

@@ -21,8 +21,6 @@ from mobillama_v.images import find_images
 from mobillama_v.train.data.json_stream import record_texts
 from mobillama_v.train.data.records import IMAGE_MARKER
 
-SHORT = "\nAnswer the question using a single word or phrase."
-"""What LLaVA-1.5 appends to questions whose answers are short (arXiv 2310.03744)."""
 DESCRIBE = "Describe the image."
 _VQAV2_IMAGE = "COCO_{subtype}_{image_id:012d}.jpg"
 _SHARD = re.compile(r"(.+)-\d+-of-\d+\.parquet")
