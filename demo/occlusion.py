@@ -3,8 +3,7 @@
 That is occlusion (Zeiler and Fergus, arXiv 1311.2901, section 4.2), on a grid of pixels. It asks the whole model, where
 attention weights only tell what was read and not whether it mattered (arXiv 1902.10186).
 
-Shapes: R rows (pictures covered in different places), N images of the conversation, T tokens, P' visual tokens an
-image, D decoder width, C cells a side, S image side.
+Shapes: R pictures covered in different places, C cells a side, S image side.
 """
 
 from __future__ import annotations
@@ -12,15 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from mobillama_v.assistant import Assistant, EncodedImage
-from mobillama_v.errors import ConfigError
-from mobillama_v.model.vlm import place_image_features
-from mobillama_v.prompt import IGNORE_INDEX, Message, get_template
-from mobillama_v.prompt import assistant as assistant_turn
+from mobillama_v.generate import Array
+from mobillama_v.prompt import Message
 
 CELLS = 7
 _SHOWN = 448  # pixels a side of the rendered map
@@ -28,7 +23,7 @@ _SHOWN = 448  # pixels a side of the rendered map
 
 def importance(
     model: Assistant, messages: Sequence[Message], images: Sequence[EncodedImage], square: Image.Image, answer: str
-) -> Iterator[Tensor]:
+) -> Iterator[Array]:
     """How many nats each cell of the last picture adds to the log-likelihood of ``answer``.
 
     Args:
@@ -40,41 +35,17 @@ def importance(
 
     Yields:
         The map [C,C] so far, once a row of cells; the last one is whole.
-
-    Raises:
-        ConfigError: the model's decoder is only there in packed form.
     """
-    if model.network.lm_head.weight.is_meta:
-        raise ConfigError("a packed decoder only says what comes next; for this map, load the model before packing.")
-    shown = torch.stack([torch.as_tensor(image.features) for image in images])
-    whole = log_likelihood(model, messages, shown[None], answer)
-    found = torch.zeros(CELLS, CELLS)
+
+    def log_likelihood(last: Sequence[EncodedImage]) -> Array:
+        """Of the answer and its end, [R], for each of R last pictures."""
+        return model.score([([*images[:-1], each], messages) for each in last], answer).log_probs.sum(-1)
+
+    whole = log_likelihood(images[-1:])
+    found = np.zeros((CELLS, CELLS))
     for row in range(CELLS):
-        covered = [cover(square, row, column) for column in range(CELLS)]
-        rows = shown[None].repeat(CELLS, 1, 1, 1)
-        rows[:, -1] = _encoded(model, covered)
-        found[row] = (whole - log_likelihood(model, messages, rows, answer)).float().cpu()
+        found[row] = whole - log_likelihood([model.encode_image(cover(square, row, c)) for c in range(CELLS)])
         yield found
-
-
-@torch.inference_mode()
-def log_likelihood(model: Assistant, messages: Sequence[Message], images: Tensor, answer: str) -> Tensor:
-    """Log-probability [R] of ``answer`` and its end, after a conversation with ``images`` [R,N,P',D]."""
-    encoded = get_template(model.spec.template).encode(
-        [*messages, assistant_turn(answer)],
-        model.tokenizer,
-        tokens_per_image=model.vision.tokens_per_image,
-        max_length=model.context,
-    )
-    rows, network = len(images), model.network
-    ids = torch.tensor(encoded.input_ids, device=model.device).repeat(rows, 1)  # [R,T]
-    slots = torch.tensor(encoded.image_mask).repeat(rows, 1)
-    embeds = place_image_features(network.language_model.embed_tokens(ids), slots, images.flatten(0, 1))
-    positions = torch.arange(ids.shape[1], device=model.device).repeat(rows, 1)
-    hidden = network.language_model(embeds, position_ids=positions)
-    told = [t for t, label in enumerate(encoded.labels) if label != IGNORE_INDEX]
-    logits = network.lm_head(hidden[:, [t - 1 for t in told]]).float()  # [R,told,V]
-    return logits.log_softmax(-1).gather(-1, ids[:, told, None]).sum((1, 2))
 
 
 def cover(square: Image.Image, row: int, column: int) -> Image.Image:
@@ -87,17 +58,11 @@ def cover(square: Image.Image, row: int, column: int) -> Image.Image:
     return covered
 
 
-def render(square: Image.Image, found: Tensor) -> Image.Image:
+def render(square: Image.Image, found: Array) -> Image.Image:
     """The picture, lit where the answer depends on it and dark elsewhere."""
-    positive = found.clamp(min=0)
-    light = (255 * positive / positive.max().clamp(min=1e-6)).round().byte().numpy()
+    positive = found.clip(min=0)
+    light = (255 * positive / positive.max().clip(min=1e-6)).round().astype(np.uint8)
     side = (_SHOWN, _SHOWN)
     mask = Image.fromarray(light).resize(side, Image.Resampling.BICUBIC)
     bright = square.resize(side, Image.Resampling.BICUBIC)
     return Image.composite(bright, bright.point(lambda value: value // 5), mask)
-
-
-@torch.inference_mode()
-def _encoded(model: Assistant, squares: list[Image.Image]) -> Tensor:
-    pixels = torch.from_numpy(model.spec.image.batch(squares)).to(model.device)
-    return model.network.get_image_features(pixels)

@@ -1,4 +1,4 @@
-"""Which questions are asked together: whole images in a window, and in a batch questions of like length or one image.
+"""Which questions are asked together: whole images in a window, and in a batch those on one image or of like length.
 
 Batches depend on the questions alone, neither on what is answered already nor on how many processes share the work.
 """
@@ -33,14 +33,17 @@ def windows(examples: Sequence[Example], *, questions: int, images: int) -> Iter
         yield window
 
 
-def batches(lengths: Sequence[int], *, size: int, roomy: int, by_length: bool = True) -> Iterator[list[int]]:
-    """Indices of prompts, grouped by length [tokens], the longest first, or as they come.
+def batches(examples: Sequence[Example], lengths: Sequence[int], *, size: int) -> Iterator[list[Example]]:
+    """Up to ``size`` examples at a time, given the lengths of their prompts in tokens.
 
-    A prompt longer than ``roomy`` is alone: it leaves less room for answers in the context than others may need, and a
-    batch has the room of its longest prompt.
+    Those with the same images come together, for an engine that runs what they share once; and those of like length,
+    the longest first, for one that pads.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i] if by_length else 0, i))
-    yield from ([i] for i in order if lengths[i] > roomy)
-    rest = [i for i in order if lengths[i] <= roomy]
-    for start in range(0, len(rest), size):
-        yield rest[start : start + size]
+    longest: dict[object, int] = {}
+    for example, length in zip(examples, lengths, strict=True):
+        key = example.images or example.id
+        longest[key] = max(length, longest.get(key, 0))
+    place = {key: i for i, key in enumerate(sorted(longest, key=lambda each: -longest[each]))}
+    ordered = sorted(examples, key=lambda example: place[example.images or example.id])
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]

@@ -70,14 +70,13 @@ def bench_eval(
 
     Both take turns on a set like GQA, so that what else the machine does hurts both. Exit code 1: their answers differ.
     """
-    from mobillama_v.cli.eval_run import limit_threads
     from mobillama_v.eval.benchmarks.registry import get
     from mobillama_v.eval.drawn import draw_gqa
     from mobillama_v.eval.evaluate import Model
     from mobillama_v.eval.store import write_output
 
-    limit_threads(model)
     chosen = Model(model, device, engine)
+    chosen.plan.limit_threads()
     benchmark = get("gqa")
     with tempfile.TemporaryDirectory() as folder:
         draw_gqa(Path(folder) / "data", images=images, questions=QUESTIONS)
@@ -127,7 +126,7 @@ def as_dict(measured: Measured, model: Model, batch_size: int) -> dict[str, Any]
         "bench": "eval",
         "model": model.name,
         "weights_sha256": model.digest,
-        "precision": model.precision,
+        "precision": model.plan.precision,
         "device": str(model.assistant.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

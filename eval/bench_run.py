@@ -64,9 +64,9 @@ def bench_run(
     plot: Annotated[Path | None, typer.Option(help="Draw it, as PNG.")] = None,
 ) -> None:
     """Time the CPU engine, torch, transformers and llama.cpp on the same decoder: speed, memory, and the roof."""
+    from mobillama_v.backends.select import processors
     from mobillama_v.eval.store import write_output
     from mobillama_v.hub import find_model, read_spec
-    from mobillama_v.loading import processors
     from mobillama_v.presets import PRESETS
 
     lengths = _lengths(prompts)

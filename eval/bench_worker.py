@@ -38,18 +38,20 @@ Start = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
 def ours(spec: DecoderConfig, folder: Path) -> Start:
     """Our decoder."""
     from mobillama_v.backends.torch import TorchEngine
+    from mobillama_v.generate import Prompt
+    from mobillama_v.prompt import Encoded
 
     engine = TorchEngine(_floats(spec, folder))
 
     def start(ids: Tensor, room: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        decoding = engine.begin(1, len(ids) + room)
-        logits = decoding.prefill(engine.embed(ids[None]), torch.ones(1, len(ids), dtype=torch.long))
+        prompt = Encoded()
+        prompt.add(ids.tolist())
+        sequences, logits = engine.prefill([Prompt(prompt)], room)
 
         def decode(token: torch.Tensor) -> torch.Tensor:
-            decoding.push([int(token)])
-            return decoding.logits()[0]
+            return torch.from_numpy(engine.decode(sequences, [int(token)])[0])
 
-        return logits[0], decode
+        return torch.from_numpy(logits[0]), decode
 
     return start
 

@@ -1,8 +1,7 @@
 """Ask a model every question of a benchmark: in batches, each image encoded once, and after a kill from where it was.
 
-Answers are greedy, and those that a question would get alone. Where an image has many questions, what comes before them
-is run once: by the native engine of itself, for torch by :mod:`mobillama_v.eval.prefix`. What was answered is with the
-system before the next batch begins, and is not asked again.
+Answers are greedy, and those that a question would get alone. Questions on one image are asked together, and the engine
+runs what comes before them once. Answers are on the disk before the next batch begins, and are not asked for again.
 """
 
 from __future__ import annotations
@@ -24,19 +23,17 @@ from mobillama_v.eval.distributed import World
 from mobillama_v.eval.ocr import asks_for_tokens, read_pictures
 from mobillama_v.eval.progress_line import Progress
 from mobillama_v.eval.store import Shard, Store
+from mobillama_v.prompt import user
 
 if TYPE_CHECKING:
     from mobillama_v.assistant import Assistant, EncodedImage
-    from mobillama_v.eval.prefix import PrefixReader, Row
-    from mobillama_v.prompt import Encoded
+    from mobillama_v.backends.select import BackendPlan
 
 MAX_NEW_TOKENS: Mapping[str, int] = {"gqa": 24, "scienceqa": 32, "textvqa": 48, "mme": 16}
 """The longest answer of each benchmark, in tokens; MME's rule looks at four characters, and a letter is two tokens."""
 _LONGEST = 64  # of any other benchmark
 _WINDOW = 8  # batches whose questions are sorted by length together
-_FEATURE_BYTES = 256 << 20  # of encoded images that are kept at once
-_PREFIX_BYTES = 1 << 30  # of encoded images with their keys and values
-_MANY = 4  # questions an image, from which what comes before the question is run once
+_FEATURE_BYTES = 256 << 20  # of encoded images that are kept at once, in fp32
 _SHOWN = 3
 
 TOO_LONG = "prompt_too_long"
@@ -72,22 +69,31 @@ class Model:
     engine: str = "auto"
 
     @cached_property
-    def assistant(self) -> Assistant:
-        """The loaded model.
+    def folder(self) -> Path:
+        """Where its files are.
 
         Raises:
-            MobiLlamaVError: as :func:`mobillama_v.load`.
+            ModelNotFoundError: there is no such model.
         """
-        from mobillama_v.loading import load
+        from mobillama_v.hub import find_model
 
-        return load(self.name, device=self.device, engine=self.engine)
+        return find_model(self.name)
 
     @cached_property
-    def precision(self) -> str:
-        """What the decoder computes with; errors as :func:`mobillama_v.loading.precision`."""
-        from mobillama_v.loading import precision
+    def plan(self) -> BackendPlan:
+        """What runs it; errors as :func:`mobillama_v.load`."""
+        from mobillama_v.backends.select import select_backend
+        from mobillama_v.hub import read_spec
 
-        return precision(self.name, device=self.device, engine=self.engine)
+        return select_backend(read_spec(self.folder), self.folder, device=self.device, engine=self.engine)
+
+    @cached_property
+    def assistant(self) -> Assistant:
+        """The loaded model; errors as :func:`mobillama_v.load`."""
+        from mobillama_v.hub import read_spec
+        from mobillama_v.loading import load_plan
+
+        return load_plan(self.name, self.folder, read_spec(self.folder), self.plan)
 
     @cached_property
     def digest(self) -> str:
@@ -97,9 +103,8 @@ class Model:
             MobiLlamaVError: there is no such model, or a file of it cannot be read.
         """
         from mobillama_v.backends.native.packed_format import weight_files_of
-        from mobillama_v.hub import find_model
 
-        folder, digest = find_model(self.name), hashlib.sha256()
+        folder, digest = self.folder, hashlib.sha256()
         for path in [folder / "config.json", folder / "tokenizer.json", *weight_files_of(folder)]:
             try:
                 with open(path, "rb") as file:
@@ -165,37 +170,18 @@ class Evaluator:
     """Asks a loaded model questions."""
 
     def __init__(self, assistant: Assistant, *, batch_size: int, max_new_tokens: int) -> None:
-        from mobillama_v.backends.torch import TorchEngine
         from mobillama_v.generate import Sampling
 
         self.assistant, self.batch_size = assistant, batch_size
         self._sampling = Sampling(max_new_tokens=max_new_tokens)
         self._seen: dict[Path, EncodedImage] = {}
-        self._torch = isinstance(assistant.engine, TorchEngine)
-        self._prefixes: PrefixReader | None = None
 
     def share(self, examples: Sequence[Example], world: World) -> list[list[Example]]:
-        """The windows of a process; no two processes encode the same image.
-
-        Where images have many questions each, :meth:`ask` will run what comes before the question once an image.
-        """
-        from mobillama_v.eval.prefix import PrefixReader
-
-        pictured = [each for each in examples if each.images]
-        many = self._torch and len(pictured) >= _MANY * len({each.images for each in pictured}) > 0
-        self._prefixes = PrefixReader(self.assistant, self._sampling.max_new_tokens) if many else None
-        every = windows(examples, questions=_WINDOW * self.batch_size, images=self._images_at_once(pictured))
+        """The windows of a process; no two processes encode the same image."""
+        image = 4 * self.assistant.vision.tokens_per_image * self.assistant.spec.decoder.hidden_size
+        images = max(self.batch_size, _FEATURE_BYTES // max(1, image))
+        every = windows(examples, questions=_WINDOW * self.batch_size, images=images)
         return [window for i, window in enumerate(every) if i % world.size == world.rank]
-
-    def _images_at_once(self, pictured: Sequence[Example]) -> int:
-        decoder = self.assistant.spec.decoder
-        size = self.assistant.network.lm_head.weight.element_size() if self._torch else 4
-        image = self.assistant.vision.tokens_per_image * decoder.hidden_size * size
-        if self._prefixes is None:
-            return max(self.batch_size, _FEATURE_BYTES // max(1, image))
-        common = self._row(pictured[0], []).common
-        position = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * size
-        return max(1, _PREFIX_BYTES // (image + common * position))
 
     def answer(
         self, mine: list[list[Example]], known: Mapping[str, Any], shard: Shard, progress: Progress
@@ -210,41 +196,28 @@ class Evaluator:
                     shard.add(answers)
                     progress.advance(len(missing))
             self._seen.clear()
-            if self._prefixes:
-                self._prefixes.forget()
         progress.end()
         return failed
 
     def batches(self, window: list[Example]) -> Iterator[list[Example]]:
-        """The batches of a window; those that do not depend on what was answered before.
-
-        The native engine pads nothing, and shares what prompts of a batch begin with: there an image's come together.
-        """
-        lengths = [self._length(example) for example in window]
-        roomy = self.assistant.context - self._sampling.max_new_tokens
-        for batch in batches(lengths, size=self.batch_size, roomy=roomy, by_length=self._torch):
-            yield [window[i] for i in batch]
+        """The batches of a window; they do not depend on what was answered before."""
+        return batches(window, [self._length(example) for example in window], size=self.batch_size)
 
     def ask(self, examples: Sequence[Example], failed: list[str]) -> list[dict[str, Any]]:
         """Answers to those of some questions that can be asked; messages about the others are added to ``failed``."""
         answers: list[dict[str, Any]] = []
-        asked: dict[int, list[tuple[Example, list[EncodedImage]]]] = {}  # by how many images they have
+        asked: list[tuple[Example, list[EncodedImage]]] = []
         for example in examples:
             if self._length(example) >= self.assistant.context:
                 answers.append(self._answer(example, "", TOO_LONG))
                 continue
             try:
-                seen = [self._see(path) for path in example.images]
-                asked.setdefault(len(seen) if self._prefixes else 0, []).append((example, seen))
+                asked.append((example, [self._see(path) for path in example.images]))
             except ImageError as error:
                 failed.append(f"{example.id!r}: {error}")
-        for images, group in asked.items():
-            if self._prefixes and images:
-                replies = self._prefixes.answer([self._row(example, seen) for example, seen in group])
-            else:
-                prompts = [(seen, example.prompt) for example, seen in group]
-                replies = [(r.text, r.finish_reason) for r in self.assistant.ask_batch(prompts, self._sampling)]
-            answers += [self._answer(each, *reply) for (each, _), reply in zip(group, replies, strict=True)]
+        replies = self.assistant.ask_batch([(seen, example.prompt) for example, seen in asked], self._sampling)
+        for (example, _), reply in zip(asked, replies, strict=True):
+            answers.append(self._answer(example, reply.text, reply.finish_reason))
         return answers
 
     def _answer(self, example: Example, text: str, finish_reason: str) -> dict[str, Any]:
@@ -263,21 +236,7 @@ class Evaluator:
 
     def _length(self, example: Example) -> int:
         """Tokens of the prompt, those of its images included."""
-        return len(self._encode(example).input_ids)
-
-    def _row(self, example: Example, seen: Sequence[EncodedImage]) -> Row:
-        from mobillama_v.eval.prefix import Row
-
-        return Row(example.images, self._encode(example), [image.features for image in seen])
-
-    def _encode(self, example: Example) -> Encoded:
-        from mobillama_v.prompt import get_template, user
-
-        return get_template(self.assistant.spec.template).encode(
-            [user(example.prompt, images=len(example.images))],
-            self.assistant.tokenizer,
-            tokens_per_image=self.assistant.vision.tokens_per_image,
-        )
+        return len(self.assistant.encode_messages([user(example.prompt, images=len(example.images))]).input_ids)
 
 
 def describe(benchmark: Benchmark, examples: Sequence[Example], *, model: Model, max_new_tokens: int) -> dict[str, Any]:
@@ -295,7 +254,7 @@ def describe(benchmark: Benchmark, examples: Sequence[Example], *, model: Model,
         "questions_sha256": _digest_questions(examples),
         "model": model.name,
         "weights_sha256": model.digest,
-        "precision": model.precision,
+        "precision": model.plan.precision,
         "max_new_tokens": max_new_tokens,
         "version": __version__,
     }

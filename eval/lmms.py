@@ -134,35 +134,9 @@ class Answers:
     def _likelihood(
         self, text: str, continuation: str | Callable[[Any], str], visual: Any, doc: Any, task: str, split: str
     ) -> tuple[float, bool]:
-        import torch
-
-        from mobillama_v.model.vlm import place_image_features
-        from mobillama_v.prompt import IGNORE_INDEX, assistant, get_template
-
         said = continuation if isinstance(continuation, str) else continuation(self._document(doc, task, split))
-        seen, messages = self._prompt(text, visual, doc, task, split)
-        encoded = get_template(self.assistant.spec.template).encode(
-            [*messages, assistant(said)],
-            self.assistant.tokenizer,
-            tokens_per_image=self.assistant.vision.tokens_per_image,
-            max_length=self.assistant.context,
-        )
-        network, device = self.assistant.network, self.assistant.device
-        ids = torch.tensor([encoded.input_ids], device=device)
-        with torch.inference_mode():
-            embeds = network.language_model.embed_tokens(ids)
-            if seen:
-                slots = torch.tensor([encoded.image_mask])
-                embeds = place_image_features(
-                    embeds, slots, torch.stack([torch.as_tensor(image.features) for image in seen])
-                )
-            positions = torch.arange(ids.shape[1], device=device)[None]
-            hidden = network.language_model(embeds, position_ids=positions)
-            at = [i for i, label in enumerate(encoded.labels) if label != IGNORE_INDEX][:-1]  # without the end token
-            logits = network.lm_head(hidden[0, [i - 1 for i in at]]).float().log_softmax(-1)  # [T,V]
-        wanted = ids[0, at]
-        greedy = bool((logits.argmax(-1) == wanted).all())
-        return float(logits.gather(-1, wanted[:, None]).sum()), greedy
+        scores = self.assistant.score([self._prompt(text, visual, doc, task, split)], said)
+        return float(scores.log_probs[0, :-1].sum()), bool(scores.greedy[0, :-1].all())  # without the end token
 
     def _document(self, doc: Any, task: str, split: str) -> Any:
         return self.task_dict[task][split][doc]  # type: ignore[attr-defined]

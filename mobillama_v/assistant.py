@@ -17,15 +17,16 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias
 
 import numpy as np
 from PIL import Image
 
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import PromptError
-from mobillama_v.generate import Completion, Engine, Sampling, stream
+from mobillama_v.generate import Engine, Generation, Prompt, Sampling, Scores
 from mobillama_v.images import load_image
+from mobillama_v.prefix_cache import PrefixCache
 from mobillama_v.prompt import Encoded, Message, get_template, user
 from mobillama_v.prompt import assistant as assistant_turn
 from mobillama_v.tokenization import TextTokenizer
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | EncodedImage"
 Question: TypeAlias = "str | Sequence[Message]"
+_KEPT_PROMPTS = 2  # with their keys and values, of chats that go on
 
 
 @dataclass(frozen=True)
@@ -100,15 +102,13 @@ class ReplyStream(Iterator[str]):
     There is a piece for every token, often an empty one: who stops iterating stops the computation within a token.
     """
 
-    def __init__(self, pieces: Iterator[tuple[str, Reply | None]]) -> None:
-        self._pieces = pieces
+    def __init__(self, pieces: Iterator[tuple[str, Reply | None]], generation: Generation) -> None:
+        self._pieces, self.generation = pieces, generation
         self._reply: Reply | None = None
 
     def close(self) -> None:
         """Break the answer off and free what it held; harmless after its end."""
-        close = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
+        self.generation.close()
 
     def __next__(self) -> str:
         piece, reply = next(self._pieces)
@@ -135,23 +135,37 @@ class _Row:
     images: list[EncodedImage]
     seconds: float
 
-
-class _Step(NamedTuple):
-    """One step of :func:`~mobillama_v.generate.stream`, with the seconds of prefill and decode so far."""
-
-    pieces: list[str]
-    completions: list[Completion]
-    prefill: float
-    decode: float
+    @property
+    def prompt(self) -> Prompt:
+        """As an engine takes it."""
+        return Prompt(self.encoded, [image.features for image in self.images])
 
 
 class Assistant:
     """A loaded model; :func:`mobillama_v.load` makes it. It holds no conversation, so calls are independent."""
 
     def __init__(
-        self, name: str, spec: ModelConfig, tokenizer: TextTokenizer, sight: VisionEncoder, engine: Engine
+        self,
+        name: str,
+        spec: ModelConfig,
+        tokenizer: TextTokenizer,
+        vision: VisionEncoder,
+        engine: Engine,
+        backend: str = "",
     ) -> None:
-        self.name, self.spec, self.tokenizer, self.vision, self.engine = name, spec, tokenizer, sight, engine
+        """Put the parts together.
+
+        Args:
+            name: as it was asked for.
+            spec: the model's configuration.
+            tokenizer: of its decoder.
+            vision: encodes its images.
+            engine: runs its decoder.
+            backend: which backends these are and why, in a line.
+        """
+        self.name, self.spec, self.tokenizer, self.vision, self.engine = name, spec, tokenizer, vision, engine
+        self.backend = backend
+        self._prefixes = PrefixCache(_KEPT_PROMPTS)
 
     @property
     def device(self) -> str:
@@ -208,7 +222,8 @@ class Assistant:
     def stream(self, images: Sequence[Source], question: Question, sampling: Sampling | None = None) -> ReplyStream:
         """:meth:`ask`, giving text as it comes; the errors are raised by this call and not by the iteration."""
         row = self._row(images, question)
-        return ReplyStream(self._pieces(row, sampling or Sampling()))
+        generation = self._generation([row], sampling)
+        return ReplyStream(self._pieces(row, generation), generation)
 
     def ask_batch(
         self, prompts: Iterable[tuple[Sequence[Source], Question]], sampling: Sampling | None = None
@@ -220,8 +235,26 @@ class Assistant:
         rows = [self._row(images, question) for images, question in prompts]
         if not rows:
             return []
-        *_, last = self._run(rows, sampling or Sampling())
-        return [_reply(row, last, i) for i, row in enumerate(rows)]
+        generation = self._generation(rows, sampling)
+        for _ in generation:
+            pass
+        return [_reply(row, generation, i) for i, row in enumerate(rows)]
+
+    def score(self, prompts: Sequence[tuple[Sequence[Source], Sequence[Message]]], answer: str) -> Scores:
+        """How likely ``answer`` is after each of B conversations with their images.
+
+        Returns:
+            Log-probabilities of the answer's N tokens, the last of which ends the answer, and whether greedy decoding
+            would choose them.
+
+        Raises:
+            ImageError: an image cannot be read.
+            PromptError: as :meth:`ask`; or a conversation with the answer is longer than the context.
+        """
+        rows = [self._row(images, messages) for images, messages in prompts]
+        answered = [*prompts[0][1], assistant_turn(answer)]
+        whole = self.encode_messages(answered, max_length=self.context).input_ids
+        return self.engine.score([row.prompt for row in rows], whole[len(rows[0].encoded.input_ids) :])
 
     def chat(self, images: Sequence[Source] = ()) -> Chat:
         """A conversation that begins with these images (also none).
@@ -253,8 +286,7 @@ class Assistant:
             raise PromptError(
                 f"the conversation ends with the {messages[-1].role}'s turn and must end with the user's."
             )
-        template = get_template(self.spec.template)
-        encoded = template.encode(messages, self.tokenizer, tokens_per_image=self.vision.tokens_per_image)
+        encoded = self.encode_messages(messages)
         if len(encoded.input_ids) >= self.context:
             raise PromptError(
                 f"the conversation has {len(encoded.input_ids)} tokens and the model's context is {self.context}, with "
@@ -262,24 +294,25 @@ class Assistant:
             )
         return encoded
 
-    def _pieces(self, row: _Row, sampling: Sampling) -> Iterator[tuple[str, Reply | None]]:
-        begun = False
-        for step in self._run([row], sampling):
-            piece = step.pieces[0] if begun else step.pieces[0].lstrip()  # a template puts a space before the answer
-            begun = begun or bool(piece)
-            yield piece, None
-        yield "", _reply(row, step, 0)
+    def encode_messages(self, messages: Sequence[Message], max_length: int | None = None) -> Encoded:
+        """A conversation in the model's template; errors as :meth:`mobillama_v.prompt.Template.encode`."""
+        return get_template(self.spec.template).encode(
+            list(messages), self.tokenizer, tokens_per_image=self.vision.tokens_per_image, max_length=max_length
+        )
 
-    def _run(self, rows: list[_Row], sampling: Sampling) -> Iterator[_Step]:
+    def _generation(self, rows: list[_Row], sampling: Sampling | None) -> Generation:
+        sampling = sampling or Sampling()
         sampling = dataclasses.replace(sampling, stop=(*sampling.stop, *get_template(self.spec.template).stop))
-        start = time.perf_counter()
-        images = [image.features for row in rows for image in row.images]
-        embeds, exists = self.engine.compose([row.encoded for row in rows], images, self.tokenizer.pad_id)
-        first = 0.0
-        for pieces, completions in stream(self.engine, self.tokenizer, embeds, exists, sampling):
-            now = time.perf_counter()
-            first = first or now
-            yield _Step(pieces, completions, first - start, now - first)
+        return Generation(self.engine, self.tokenizer, [row.prompt for row in rows], sampling, self._prefixes)
+
+    def _pieces(self, row: _Row, generation: Generation) -> Iterator[tuple[str, Reply | None]]:
+        begun = False
+        for (piece,) in generation:
+            text = piece if begun else piece.lstrip()  # a template puts a space before the answer
+            begun = begun or bool(text)
+            yield text, None
+        if generation.completions[0].finish_reason:
+            yield "", _reply(row, generation, 0)
 
 
 @dataclass
@@ -325,19 +358,21 @@ class Chat:
         messages = [*self.messages, user(text, images=len(self.waiting))]
         images = [*self.images, *self.waiting]
         answer = self.assistant.stream(images, messages, sampling)
-        return ReplyStream(self._remembered(answer, messages, images))
+        return ReplyStream(self._remembered(answer, messages, images), answer.generation)
 
     def _remembered(
         self, answer: ReplyStream, messages: list[Message], images: list[EncodedImage]
     ) -> Iterator[tuple[str, Reply | None]]:
         for piece in answer:
             yield piece, None
+        if not answer.generation.completions[0].finish_reason:  # it was broken off
+            return
         self.messages, self.images, self.waiting = [*messages, assistant_turn(answer.reply.text)], images, []
         yield "", answer.reply
 
 
-def _reply(row: _Row, last: _Step, index: int) -> Reply:
-    completion = last.completions[index]
+def _reply(row: _Row, generation: Generation, index: int) -> Reply:
+    completion = generation.completions[index]
     assert completion.finish_reason is not None
     return Reply(
         text=completion.text.strip(),
@@ -345,5 +380,5 @@ def _reply(row: _Row, last: _Step, index: int) -> Reply:
         prompt_tokens=len(row.encoded.input_ids),
         image_tokens=sum(row.encoded.image_mask),
         new_tokens=len(completion.ids),
-        timings=Timings(images=row.seconds, prefill=last.prefill, decode=last.decode),
+        timings=Timings(row.seconds, generation.prefill_seconds, generation.decode_seconds),
     )

@@ -1,9 +1,10 @@
-"""Prefill, decode, stopping and streaming, for batches whose rows stop on their own.
+"""The only decode loop: prefill, decode, score, sampling, stopping and streaming, in batches whose rows end alone.
 
-An :class:`Engine` runs the decoder, in arrays of its own: torch's is in :mod:`mobillama_v.backends.torch`, the native
-one in :mod:`mobillama_v.backends.native.engine`. Nothing here imports either.
+An :class:`Engine` runs the decoder: torch's is in :mod:`mobillama_v.backends.torch`, the native one in
+:mod:`mobillama_v.backends.native.engine`. Nothing here imports either. A :class:`Generation` answers prompts with one;
+:func:`decode_step` runs the next tokens of several generations together.
 
-Shapes: B rows, T prompt positions (padded on the left), D hidden, V vocabulary.
+Shapes: B rows, T positions of a prompt, P' visual tokens an image, D hidden, V vocabulary, N tokens of an answer.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
 
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import ConfigError, PromptError
+from mobillama_v.prefix_cache import CachedPrompt, PrefixCache, PrefixPlan, plan_prefixes
 from mobillama_v.prompt import Encoded
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character yet
 
@@ -110,134 +116,250 @@ class TextStream:
         return piece
 
 
-class Decoding(Protocol):
-    """A batch of B prompts being answered; the engine holds its keys and values."""
+class Prompt(NamedTuple):
+    """A prompt as an engine takes it: ids with image slots, and the visual tokens [P',D] of its images in order."""
 
-    def prefill(self, inputs_embeds: Any, attention_mask: Any) -> Any:
-        """Run prompts [B,T,D], padded on the left as ``attention_mask`` [B,T] says; logits [B,V] for the next token."""
-        ...
+    encoded: Encoded
+    images: Sequence[Any] = ()
 
-    def push(self, tokens: list[int]) -> None:
-        """Say with which token each row goes on. Batches that said so when one asks for logits may run together."""
-        ...
 
-    def logits(self) -> Any:
-        """Run the tokens that were pushed, unless they have run; logits [B,V] for the next."""
-        ...
+class Scores(NamedTuple):
+    """How likely an answer of N tokens is after each of B prompts."""
 
-    def close(self) -> None:
-        """Go on no further: tokens that were pushed and have not run are dropped."""
-        ...
+    log_probs: Array
+    """Natural logarithm of each token's probability, [B,N]."""
+    greedy: Array
+    """Whether each token is the likeliest at its place, [B,N]."""
 
 
 class Engine(ABC):
-    """What runs a decoder of shape ``spec``, in arrays of its own kind."""
+    """What runs a decoder of shape ``spec``.
+
+    A sequence is an engine's own object: the keys and values of one prompt and its answer so far. Logits are numpy's,
+    in fp32, whatever the engine computes with.
+    """
 
     spec: DecoderConfig
     title: str
     """What computes, in a few words."""
 
     @abstractmethod
-    def compose(self, prompts: Sequence[Encoded], images: Sequence[Any], pad_id: int) -> tuple[Any, Any]:
-        """What :func:`stream` takes of B prompts, padded on the left.
+    def embed(self, prompt: Prompt) -> Any:
+        """Embeddings [T,D] of a prompt, those of its images in their slots.
+
+        Raises:
+            PromptError: image slots and images disagree.
+        """
+
+    @abstractmethod
+    def allocate(self, capacity: int) -> Any:
+        """An empty sequence with room for ``capacity`` positions."""
+
+    @abstractmethod
+    def run(self, parts: Sequence[PrefixPlan]) -> Array:
+        """Run what is left of B prompts into their sequences, in one pass; logits [B,V] after their last positions."""
+
+    @abstractmethod
+    def decode(self, sequences: Sequence[Any], tokens: Sequence[int]) -> Array:
+        """Append one token to each of B sequences, in one pass; logits [B,V] for the next.
+
+        The sequences may come from different calls of :meth:`prefill` and be of different lengths.
+        """
+
+    def detach(self, sequence: Any) -> Any:
+        """The sequence as it should be kept: without the memory of others that ran with it."""
+        return sequence
+
+    def prefill(
+        self, prompts: Sequence[Prompt], room: int, reuse: PrefixCache | None = None
+    ) -> tuple[list[Any], Array]:
+        """Run B prompts.
+
+        What a prompt shares with the start of another of the batch, or of one in ``reuse``, is copied and not run.
 
         Args:
-            prompts: ids and image slots.
-            images: visual tokens [P',D] of all prompts' images, in order.
-            pad_id: any id; it stands where a row has no position.
+            prompts: of any lengths.
+            room: new tokens that each may get; fewer where the context ends.
+            reuse: prompts of earlier calls; these are added to it.
 
         Returns:
-            Embeddings [B,T,D], those of images in their slots, and 1 where a position exists, [B,T].
+            A sequence for each prompt, and logits [B,V] for its first new token.
         """
+        context = self.spec.max_position_embeddings
+        entries = [
+            CachedPrompt(self.embed(each), self.allocate(min(len(each.encoded.input_ids) + room, context)))
+            for each in prompts
+        ]
+        plans = plan_prefixes(entries, reuse.prompts() if reuse else [])
+        logits = np.empty((len(prompts), self.spec.vocab_size), np.float32)
+        for turn in range(1 + max(plan.turn for plan in plans)):
+            some = [i for i, plan in enumerate(plans) if plan.turn == turn]
+            logits[some] = self.run([plans[i] for i in some])
+        if reuse:
+            reuse.add([CachedPrompt(each.embeds, self.detach(each.sequence)) for each in entries[-reuse.size :]])
+        return [each.sequence for each in entries], logits
 
-    @abstractmethod
-    def sampler(self, sampling: Sampling) -> Callable[[Any], list[int]]:
-        """What chooses a token for each row from logits [B,V].
+    def score(self, prompts: Sequence[Prompt], answer: Sequence[int]) -> Scores:
+        """How likely the N tokens of ``answer`` are after each of B prompts."""
+        sequences, logits = self.prefill(prompts, len(answer))
+        log_probs, greedy = [], []
+        for i, token in enumerate(answer):
+            if i:
+                logits = self.decode(sequences, [answer[i - 1]] * len(prompts))
+            shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+            log_probs.append(shifted[:, token] - np.log(np.exp(shifted).sum(-1)))
+            greedy.append(logits.argmax(-1) == token)
+        return Scores(np.stack(log_probs, -1), np.stack(greedy, -1))
 
-        The likeliest where the temperature is 0, else at random within the smallest set of mass ``top_p``; with a seed,
-        always the same from the same logits.
+
+def sample(logits: Array, sampling: Sampling, random: np.random.Generator) -> list[int]:
+    """Choose one token for each row of logits [B,V].
+
+    The likeliest where the temperature is 0, else at random within the smallest set of mass ``top_p`` (nucleus
+    sampling, arXiv 1904.09751).
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1).tolist()
+    scaled = logits.astype(np.float64) / sampling.temperature
+    powers = np.exp(scaled - scaled.max(-1, keepdims=True))
+    return [_choose(row / row.sum(), sampling.top_p, random.random()) for row in powers]
+
+
+def _choose(shares: Array, top_p: float, at: float) -> int:
+    """The token that stands at the share ``at`` of the smallest set of mass ``top_p``, the likeliest first."""
+    # All that are rarer than this have less than 1 - top_p together, and need not be sorted.
+    likely = np.flatnonzero(shares >= (1 - top_p) / len(shares))
+    order = likely[np.argsort(-shares[likely], kind="stable")]
+    sums = shares[order].cumsum()
+    inside = 1 + int((sums[:-1] < top_p).sum())  # the likeliest is always inside
+    return int(order[min(sums[:inside].searchsorted(at * sums[inside - 1], "right"), inside - 1)])
+
+
+class Generation(Iterator[list[str]]):
+    """B prompts being answered. Iterate it for the new text of every row (often empty), a step at a time.
+
+    The first step runs the prompts. Between two steps the next tokens are chosen and nothing is computed:
+    :func:`decode_step` may run them together with those of other generations, else the next step runs them alone.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Detokenizer,
+        prompts: Sequence[Prompt],
+        sampling: Sampling,
+        reuse: PrefixCache | None = None,
+    ) -> None:
+        """Prepare; nothing is run yet.
+
+        Args:
+            engine: runs the decoder.
+            tokenizer: decodes ids and names the end token.
+            prompts: B of any lengths; each leaves room for an answer in the context.
+            sampling: how to choose tokens and when to stop.
+            reuse: prompts of earlier calls, whose prefixes need not run again.
+
+        Raises:
+            PromptError: a prompt fills the context.
         """
+        context = engine.spec.max_position_embeddings
+        lengths = [len(prompt.encoded.input_ids) for prompt in prompts]
+        if max(lengths) >= context:
+            raise PromptError(f"the prompt has {max(lengths)} tokens and the model's context is {context}; shorten it.")
+        self.engine, self.sampling = engine, sampling
+        self.completions = [Completion() for _ in prompts]
+        self._tokenizer, self._prompts, self._reuse = tokenizer, prompts, reuse
+        self._budgets = [min(sampling.max_new_tokens, context - length) for length in lengths]
+        self._texts = [TextStream(tokenizer, sampling.stop) for _ in prompts]
+        self._random = np.random.default_rng(sampling.seed)
+        self._deadline = math.inf
+        self._rows = list(range(len(prompts)))  # those that go on
+        self._sequences: list[Any] = []
+        self._logits: Array | None = None
+        self.tokens: list[int] = []
+        """Tokens of the rows that go on, chosen and not run yet."""
+        self.prefill_seconds = self.decode_seconds = 0.0
+        """Up to the first new token, and from there to the last."""
+        self._start = 0.0
 
-    @abstractmethod
-    def begin(self, rows: int, capacity: int) -> Decoding:
-        """Room to answer ``rows`` prompts, of ``capacity`` positions each with their answers."""
+    @property
+    def sequences(self) -> list[Any]:
+        """The engine's sequences of the rows that go on."""
+        return [self._sequences[row] for row in self._rows]
+
+    def set_logits(self, logits: Array) -> None:
+        """Take the logits [len(tokens),V] that follow :attr:`tokens`, which have run."""
+        self._logits, self.tokens = logits, []
+
+    def close(self) -> None:
+        """Free what the rows hold; no row goes on."""
+        self._rows, self._sequences, self._logits, self.tokens = [], [], None, []
+
+    def __next__(self) -> list[str]:
+        if not self._rows:
+            raise StopIteration
+        if self._logits is None and not self.tokens:
+            self._start = time.perf_counter()
+            self._deadline = time.monotonic() + self.sampling.max_seconds
+            self._sequences, self._logits = self.engine.prefill(
+                self._prompts, self.sampling.max_new_tokens, self._reuse
+            )
+        elif self.tokens:
+            decode_step([self])
+        assert self._logits is not None
+        tokens = sample(self._logits, self.sampling, self._random)
+        late = time.monotonic() >= self._deadline
+        pieces, rows, following = [""] * len(self.completions), [], []
+        for row, token in zip(self._rows, tokens, strict=True):
+            pieces[row] = self._push(row, token, late=late)
+            if self.completions[row].finish_reason is None:
+                rows.append(row)
+                following.append(token)
+        self._rows, self.tokens, self._logits = rows, following, None
+        if not rows:
+            self.close()
+        seconds = time.perf_counter() - self._start
+        self.prefill_seconds = self.prefill_seconds or seconds
+        self.decode_seconds = seconds - self.prefill_seconds
+        return pieces
+
+    def _push(self, row: int, token: int, *, late: bool) -> str:
+        """Give a row its token, and end the row if this was its last; the text that became certain."""
+        completion, text, piece = self.completions[row], self._texts[row], ""
+        if token == self._tokenizer.eos_id:
+            completion.finish_reason = "stop"
+        else:
+            completion.ids.append(token)
+            piece = text.push(token)
+            if text.stopped:
+                completion.finish_reason = "stop"
+            elif late or len(completion.ids) == self._budgets[row]:
+                completion.finish_reason = "length"
+        if completion.finish_reason:
+            piece += text.flush()
+        completion.text = text.text
+        return piece
 
 
-def stream(
-    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Any, attention_mask: Any, sampling: Sampling
-) -> Iterator[tuple[list[str], list[Completion]]]:
-    """Answer B prompts, a step at a time.
-
-    Between two steps it is known which tokens come next, and nothing is computed: the engine may run them together with
-    those of other streams that have come as far.
-
-    Args:
-        engine: runs the decoder.
-        tokenizer: decodes ids and names the end token.
-        inputs_embeds: [B,T,D], padded on the left.
-        attention_mask: [B,T], 1 where a position exists.
-        sampling: see :class:`Sampling`.
-
-    Yields:
-        The new text of every row (often empty), and the rows' completions, the same objects at every step.
+def decode_step(generations: Sequence[Generation]) -> None:
+    """Run the tokens that these generations have chosen, those of one engine in one pass.
 
     Raises:
-        PromptError: the prompt fills the context.
+        Exception: as the engine does; what has not run can be run again.
     """
-    rows, length, _ = inputs_embeds.shape
-    room = engine.spec.max_position_embeddings - length
-    if room < 1:
-        raise PromptError(f"the prompt has {length} tokens and the model's context is {length + room}; shorten it.")
-    budget = min(sampling.max_new_tokens, room)
-    deadline = time.monotonic() + sampling.max_seconds
-    choose = engine.sampler(sampling)
-    decoding = engine.begin(rows, length + budget)
-    streams = [TextStream(tokenizer, sampling.stop) for _ in range(rows)]
-    completions = [Completion() for _ in range(rows)]
-    try:
-        logits = decoding.prefill(inputs_embeds, attention_mask)
-        for step in range(budget):
-            tokens = choose(logits)
-            last = step == budget - 1 or time.monotonic() >= deadline
-            pieces = _advance(tokens, tokenizer.eos_id, streams, completions, last=last)
-            ended = last or all(c.finish_reason for c in completions)
-            if not ended:
-                decoding.push(tokens)
-            yield pieces, completions
-            if ended:
-                return
-            logits = decoding.logits()
-    finally:
-        decoding.close()
+    waiting = [each for each in generations if each.tokens]
+    for engine in {id(each.engine): each.engine for each in waiting}.values():
+        batch = [each for each in waiting if each.engine is engine]
+        sequences = [sequence for each in batch for sequence in each.sequences]
+        logits = engine.decode(sequences, [token for each in batch for token in each.tokens])
+        ends = np.cumsum([len(each.tokens) for each in batch])[:-1]
+        for each, found in zip(batch, np.split(logits, ends), strict=True):
+            each.set_logits(found)
 
 
-def _advance(
-    tokens: list[int], eos_id: int, streams: list[TextStream], completions: list[Completion], *, last: bool
-) -> list[str]:
-    """Give every unfinished row its token; finish rows that ended. Returns each row's new text."""
-    pieces = []
-    for token, text, completion in zip(tokens, streams, completions, strict=True):
-        piece = ""
-        if completion.finish_reason is None:
-            if token == eos_id:
-                completion.finish_reason = "stop"
-            else:
-                completion.ids.append(token)
-                piece = text.push(token)
-                if text.stopped:
-                    completion.finish_reason = "stop"
-                elif last:
-                    completion.finish_reason = "length"
-            if completion.finish_reason:
-                piece += text.flush()
-            completion.text = text.text
-        pieces.append(piece)
-    return pieces
-
-
-def generate(
-    engine: Engine, tokenizer: Detokenizer, inputs_embeds: Any, attention_mask: Any, sampling: Sampling
-) -> list[Completion]:
-    """:func:`stream` to its end."""
-    *_, (_, completions) = stream(engine, tokenizer, inputs_embeds, attention_mask, sampling)
-    return completions
+def generate(engine: Engine, tokenizer: Detokenizer, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:
+    """Answer B prompts; arguments and errors as of :class:`Generation`."""
+    generation = Generation(engine, tokenizer, prompts, sampling)
+    for _ in generation:
+        pass
+    return generation.completions

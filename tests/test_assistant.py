@@ -9,11 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mobillama_v import generate
 from mobillama_v.assistant import Assistant
 from mobillama_v.backends.native.packed_format import Array
+from mobillama_v.backends.select import choose_device, select_backend
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generate import Sampling
-from mobillama_v.loading import choose_device, limit_threads, load
+from mobillama_v.hub import read_spec
+from mobillama_v.loading import load
 from mobillama_v.prompt import TEMPLATES, Message, Slot, assistant, user
 
 SHORT = Sampling(max_new_tokens=12)
@@ -189,7 +192,7 @@ def test_a_caption_ends_with_its_line(nano_like: Path, tmp_path: Path, monkeypat
     captioner = load(str(tmp_path), device="cpu")
     newline = captioner.tokenizer.encode("\n")[0]
     picked = iter([captioner.tokenizer.encode("a")[0], newline, newline])
-    monkeypatch.setattr(captioner.engine, "sampler", lambda _: lambda logits: [next(picked)])
+    monkeypatch.setattr(generate, "sample", lambda *_: [next(picked)])
     reply = captioner.ask([RED], "anything")
     assert (reply.text, reply.finish_reason, reply.new_tokens) == ("a", "stop", 2)
 
@@ -214,17 +217,24 @@ def test_auto_is_a_device_that_is_here() -> None:
     assert choose_device("auto").type in ("cuda", "mps", "cpu")
 
 
-def test_a_small_model_gets_one_thread_and_a_large_one_some(nano_like: Path, tmp_path: Path) -> None:
+def test_a_small_model_gets_one_thread_and_a_large_one_some(
+    nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    config = read_spec(nano_like)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(64)
-        limit_threads(nano_like)
+        select_backend(config, nano_like, device="cpu", engine="torch").limit_threads()
         assert torch.get_num_threads() == 1
         torch.set_num_threads(64)
         with (tmp_path / "model.safetensors").open("wb") as file:
             file.truncate(10**9)  # takes no room on the disk
-        limit_threads(tmp_path)
-        assert torch.get_num_threads() == 8
+        plan = select_backend(config, tmp_path, device="cpu", engine="torch")
+        plan.limit_threads()
+        assert torch.get_num_threads() == plan.threads == 8
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert select_backend(config, nano_like, device="cpu").threads == 3
     finally:
         torch.set_num_threads(before)
 

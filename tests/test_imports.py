@@ -38,6 +38,7 @@ LAYERS = {
     "model": 7,
     "projector": 2,
     "hf.configuration": 6,
+    "prefix_cache": 6,
     "generate": 7,
     "presets": 8,
     "backends.native": 8,

@@ -124,3 +124,14 @@ def save_nano_like(folder: Path) -> Path:
                     torch.nn.init.normal_(parameter, std=0.3)
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, folder / "model.safetensors")
     return folder
+
+
+def whole_logits(network: Any, encoded: Any, pixels: Any) -> Any:
+    """Logits [T,V] of a network at every position of one conversation with images [N,3,S,S], in one plain pass."""
+    import torch
+
+    decoder = network.language_model
+    embeds = decoder.embed_tokens(torch.tensor([encoded.input_ids]))
+    embeds[0, torch.tensor(encoded.image_mask)] = network.get_image_features(pixels).flatten(0, 1)
+    positions = torch.arange(len(encoded.input_ids))[None]
+    return network.lm_head(decoder(embeds, position_ids=positions))[0]

@@ -1,66 +1,185 @@
-"""Which engine answers: the native one where it is there and pays, else torch."""
+"""Which backend computes what, decided in one place before anything is loaded.
+
+The decoder runs in the native library or in torch, the image tower and the projector over numpy or in torch. Each
+backend says by its ``supports`` why it cannot run a model; here is said which one does.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from mobillama_v.backends.native import library
-from mobillama_v.config import DecoderConfig
+from mobillama_v.backends.native import library, runtime
+from mobillama_v.backends.native.packed_format import BITS, is_packed, read, weight_files_of
+from mobillama_v.backends.numpy import model as numpy_backend
+from mobillama_v.config import ModelConfig
 from mobillama_v.errors import ConfigError
 
+if TYPE_CHECKING:
+    import torch
+
 ENGINES = ("auto", "native", "torch")
-_SMALL = 50_000_000  # parameters of a decoder
+_SMALL_DECODER = 50_000_000  # parameters, which are packed within a moment and small whatever their bits
+_QUICK = 200_000_000  # bytes of weights; steps take microseconds, and threads would wait longer than they work
+_MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
 
 
-def bits_at_load(spec: DecoderConfig) -> Literal[8, 16]:
-    """Bits to which a decoder of float weights is packed when it is loaded.
+@dataclass(frozen=True)
+class BackendPlan:
+    """What runs a model, and why. :func:`mobillama_v.load` carries it out."""
 
-    Small ones lose nothing: what torch costs them is its overhead a step and not the bytes of their weights.
-    """
-    return 16 if is_small(spec) else 8
+    vision: Literal["numpy", "torch"]
+    decoder: Literal["native", "torch"]
+    device: str
+    """By torch's name."""
+    bits: int | None
+    """Of the native decoder's weights; None where torch runs it."""
+    dtype: str
+    """Of what torch computes, by torch's name."""
+    threads: int
+    why: str
+    """What decided on the decoder's backend."""
+
+    @property
+    def precision(self) -> str:
+        """What the decoder computes with."""
+        return f"{self.bits} bit, native" if self.decoder == "native" else self.dtype
+
+    def describe(self) -> str:
+        """The plan in a line."""
+        number = f"{self.threads} thread" + "s" * (self.threads > 1)
+        return (
+            f"decoder: {self.decoder} ({f'{self.bits} bit' if self.bits else self.dtype}, {self.why}), "
+            f"vision: {self.vision}, device: {self.device}, {number}"
+        )
+
+    def limit_threads(self) -> None:
+        """Let torch use the planned threads in this process, unless ``OMP_NUM_THREADS`` says how many; for programs."""
+        if "torch" in (self.vision, self.decoder) and "OMP_NUM_THREADS" not in os.environ:
+            import torch
+
+            torch.set_num_threads(self.threads)
 
 
-def is_small(spec: DecoderConfig) -> bool:
-    """Whether a decoder is packed within a moment, and its weights are small whatever their bits."""
-    return spec.num_params() <= _SMALL
+def select_backend(
+    config: ModelConfig,
+    folder: Path,
+    *,
+    device: str = "auto",
+    engine: str = "auto",
+    bits: int | None = None,
+    dtype: torch.dtype | None = None,
+) -> BackendPlan:
+    """Decide what runs the model in ``folder``; the arguments are those of :func:`mobillama_v.load`.
 
-
-def use_native(engine: str, spec: DecoderConfig, *, device: str, packed: bool) -> bool:
-    """Whether the native engine answers.
-
-    Args:
-        engine: one of :data:`ENGINES`; ``auto`` is native on a CPU for packed models and for small ones.
-        spec: the decoder's shape.
-        device: torch's type of device.
-        packed: whether the model folder holds a packed decoder.
+    The native library runs the decoder where ``engine`` asks for it, and by itself on a CPU where the decoder is packed
+    or small. Where it does and numpy knows the image tower, nothing needs torch: then ``auto`` stays on the CPU, for
+    such a model has answered before another device had been found. Torch is imported only where a device must be found.
 
     Raises:
-        ConfigError: no such engine, or ``native`` where it cannot be.
+        ConfigError: no such engine or device, ``native`` where it cannot be, or ``bits`` where nothing is packed.
+        CheckpointError: the folder holds no weights, or a packed file that is damaged.
     """
     if engine not in ENGINES:
         raise ConfigError(f"the engine {engine!r} is unknown; choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}.")
+    if bits is not None and bits not in BITS:
+        raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
+    packed, small = is_packed(folder), is_small(config)
+    gains = "it is packed" if packed else "it is small" if small else ""
+    without_torch = (
+        device in ("auto", "cpu")
+        and bool(gains)
+        and not numpy_backend.supports(config)
+        and not _why_not_native(engine, config, "cpu", gains)
+    )
+    device = "cpu" if without_torch else str(choose_device(device))
+    why_not = _why_not_native(engine, config, device, gains)
+    if bits is not None and (packed or why_not):
+        why = "it is packed already" if packed else "torch answers; choose the native engine"
+        raise ConfigError(f"the model in {str(folder)!r} is not packed to {bits} bits: {why}.")
+    if not why_not:
+        bits = read(folder, config.decoder).bits if packed else bits or (16 if small else 8)
+    number = str(dtype or ("bfloat16" if device.startswith("cuda") else "float32")).removeprefix("torch.")
+    return BackendPlan(
+        vision="numpy" if without_torch and dtype is None and (packed or bits == 16) else "torch",
+        decoder="torch" if why_not else "native",
+        device=device,
+        bits=bits,
+        dtype=number,
+        threads=_threads(folder, packed),
+        why=why_not or ("asked for" if engine == "native" else gains),
+    )
+
+
+def is_small(config: ModelConfig) -> bool:
+    """Whether the decoder loses nothing at 16 bits: what torch costs it is its overhead a step, not its bytes."""
+    return config.decoder.num_params() <= _SMALL_DECODER
+
+
+def _why_not_native(engine: str, config: ModelConfig, device: str, gains: str) -> str:
+    """Why torch runs the decoder; empty where the native library does. ``gains`` says why that would pay, if so.
+
+    Raises:
+        ConfigError: ``native`` was asked for and cannot be.
+    """
     if engine == "torch":
-        return False
-    reason = ""
-    if device != "cpu":
-        reason = f"it runs on a CPU and the device is {device}; choose --device cpu"
-    elif spec.head_dim % 8:
-        reason = f"its kernels want heads whose width is a multiple of 8, and this model's are {spec.head_dim} wide"
-    elif library.missing():
-        reason = library.missing()
+        return "asked for"
+    reason = runtime.supports(config.decoder, device)
     if engine == "native":
         if reason:
             raise ConfigError(f"the native engine cannot be used: {reason}, or choose --engine torch.")
-        return True
-    wanted = device == "cpu" and (packed or is_small(spec))
-    if wanted and reason and reason == library.missing():
+        return ""
+    if device != "cpu":
+        return f"the device is {device}"
+    if not gains:
+        return "it is large and not packed"
+    if reason and reason == library.missing():
         _tell(f"note: torch answers, which is slower: the native engine is not here ({reason}).")
-    return wanted and not reason
+    return reason
 
 
 @lru_cache
 def _tell(message: str) -> None:
     """Say it once in a process: on stderr, unless the program has a logger of its own."""
     logging.getLogger("mobillama_v").warning(message)
+
+
+def _threads(folder: Path, packed: bool) -> int:
+    """As many as suit the model; ``OMP_NUM_THREADS`` and, where torch is there, its own setting bound them."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked) > 0:
+        return min(int(asked), _MAX_THREADS)
+    weights = sum(path.stat().st_size for path in weight_files_of(folder))
+    if weights * (4 if packed else 1) < _QUICK:  # packed, there is as much to compute in a fourth of the bytes
+        return 1
+    import sys
+
+    torch: Any = sys.modules.get("torch")
+    return min(torch.get_num_threads() if torch else processors(), _MAX_THREADS)
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device that ``name`` means; ``auto`` picks CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: no such device, here or anywhere.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises both for one cause
+        raise ConfigError(f"the device {name!r} cannot be used here; choose auto, cpu, cuda or mps.") from error
+    return device

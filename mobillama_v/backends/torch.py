@@ -1,119 +1,161 @@
 """The decoder in torch behind the interface of generation. Greedy results are those of transformers' ``generate()``.
 
-Shapes: B rows, T prompt positions (padded on the left), D hidden, V vocabulary.
+Shapes: B rows, T prompt positions, W positions of a pass, S positions of a cache, L layers, K key/value heads,
+C head width, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mobillama_v.generate import Decoding, Engine, Sampling
+from mobillama_v.generate import Array, Engine, Prompt
 from mobillama_v.model.decoder import causal_mask, position_ids_from_mask
 from mobillama_v.model.kv_cache import StaticCache
 from mobillama_v.model.vlm import place_image_features
-from mobillama_v.prompt import Encoded
-
-
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    """Choose one token [B] from logits [B,V]: the greatest, or by temperature within the smallest set of mass top_p."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
-    if sampling.top_p < 1:
-        ordered, order = probabilities.sort(dim=-1, descending=True)
-        outside = ordered.cumsum(-1) - ordered >= sampling.top_p  # the most likely token is always inside
-        probabilities = torch.zeros_like(ordered).scatter(-1, order, ordered.masked_fill(outside, 0))
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-
-
-def prefill(model: Any, inputs_embeds: Tensor, attention_mask: Tensor, cache: StaticCache) -> Tensor:
-    """Run the prompt [B,T,D] into the cache; logits [B,V] for the first new token."""
-    length = inputs_embeds.shape[1]
-    mask = None if bool(attention_mask.all()) else causal_mask(attention_mask, length)
-    positions = position_ids_from_mask(attention_mask)
-    hidden = model.language_model(inputs_embeds, position_ids=positions, mask=mask, cache=cache)
-    return model.lm_head(hidden[:, -1])
-
-
-def decode_one_token(model: Any, tokens: Tensor, attention_mask: Tensor, cache: StaticCache) -> Tensor:
-    """Run one token a row [B] against the cache; ``attention_mask`` [B,S] covers it. Logits [B,V] for the next."""
-    mask = None if bool(attention_mask.all()) else causal_mask(attention_mask, 1)
-    positions = position_ids_from_mask(attention_mask)[:, -1:]
-    embeds = model.language_model.embed_tokens(tokens[:, None])
-    hidden = model.language_model(embeds, position_ids=positions, mask=mask, cache=cache)
-    return model.lm_head(hidden[:, -1])
+from mobillama_v.prefix_cache import PrefixPlan
 
 
 class TorchEngine(Engine):
     """Runs a model that has a :class:`~mobillama_v.model.decoder.Decoder` as ``language_model`` and a head as
-    ``lm_head``."""
+    ``lm_head``.
+
+    Rows that run together share one cache, padded on the left. Where other rows come together than in the last pass,
+    their keys and values are copied into a new cache, once; then they run as one batch. A row that ended stays in the
+    cache until half of the rows have ended.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model, self.spec = model, model.language_model.spec
         weight = model.lm_head.weight
         self.title = f"PyTorch {str(weight.dtype).removeprefix('torch.')} on {weight.device}"
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [...,D] on the model's device."""
-        table = self.model.language_model.embed_tokens
-        return table(ids.to(table.weight.device))
+    @torch.inference_mode()
+    def embed(self, prompt: Prompt) -> Tensor:
+        """On the model's device."""
+        ids = torch.tensor(prompt.encoded.input_ids, device=self.model.lm_head.weight.device)
+        embeds = self.model.language_model.embed_tokens(ids)
+        if not prompt.images:
+            return embeds
+        features = torch.stack([torch.as_tensor(each) for each in prompt.images])
+        return place_image_features(embeds[None], torch.tensor([prompt.encoded.image_mask]), features)[0]
+
+    def allocate(self, capacity: int) -> TorchSequence:
+        """A sequence that gets its memory when it first runs."""
+        return TorchSequence(capacity)
 
     @torch.inference_mode()
-    def compose(self, prompts: Sequence[Encoded], images: Sequence[Any], pad_id: int) -> tuple[Tensor, Tensor]:
-        """Tensors on the model's device."""
-        longest = max(len(prompt.input_ids) for prompt in prompts)
-        ids = torch.full((len(prompts), longest), pad_id)
-        slots = torch.zeros((len(prompts), longest), dtype=torch.bool)
-        exists = torch.zeros((len(prompts), longest), dtype=torch.long)
-        for i, prompt in enumerate(prompts):
-            start = longest - len(prompt.input_ids)
-            ids[i, start:] = torch.tensor(prompt.input_ids)
-            slots[i, start:] = torch.tensor(prompt.image_mask)
-            exists[i, start:] = 1
-        embeds = self.embed(ids)
-        if images:
-            embeds = place_image_features(embeds, slots, torch.stack(tuple(images)))
-        return embeds, exists.to(embeds.device)
+    def run(self, parts: Sequence[PrefixPlan]) -> Array:
+        """As many positions of each row as the one with the most left to run has; the others run some of theirs anew,
+        and where a row is shorter than that, padding."""
+        width = max(len(part.prompt.embeds) - part.start for part in parts)
+        sequences = []
+        for part in parts:
+            sequence, total = part.prompt.sequence, len(part.prompt.embeds)
+            if part.source is not None:
+                sequence.take(part.source.sequence)
+            sequence.length = max(0, total - width)
+            sequences.append(sequence)
+        embeds = [part.prompt.embeds[-width:] for part in parts]
+        batch = _Batch(self.model, sequences, [len(each) for each in embeds])
+        return batch.forward(_pad_left(embeds))
 
-    def sampler(self, sampling: Sampling) -> Callable[[Tensor], list[int]]:
-        """Computes where the logits are."""
-        generator: torch.Generator | None = None
-        if sampling.seed is not None:
-            device = self.model.lm_head.weight.device
-            generator = torch.Generator(device=device).manual_seed(sampling.seed)
-        return lambda logits: sample(logits, sampling, generator).tolist()
+    @torch.inference_mode()
+    def decode(self, sequences: Sequence[TorchSequence], tokens: Sequence[int]) -> Array:
+        """Rows that stay in the cache without going on get a token that nobody reads."""
+        batch = sequences[0].batch
+        if batch is None or not batch.holds(sequences):
+            batch = _Batch(self.model, sequences, [0] * len(sequences))
+        ids = torch.zeros(len(batch.exists), 1, dtype=torch.long)
+        rows = [sequence.row for sequence in sequences]
+        ids[rows, 0] = torch.tensor(tokens)
+        logits = batch.forward(self.model.language_model.embed_tokens(ids.to(batch.exists.device)))
+        for sequence in sequences:
+            sequence.length += 1
+        return logits[rows]
 
-    def begin(self, rows: int, capacity: int) -> Decoding:
-        """A static cache of that size."""
-        return _TorchDecoding(self.model, rows, capacity)
+    def detach(self, sequence: TorchSequence) -> TorchSequence:
+        """A copy, where other rows share its cache."""
+        if sequence.batch is None or len(sequence.batch.exists) == 1:
+            return sequence
+        alone = TorchSequence(sequence.length)
+        alone.take(sequence)
+        alone.length = sequence.length
+        _Batch(self.model, [alone], [0])
+        return alone
 
 
-class _TorchDecoding:
-    def __init__(self, model: Any, rows: int, capacity: int) -> None:
-        weight = model.lm_head.weight
+class TorchSequence:
+    """One row of a cache: ``length`` positions, that begin in the column ``start`` of ``row``."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self.batch: _Batch | None = None
+        self.row = self.start = 0
+
+    def take(self, other: TorchSequence) -> None:
+        """Begin as another one does; where both are is copied when this one runs."""
+        self.batch, self.row, self.start = other.batch, other.row, other.start
+
+
+class _Batch:
+    """Rows that run together: a cache in which all end in the same column."""
+
+    def __init__(self, model: Any, sequences: Sequence[TorchSequence], new: Sequence[int]) -> None:
+        """Copy what the sequences hold, and make them rows of this; ``new`` positions of each run in the next pass."""
         self._model = model
+        weight, width = model.lm_head.weight, max(new)
+        length = max(sequence.length for sequence in sequences)
+        left = max(each.capacity - each.length - count for each, count in zip(sequences, new, strict=True))
         self._cache = StaticCache(
-            model.language_model.spec, rows=rows, capacity=capacity, dtype=weight.dtype, device=weight.device
+            model.language_model.spec,
+            rows=len(sequences),
+            capacity=length + width + left,
+            dtype=weight.dtype,
+            device=weight.device,
         )
-        self._exists = torch.ones(rows, capacity, dtype=torch.long, device=weight.device)
-        self._tokens: list[int] = []
+        self._cache.length = length
+        self.exists = torch.ones(len(sequences), self._cache.capacity, dtype=torch.long, device=weight.device)  # [B,S]
+        for row, (sequence, count) in enumerate(zip(sequences, new, strict=True)):
+            start = length - sequence.length
+            for mine, theirs in ((self._cache.keys, "keys"), (self._cache.values, "values")):
+                mine[:, row, :, :start] = 0  # masked, and must be numbers
+                if sequence.length:
+                    held = getattr(sequence.batch._cache, theirs)[:, sequence.row]
+                    mine[:, row, :, start:length] = held[:, :, sequence.start : sequence.start + sequence.length]
+            sequence.start = length + width - sequence.length - count
+            self.exists[row, : sequence.start] = 0
+            sequence.length += count
+            sequence.batch, sequence.row = self, row
+        self._padded = not bool(self.exists.all())
 
-    @torch.inference_mode()
-    def prefill(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        self._exists[:, : attention_mask.shape[1]] = attention_mask
-        return prefill(self._model, inputs_embeds, attention_mask, self._cache)
+    def holds(self, sequences: Sequence[TorchSequence]) -> bool:
+        """Whether these are rows of this, more than half of them, and have run in every pass."""
+        end = self._cache.length
+        return 2 * len(sequences) > len(self.exists) and all(
+            each.batch is self and each.start + each.length == end for each in sequences
+        )
 
-    def push(self, tokens: list[int]) -> None:
-        self._tokens = tokens
+    def forward(self, embeds: Tensor) -> Array:
+        """Run embeddings [B,W,D]; logits [B,V] after the last."""
+        width = embeds.shape[1]
+        exists = self.exists[:, : self._cache.length + width]
+        plain = not self._padded and width in (1, exists.shape[1])
+        hidden = self._model.language_model(
+            embeds,
+            position_ids=position_ids_from_mask(exists)[:, -width:],
+            mask=None if plain else causal_mask(exists, width),
+            cache=self._cache,
+        )
+        return self._model.lm_head(hidden[:, -1]).float().cpu().numpy()
 
-    @torch.inference_mode()
-    def logits(self) -> Tensor:
-        tokens = torch.tensor(self._tokens, device=self._exists.device)
-        return decode_one_token(self._model, tokens, self._exists[:, : self._cache.length + 1], self._cache)
 
-    def close(self) -> None:
-        pass
+def _pad_left(rows: Sequence[Tensor]) -> Tensor:
+    """[T,D] of several lengths to [B,W,D], zeros before the shorter ones."""
+    out = rows[0].new_zeros(len(rows), max(map(len, rows)), rows[0].shape[1])
+    for i, row in enumerate(rows):
+        out[i, len(out[i]) - len(row) :] = row
+    return out

@@ -18,6 +18,7 @@ from mobillama_v.cli.options import (
     TokensOption,
     TopPOption,
     UrlsOption,
+    VerboseOption,
     load_assistant,
     printable,
     read_image,
@@ -48,6 +49,7 @@ def chat(
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     allow_urls: UrlsOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Talk about pictures over several turns.
 
@@ -61,8 +63,8 @@ def chat(
         raise ImageError("in a chat, standard input carries the questions; give the picture as a file.")
     pictures = [read_image(source, allow_urls=allow_urls, target=target) for source in images or []]
     sampling = sampling_of(max_new_tokens, temperature, top_p, seed)
-    session = Session(load_assistant(folder, device, engine).chat(pictures), sampling, allow_urls=allow_urls)
-    session.run()
+    assistant = load_assistant(folder, device, engine, verbose=verbose)
+    Session(assistant.chat(pictures), sampling, allow_urls=allow_urls).run()
 
 
 class Session:

@@ -21,6 +21,7 @@ from mobillama_v.cli.options import (
     TokensOption,
     TopPOption,
     UrlsOption,
+    VerboseOption,
     expand,
     load_assistant,
     printable,
@@ -60,6 +61,7 @@ def describe(
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     allow_urls: UrlsOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Describe pictures, or answer one question about each.
 
@@ -79,7 +81,7 @@ def describe(
         if first is None:  # before torch is imported
             raise typer.Exit(2)
         sampling = sampling_of(max_new_tokens, temperature, top_p, seed)
-        assistant = load_assistant(folder, device, engine)
+        assistant = load_assistant(folder, device, engine, verbose=verbose)
         live = sys.stdout.isatty() and not as_json
         for picture in _chain(first, pictures):
             if as_json:

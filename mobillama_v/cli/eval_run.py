@@ -5,7 +5,6 @@ They join the commands of :mod:`mobillama_v.cli.eval`, whose options they share:
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,7 +90,7 @@ def run(
     world = World.join()
     try:
         asked = Model(model, world.device(device), engine)
-        limit_threads(model)
+        asked.plan.limit_threads()
         _answer(chosen, target, asked, world, batch_size=batch_size, max_new_tokens=max_new_tokens)
         if world.rank == 0:
             page = writer.write(target)
@@ -187,19 +186,6 @@ def _print(benchmark: Benchmark, result: Result) -> None:
     if too_long:
         print(f"  prompts that are longer than the model's context, counted as wrong: {too_long:,}")
     print("\n".join(rest), flush=True)
-
-
-def limit_threads(model: str) -> None:
-    """Use as many threads as suit a model, unless the user says how many.
-
-    Raises:
-        MobiLlamaVError: there is no such model.
-    """
-    from mobillama_v.hub import find_model
-    from mobillama_v.loading import limit_threads as limit
-
-    if "OMP_NUM_THREADS" not in os.environ:
-        limit(find_model(model))
 
 
 @app.command("compare")

@@ -9,6 +9,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,6 +43,9 @@ SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repe
 UrlsOption = Annotated[
     bool, typer.Option("--allow-urls", help="Fetch http(s) addresses; only public hosts, up to 32 MB and 20 s each.")
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say on standard error which backends answer, and why.")
+]
 
 MAX_STDIN = 256 * 1024 * 1024
 
@@ -57,31 +61,44 @@ def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int
     return Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
 
-def load_assistant(folder: Path, device: str, engine: str) -> Assistant:
+def load_assistant(folder: Path, device: str, engine: str, *, verbose: bool = False) -> Assistant:
     """Load the model in ``folder`` for a command; torch is imported here, for models that need it.
+
+    Args:
+        folder: of the model.
+        device: as for :func:`mobillama_v.load`.
+        engine: as for :func:`mobillama_v.load`.
+        verbose: say on stderr which backends answer, and why.
 
     Raises:
         MobiLlamaVError: as :func:`mobillama_v.load` does.
     """
+    from mobillama_v.backends.select import select_backend
     from mobillama_v.hub import read_spec
-    from mobillama_v.loading import limit_threads, load, runs_light
+    from mobillama_v.loading import load_plan
 
-    if not runs_light(folder, read_spec(folder), device, engine):
-        _import_torch()
-        if "OMP_NUM_THREADS" not in os.environ:
-            limit_threads(folder)
-    return load(str(folder.absolute()), device=device, engine=engine)
+    config = read_spec(folder)
+    with _import_without_collecting():
+        plan = select_backend(config, folder, device=device, engine=engine)
+        plan.limit_threads()
+    assistant = load_plan(str(folder.absolute()), folder, config, plan)
+    if verbose:
+        print(assistant.backend, file=sys.stderr)
+    return assistant
 
 
-def _import_torch() -> None:
+@contextmanager
+def _import_without_collecting() -> Iterator[None]:
     """Import torch without collecting garbage meanwhile: there is none, and the search takes a tenth of the time."""
     if "torch" in sys.modules:
+        yield
         return
     gc.disable()
-    import torch  # noqa: F401
-
-    gc.freeze()
-    gc.enable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def expand(sources: list[str]) -> Iterator[str | ImageError]:

@@ -10,7 +10,10 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,12 +22,13 @@ from typer.testing import CliRunner
 from mobillama_v.backends import select
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.packed_format import FILE
-from mobillama_v.backends.select import use_native
+from mobillama_v.backends.select import BackendPlan, select_backend
 from mobillama_v.backends.torch import TorchEngine
 from mobillama_v.cli.main import app
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.generate import Sampling
+from mobillama_v.hub import read_spec
 from mobillama_v.loading import load
 
 ROOT = Path(__file__).parents[2]
@@ -52,21 +56,50 @@ def test_where_there_is_a_compiler_there_is_a_library() -> None:
     assert not (shutil.which("c++") and library.missing()), library.missing()
 
 
+def plan(folder: Path, decoder: DecoderConfig | None = None, *, packed: bool = False, **arguments: Any) -> BackendPlan:
+    """For the model in a folder, as if its decoder had another shape or were packed."""
+    config = read_spec(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "choose_device", lambda name: name)
+        patch.setattr(select, "is_packed", lambda _: packed)
+        patch.setattr(select, "read", lambda *_: SimpleNamespace(bits=8))
+        changed = dataclasses.replace(config, decoder=decoder or config.decoder)
+        return select_backend(changed, folder, **{"device": "cpu", **arguments})
+
+
 @native_only
-def test_native_is_for_cpus_and_for_packed_or_small_models() -> None:
-    assert use_native("auto", SMALL, device="cpu", packed=False)
-    assert not use_native("auto", LARGE, device="cpu", packed=False)
-    assert use_native("auto", LARGE, device="cpu", packed=True)
-    assert use_native("native", LARGE, device="cpu", packed=False)
-    assert not use_native("auto", SMALL, device="cuda", packed=True)
-    assert not use_native("torch", SMALL, device="cpu", packed=True)
-    assert not use_native("auto", ODD, device="cpu", packed=True)
+def test_native_is_for_cpus_and_for_packed_or_small_models(nano_like: Path) -> None:
+    for found, expected in (
+        (plan(nano_like), ("numpy", "native", "16 bit, native", "it is small")),
+        (plan(nano_like, SMALL, device="auto"), ("numpy", "native", "16 bit, native", "it is small")),
+        (plan(nano_like, LARGE), ("torch", "torch", "float32", "it is large and not packed")),
+        (plan(nano_like, LARGE, packed=True), ("numpy", "native", "8 bit, native", "it is packed")),
+        (plan(nano_like, LARGE, engine="native"), ("torch", "native", "8 bit, native", "asked for")),
+        (plan(nano_like, LARGE, engine="native", bits=4), ("torch", "native", "4 bit, native", "asked for")),
+        (plan(nano_like, SMALL, packed=True, device="cuda:1"), ("torch", "torch", "bfloat16", "the device is cuda:1")),
+        (plan(nano_like, SMALL, packed=True, engine="torch"), ("torch", "torch", "float32", "asked for")),
+        (plan(nano_like, SMALL, dtype=torch.float16), ("torch", "native", "16 bit, native", "it is small")),
+    ):
+        assert (found.vision, found.decoder, found.precision, found.why) == expected
+        assert all(part in found.describe() for part in (found.vision, found.decoder, found.why, found.device))
+    odd = plan(nano_like, ODD, packed=True)
+    assert odd.decoder == "torch" and odd.why == "its kernels want heads whose width is a multiple of 8, and this " + (
+        "model's are 12 wide"
+    )
     with pytest.raises(ConfigError, match="heads whose width is a multiple of 8, and this model's are 12 wide"):
-        use_native("native", ODD, device="cpu", packed=False)
+        plan(nano_like, ODD, engine="native")
     with pytest.raises(ConfigError, match="runs on a CPU and the device is cuda"):
-        use_native("native", SMALL, device="cuda", packed=False)
+        plan(nano_like, SMALL, engine="native", device="cuda")
     with pytest.raises(ConfigError, match="engine 'abacus' is unknown; choose auto, native or torch"):
-        use_native("abacus", SMALL, device="cpu", packed=False)
+        plan(nano_like, SMALL, engine="abacus")
+
+
+def test_verbose_says_what_answers(nano_like: Path, tmp_path: Path) -> None:
+    RED.save(tmp_path / "red.png")
+    command = ("describe", tmp_path / "red.png", "-m", nano_like, "--max-new-tokens", 2, "--device", "cpu")
+    for more, said in (((), ""), (("-v", "--engine", "torch"), "decoder: torch (float32, asked for), vision: torch")):
+        result = call(*command, *more)
+        assert result.exit_code == 0 and result.stderr.startswith(said) and result.stderr.count("\n") == bool(more)
 
 
 def test_without_a_library_torch_answers_and_says_so_once(
@@ -77,8 +110,8 @@ def test_without_a_library_torch_answers_and_says_so_once(
     select._tell.cache_clear()
     for _ in range(2):
         assert isinstance(load(str(nano_like), device="cpu").engine, TorchEngine)
-    assert not use_native("auto", LARGE, device="cpu", packed=False)
-    assert not use_native("auto", ODD, device="cpu", packed=True)  # which a library would not change
+    assert plan(nano_like, LARGE).why == "it is large and not packed"
+    assert plan(nano_like, ODD, packed=True).why.startswith("its kernels want")  # which a library would not change
     assert [record.getMessage() for record in caplog.records] == [
         "note: torch answers, which is slower: the native engine is not here (it was not built for want of a C++ "
         "compiler; install one and this package again)."
@@ -117,12 +150,10 @@ def test_a_packed_folder_is_a_model_folder(packed: Path, nano_like: Path) -> Non
     original = load(str(nano_like), device="cpu", engine="torch")
     logits = []
     for each in (native, plain, original):
-        row = each._row([RED], "What is this?")
-        embeds, exists = each.engine.compose([row.encoded], [row.images[0].features], each.tokenizer.pad_id)
-        logits.append(torch.as_tensor(each.engine.begin(1, embeds.shape[1]).prefill(embeds, exists)))
+        logits.append(each.engine.prefill([each._row([RED], "What is this?").prompt], 1)[1])
     spread = float(logits[2].std())
-    assert float((logits[1] - logits[2]).abs().max()) < 0.1 * spread  # 8 bits instead of 16
-    assert float((logits[0] - logits[2]).abs().max()) < 0.2 * spread  # and 8-bit activations
+    assert np.abs(logits[1] - logits[2]).max() < 0.1 * spread  # 8 bits instead of 16
+    assert np.abs(logits[0] - logits[2]).max() < 0.2 * spread  # and 8-bit activations
     assert sorted(path.name for path in packed.iterdir()) == [
         "config.json", "model.safetensors", FILE, "tokenizer.json"
     ]  # fmt: skip

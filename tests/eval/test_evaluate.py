@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,57 +83,30 @@ def test_batched_answers_equal_single_answers(data: Path, whole: Path, nano_like
     assert not (whole / "shards").exists()
 
 
-@pytest.mark.parametrize("per_image", [2, 5])
-def test_with_and_without_common_parts_answers_are_the_same(
-    per_image: int, data: Path, nano_like: Path, tmp_path: Path, monkeypatch
+@pytest.mark.parametrize("template", ["v1", "plain"])
+def test_pictures_and_texts_in_torch_are_answered_as_alone(
+    template: str, data: Path, nano_like: Path, tmp_path: Path
 ) -> None:
-    """Few questions an image go through ask_batch, many through what is run once; some have no image at all."""
-    from mobillama_v.assistant import Assistant
+    """Five questions a picture, and some without one; in ``plain`` nothing of a prompt is the question's own."""
     from mobillama_v.generate import Sampling
     from mobillama_v.loading import load
 
-    questions = [each for each in json.loads((data / "questions.json").read_text()) if int(each["id"][-1]) < per_image]
-    questions += [{**each, "id": f"text-{each['id']}", "image": ""} for each in questions[:3]]
+    questions = json.loads((data / "questions.json").read_text())
+    if template == "v1":  # in plain there is nothing to say without a picture
+        questions += [{**each, "id": f"text-{each['id']}", "image": ""} for each in questions[:3]]
     for path in data.glob("*.png"):
         os.link(path, tmp_path / path.name)
     (tmp_path / "questions.json").write_text(json.dumps(questions))
-    batched = [0]
-    ask = Assistant.ask_batch
-
-    def spy(self, prompts, sampling=None):
-        prompts = list(prompts)
-        batched[0] += sum(bool(images) for images, _ in prompts)
-        return ask(self, prompts, sampling)
-
-    monkeypatch.setattr(Assistant, "ask_batch", spy)
-    done = toy.run(tmp_path, tmp_path / "run", nano_like, batch_size=4, max_new_tokens=TOKENS)
-    assert batched[0] == (12 if per_image == 2 else 0)
-    assistant = load(str(nano_like), engine="torch")
+    model = tmp_path / "model"
+    shutil.copytree(nano_like, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"template": template}))
+    done = toy.run(tmp_path, tmp_path / "run", model, batch_size=4, max_new_tokens=TOKENS)
+    assistant = load(str(model), engine="torch")
     for example in done.examples:
         alone = assistant.ask(example.images, example.prompt, Sampling(max_new_tokens=TOKENS))
-        assert done.texts[example.id] == alone.text
-
-
-def test_common_parts_are_run_once_an_image(data: Path, nano_like: Path, tmp_path: Path, monkeypatch) -> None:
-    from mobillama_v.eval.prefix import PrefixReader
-
-    run: list[object] = []
-    common = PrefixReader._run_common
-    monkeypatch.setattr(
-        PrefixReader, "_run_common", lambda self, rows, n: run.extend(row.key for row in rows) or common(self, rows, n)
-    )
-    toy.run(data, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=1)
-    assert sorted(run) == sorted({example.images for example in toy.Toy().examples(data)})
-
-
-def test_common_parts_must_be_of_one_length(nano_like: Path) -> None:
-    from mobillama_v.eval.prefix import PrefixReader, Row
-    from mobillama_v.loading import load
-    from mobillama_v.prompt import Encoded
-
-    reader = PrefixReader(load(str(nano_like), engine="torch"), 1)
-    with pytest.raises(ValueError, match=r"lengths \[0, 2\]"):
-        reader.answer([Row(i, Encoded([1] * 3, [-100] * 3, [bool(i), bool(i), False]), []) for i in range(2)])
+        assert (done.texts[example.id], done.answers[example.id]["finish_reason"]) == (alone.text, alone.finish_reason)
+    assert len(set(done.texts.values())) >= 3
 
 
 def test_each_image_is_encoded_once(data: Path, nano_like: Path, tmp_path: Path, monkeypatch) -> None:
@@ -197,10 +171,13 @@ def test_windows_keep_images_whole_and_bound_what_is_held() -> None:
     assert max(map(len, windows(examples[:35], questions=3, images=9))) == 5  # an image is never cut
 
 
-def test_batches_go_by_length_and_leave_long_prompts_alone() -> None:
-    found = list(batches([5, 90, 7, 6, 95, 8], size=2, roomy=80))
-    assert found == [[4], [1], [5, 2], [3, 0]]
-    assert list(batches([5, 90, 7, 6, 95, 8], size=2, roomy=80, by_length=False)) == [[1], [4], [0, 2], [3, 5]]
+def test_batches_go_by_length_and_keep_pictures_together() -> None:
+    def example(name: str) -> Example:
+        return Example(name, () if name[0] == "-" else (Path(name[0]),), "?", ())
+
+    lengths = {"a1": 5, "b1": 9, "-1": 7, "a2": 8, "-2": 10, "b2": 2, "a3": 6}
+    found = batches([example(name) for name in lengths], list(lengths.values()), size=3)
+    assert [[each.id for each in batch] for batch in found] == [["-2", "b1", "b2"], ["a1", "a2", "a3"], ["-1"]]
 
 
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(
@@ -291,8 +268,6 @@ def test_another_run_is_refused(data: Path, whole: Path, nano_like: Path, change
 def test_another_model_is_refused_even_under_the_same_name(
     data: Path, whole: Path, tmp_path: Path, nano_like: Path
 ) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(nano_like, tmp_path / "model"))
     tokenizer = copy / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + "\n")

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, MobiLlamaVProcessor, prompt
 from mobillama_v.backends.torch import TorchEngine
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, PromptError
-from mobillama_v.generate import Sampling, generate
+from mobillama_v.generate import Prompt, Sampling, generate
 from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, open_image
 from mobillama_v.images import ImageTransform
 from mobillama_v.prompt import Slot, assistant, user
@@ -103,12 +103,15 @@ def answer(
     model: MobiLlamaVForConditionalGeneration, processor: MobiLlamaVProcessor, inputs: Any, count: int
 ) -> list[str]:
     """What our own generation says."""
-    embeds = model.language_model.embed_tokens(inputs["input_ids"])
-    if "pixel_values" in inputs:
-        mask = inputs["image_mask"][..., None]
-        embeds = embeds.masked_scatter(mask, model.get_image_features(inputs["pixel_values"]))
-    sampling = Sampling(max_new_tokens=count)
-    done = generate(TorchEngine(model), processor.text_tokenizer, embeds, inputs["attention_mask"], sampling)
+    features = iter(model.get_image_features(inputs["pixel_values"]) if "pixel_values" in inputs else ())
+    prompts = []
+    for ids, exists, slots in zip(
+        inputs["input_ids"], inputs["attention_mask"].bool(), inputs["image_mask"], strict=True
+    ):
+        images = [next(features) for _ in range(int(slots.sum()) // SLOTS)]
+        encoded = prompt.Encoded(ids[exists].tolist(), [-100] * int(exists.sum()), slots[exists].tolist())
+        prompts.append(Prompt(encoded, images))
+    done = generate(TorchEngine(model), processor.text_tokenizer, prompts, Sampling(max_new_tokens=count))
     return [each.text for each in done]
 
 

@@ -22,10 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from mobillama_v.backends.select import processors
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import DataError, ImageError, RecipeError
 from mobillama_v.images import load_image
-from mobillama_v.loading import processors
 from mobillama_v.prompt import IGNORE_INDEX, Encoded, Tokenizer, get_template
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.json_stream import record_texts

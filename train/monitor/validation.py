@@ -3,8 +3,6 @@
 Nothing here touches what the training depends on: no random number is drawn from its generators, no weight and no
 optimizer state changes. Every process takes its share; with ZeRO-3, whose processes hold parts of the weights only, the
 first process does all of it with a copy of the whole model.
-
-Shapes: B questions, T prompt tokens (padded on the left).
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from mobillama_v import distributed
 from mobillama_v.backends.torch import TorchEngine
-from mobillama_v.generate import Sampling, generate
+from mobillama_v.generate import Prompt, Sampling, generate
 from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, Encoded, get_template
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import checkpoints
@@ -176,18 +174,17 @@ class Validation:
     def _answers(self, model: Any, questions: list[Question]) -> list[str]:
         """Greedy answers to B questions at once."""
         tokenizer, template = self.setup.tokenizer, self.setup.recipe.data.template
-        prompts, pixels = [], []
-        for question in questions:
-            item, span = self.dataset[question.sample], slice(question.length)
-            prompts.append(Encoded(item["input_ids"][span].tolist(), [], item["image_mask"][span].tolist()))
-            if question.images:
-                pixels.append(item["pixel_values"][: question.images])
-        engine = TorchEngine(model)
-        seen = model.get_image_features(torch.cat(pixels).to(model.lm_head.weight.device)) if pixels else ()
-        embeds, exists = engine.compose(prompts, tuple(seen), tokenizer.pad_id)
+        items = [self.dataset[question.sample] for question in questions]
+        pixels = [item["pixel_values"][: q.images] for item, q in zip(items, questions, strict=True) if q.images]
+        features = iter(model.get_image_features(torch.cat(pixels).to(model.lm_head.weight.device)) if pixels else ())
+        prompts = []
+        for item, question in zip(items, questions, strict=True):
+            span = slice(question.length)
+            encoded = Encoded(item["input_ids"][span].tolist(), [], item["image_mask"][span].tolist())
+            prompts.append(Prompt(encoded, [next(features) for _ in range(question.images)]))
         section = self.setup.recipe.validation
         sampling = Sampling(max_new_tokens=section.max_new_tokens, stop=get_template(template).stop)
-        found = generate(engine, tokenizer, embeds, exists, sampling)
+        found = generate(TorchEngine(model), tokenizer, prompts, sampling)
         return [completion.text.strip() for completion in found]
 
     def _answer(self, number: int, text: str, step: int) -> Answer:

@@ -13,10 +13,20 @@ import numpy as np
 
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.packed_format import ROWS, Array, Packed, ffn_count, layout
+from mobillama_v.config import DecoderConfig
 
 _TABLE = "embed_tokens"
 _LARGE = 1 << 24  # bytes of a table whose rows are not worth their memory; to let go of one takes some 30 microseconds
 _ROWS_AT_ONCE = 8  # around each of which up to 2 MB of the file may get into memory
+
+
+def supports(spec: DecoderConfig, device: str) -> str:
+    """Why a decoder cannot run here; empty where it can."""
+    if device != "cpu":
+        return f"it runs on a CPU and the device is {device}; choose --device cpu"
+    if spec.head_dim % 8:
+        return f"its kernels want heads whose width is a multiple of 8, and this model's are {spec.head_dim} wide"
+    return library.missing()
 
 
 class NativeModel:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class NumpyVisionEncoder:
-    """Image tower and projector over numpy, for models that :func:`supports` names."""
+    """Image tower and projector over numpy, for models that :func:`supports` finds no fault with."""
 
     device = "cpu"
 
@@ -58,17 +58,19 @@ class NumpyVisionEncoder:
         return self._make_network()
 
 
-def supports(spec: ModelConfig) -> bool:
-    """Whether a model's tower and projector can be computed here."""
-    if tower_kind(spec.tower).declared() is None or not spec.projector.kind.portable:
-        return False
-    return -spec.tower.feature_layer <= spec.tower_shape().depth
+def supports(config: ModelConfig) -> str:
+    """Why a model's tower or projector cannot be computed here; empty where they can."""
+    if tower_kind(config.tower).declared() is None:
+        return f"numpy does not compute the image tower {config.tower.model}"
+    if -config.tower.feature_layer > config.tower_shape().depth:
+        return f"the image tower has no layer {config.tower.feature_layer}"
+    return "" if config.projector.kind.portable else f"numpy does not compute the projector {config.projector.type}"
 
 
 def load(
     folder: Path, spec: ModelConfig, make_network: Callable[[], VisionLanguageModel]
 ) -> tuple[NumpyVisionEncoder, Packed] | None:
-    """A model of which :func:`supports` is true: its vision encoder, and its decoder.
+    """The vision encoder of a model that :func:`supports` finds no fault with, and its decoder.
 
     Float weights of the decoder are packed to 16 bits. None where the files do not hold what they should in a way that
     is known here: who loads them into torch knows more ways, and says what is wrong.

@@ -18,15 +18,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mobillama_v import loading
+from mobillama_v.backends import select
 from mobillama_v.backends.native import library
 from mobillama_v.backends.numpy.layers import NUMPY, Tensors, to_numpy
 from mobillama_v.backends.numpy.model import NumpyVisionEncoder
-from mobillama_v.config import ProjectorConfig
+from mobillama_v.backends.select import select_backend
+from mobillama_v.config import ModelConfig, ProjectorConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.generate import Sampling
 from mobillama_v.hub import find_model, read_spec
-from mobillama_v.loading import load, runs_light
+from mobillama_v.loading import load
 from mobillama_v.model.vision.parts import Conv, Part
 from mobillama_v.model.vision.parts_torch import TORCH, to_torch
 from mobillama_v.model.vision.structured_tokens import PositionTokens, TextReader, find_peaks
@@ -200,13 +201,17 @@ def test_the_network_is_there_when_it_is_asked_for(nano_like: Path) -> None:
 
 def test_who_asks_for_torch_gets_it(nano_like: Path) -> None:
     spec = read_spec(nano_like)
-    assert runs_light(nano_like, spec, "auto", "auto") and runs_light(nano_like, spec, "cpu", "native")
-    assert not runs_light(nano_like, spec, "cuda", "auto") and not runs_light(nano_like, spec, "cpu", "torch")
+
+    def vision(config: ModelConfig, device: str = "cpu", engine: str = "auto") -> str:
+        return select_backend(config, nano_like, device=device, engine=engine).vision
+
+    assert vision(spec, "auto") == vision(spec, "cpu", "native") == "numpy"
+    assert vision(spec, "cpu", "torch") == "torch"
     for changed in (
         dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, model="ViT-B-32")),
         dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, vocab_size=10**6, hidden_size=512)),
     ):
-        assert not runs_light(nano_like, changed, "auto", "auto")
+        assert vision(changed) == "torch"
     assert not isinstance(load(str(nano_like), dtype=torch.float32).vision, NumpyVisionEncoder)
 
 
@@ -233,15 +238,14 @@ def test_files_of_other_kinds_are_torchs(nano_like: Path, tmp_path: Path) -> Non
 def test_what_is_left_to_torch_stays_on_the_cpu(
     nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As :func:`precision` says: a GPU that ``auto`` would find elsewhere is not asked for."""
-    wanted: list[str] = []
-    monkeypatch.setattr(loading, "choose_device", lambda name: wanted.append(name) or torch.device("cpu"))
+    """A GPU that ``auto`` would find elsewhere is not asked for."""
+    monkeypatch.setattr(select, "choose_device", lambda name: pytest.fail(f"{name} was looked for"))
     folder = copied(nano_like, tmp_path / "bf16")
     state = load_file(folder / "model.safetensors")
     save_file({name: each.bfloat16() for name, each in state.items()}, folder / "model.safetensors")
     assert not is_light(folder) and load(str(nano_like), dtype=torch.float32).device == "cpu"
-    load(str(nano_like), bits=8)
-    assert wanted == ["cpu"] * 3 and loading.precision(str(folder)) == "16 bit, native"
+    assert load(str(nano_like), bits=8).backend.startswith("decoder: native (8 bit, it is small), vision: torch")
+    assert "it is small; numpy cannot read its files), vision: torch" in load(str(folder)).backend
 
 
 def test_what_does_not_fit_is_told_as_torch_tells_it(nano_like: Path, tmp_path: Path) -> None:

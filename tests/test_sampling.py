@@ -1,12 +1,11 @@
-"""The native engine's choice of tokens: greedy, in proportion, within the nucleus, repeatable."""
+"""The choice of tokens: greedy, in proportion, within the nucleus, repeatable."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from mobillama_v.backends.native.engine import sample
-from mobillama_v.generate import Sampling
+from mobillama_v.generate import Sampling, sample
 
 FOUR = np.log(np.array([[0.15, 0.5, 0.05, 0.3]], np.float32))
 
