@@ -88,7 +88,7 @@ def build(
 
     @app.get("/health")
     async def health() -> Response:
-        closed = service.desk.closed
+        closed = service.scheduler.closed
         body = {"status": "closing" if closed else "ok", "version": __version__, "models": service.models}
         return JSONResponse(body, 503 if closed else 200)
 
@@ -116,7 +116,7 @@ def build(
     async def complete(request: Request) -> Response:
         authorise(request)
         # Before the body is read, so that the memory that requests take is bounded too.
-        place = service.desk.enter(request.client.host if request.client else "-")
+        place = service.scheduler.enter(request.client.host if request.client else "-")
         watch, streams = None, False
         try:
             body = await _body(request, service.limits.max_body)

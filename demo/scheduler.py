@@ -1,11 +1,15 @@
-"""Who is computed next: a bounded queue before one thread that computes a token of every running answer in turn.
+"""Which answers are computed next: a bounded queue before one thread that computes a token of every running answer.
 
-A place is taken before a request's pictures are decoded, so that what waits is bounded too, and left when the answer
-ends or nobody wants it any more; the computation then stops before its next token.
+A request takes a ticket before its pictures are decoded, so that what waits is bounded too. It gives the ticket back
+when the answer ends or nobody wants it any more; the computation then stops before its next token.
+
+Each :meth:`Scheduler.step` is one batch: the next tokens of all running answers are run in one pass of the decoder
+(continuous batching). An answer joins after its prompt has run, and leaves at its end, without the others waiting.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import threading
@@ -14,49 +18,84 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mobillama_v.assistant import ReplyStream
 from mobillama_v.demo.limits import BusyError, Limits
+from mobillama_v.generate import decode_step
 
 Work = Callable[[], Iterator[Any]]
 _LONGEST_RETRY = 60  # seconds
 
 
-class Done:
-    """Delivered after the last item of an answer; ``error`` is what ended it, ``left`` whether its place was left."""
+class Finished:
+    """Delivered after the last item of an answer: the ``error`` that ended it, or whether its ticket was given back."""
 
     def __init__(self, error: BaseException | None = None, *, left: bool = False) -> None:
         self.error, self.left = error, left
 
 
 class Ticket:
-    """One request's place at the desk; from :meth:`Scheduler.enter`, and to be left in any case."""
+    """One request's place in the queue; from :meth:`Scheduler.enter`, and to be given back in any case."""
 
-    def __init__(self, desk: Scheduler, owner: str) -> None:
+    def __init__(self, scheduler: Scheduler, owner: str) -> None:
         self.owner, self.seconds = owner, 0.0
         self.left = False
         self.work: Work | None = None
         self.deliver: Callable[[Any], None] = lambda _: None
         self.items: Iterator[Any] | None = None
-        self._desk = desk
+        self.answer: ReplyStream | None = None
+        self._scheduler = scheduler
 
     def start(self, work: Work, deliver: Callable[[Any], None]) -> None:
-        """Compute as soon as it is this place's turn.
+        """Compute as soon as it is this ticket's turn.
 
         Args:
-            work: makes the iterator whose items are computed one by one, in the desk's thread.
-            deliver: is given every item and at last a :class:`Done`, in that thread; it must not block.
+            work: makes the iterator whose items are computed one by one, in the scheduler's thread. Where an item is a
+                :class:`~mobillama_v.assistant.ReplyStream`, its pieces are delivered in its place, and computed
+                together with those of other tickets.
+            deliver: is given every item and at last a :class:`Finished`, in that thread; it must not block.
         """
-        self._desk.start(self, work, deliver)
+        self._scheduler.start(self, work, deliver)
 
     def leave(self) -> None:
-        """Give the place up; what is being computed for it stops before its next item. Harmless when done."""
-        self._desk.leave(self)
+        """Give the ticket back; what is being computed for it stops before its next item. Harmless when done."""
+        self._scheduler.leave(self)
+
+    def advance(self) -> Any:
+        """Compute the next item.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        if self.items is None:
+            assert self.work is not None
+            self.items = self.work()
+        while True:
+            if self.answer is None:
+                item = next(self.items)
+                if not isinstance(item, ReplyStream):
+                    return item
+                self.answer = item
+            try:
+                return next(self.answer)
+            except StopIteration:
+                self.answer = None
+
+    def close(self) -> None:
+        """Free what the computation held."""
+        items, answer = self.items, self.answer
+        self.items = self.answer = None
+        if answer is not None:
+            answer.close()
+        if items is not None and hasattr(items, "close"):
+            items.close()
 
 
 class Scheduler:
-    """Places for running and waiting answers, and the thread that computes.
+    """Tickets of running and waiting answers, and the thread that computes.
 
     Users share it fairly: of those who wait, the one with the fewest running answers comes first, then the one whose
-    turn is longest ago; and nobody runs in all of several places, so that a newcomer waits for a place, not for a user.
+    turn is longest ago. Nobody has all of several running answers, so that a newcomer waits for one answer to end and
+    not for a user.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -68,7 +107,7 @@ class Scheduler:
         self._clock = itertools.count(1)
         self._mean_seconds = 1.0
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="desk", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
 
     @property
@@ -87,16 +126,16 @@ class Scheduler:
         return self._closed
 
     def enter(self, owner: str) -> Ticket:
-        """Take a place for a request of ``owner``.
+        """Hand out a ticket for a request of ``owner``.
 
         Raises:
             BusyError: none is free.
         """
         with self._changed:
             self._check(owner)
-            place = Ticket(self, owner)
-            self._waiting.append(place)
-            return place
+            ticket = Ticket(self, owner)
+            self._waiting.append(ticket)
+            return ticket
 
     def _check(self, owner: str) -> None:
         if self._closed:
@@ -106,27 +145,27 @@ class Scheduler:
         free = max(0, self.limits.running - len(self._running))
         if len(self._waiting) >= self.limits.waiting + free:
             raise BusyError(f"{ahead} answers are being computed or wait already; ask again in {later} s.", later)
-        mine = sum(place.owner == owner for place in self._waiting)
+        mine = sum(ticket.owner == owner for ticket in self._waiting)
         if mine >= self.limits.waiting_each + free:
             raise BusyError(f"{mine} of your own requests wait already; ask again in {later} s.", later, own=True)
 
-    def start(self, place: Ticket, work: Work, deliver: Callable[[Any], None]) -> None:
+    def start(self, ticket: Ticket, work: Work, deliver: Callable[[Any], None]) -> None:
         """See :meth:`Ticket.start`."""
         with self._changed:
-            place.work, place.deliver = work, deliver
-            if place.left:
-                self._deliver(place, Done(left=True))
+            ticket.work, ticket.deliver = work, deliver
+            if ticket.left:
+                self._deliver(ticket, Finished(left=True))
             self._changed.notify_all()
 
-    def leave(self, place: Ticket) -> None:
+    def leave(self, ticket: Ticket) -> None:
         """See :meth:`Ticket.leave`."""
         with self._changed:
-            if place.left:
+            if ticket.left:
                 return
-            place.left = True
-            if place in self._waiting:
-                self._waiting.remove(place)
-                self._deliver(place, Done(left=True))
+            ticket.left = True
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                self._deliver(ticket, Finished(left=True))
             self._changed.notify_all()
 
     def close(self, seconds: float = 0.0) -> None:
@@ -136,71 +175,83 @@ class Scheduler:
             self._closed = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not (self._waiting or self._running), max(0.0, deadline - time.monotonic()))
-        for place in [*self._waiting, *self._running]:
-            self.leave(place)
+        for ticket in [*self._waiting, *self._running]:
+            self.leave(ticket)
         self._thread.join()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
+        while self.step():
+            pass
+
+    def step(self) -> bool:
+        """Wait for work, and compute one item of every running answer; whether there will be more to compute.
+
+        Where the pass for all fails, each answer runs alone, so that only the one to blame ends.
+        """
+        batch = self._admit()
+        start = time.perf_counter()
+        with contextlib.suppress(Exception):
+            decode_step([ticket.answer.generation for ticket in batch if ticket.answer and not ticket.left])
+        shared = (time.perf_counter() - start) / max(1, len(batch))
+        for ticket in batch:
+            ticket.seconds += shared
+            self._advance(ticket)
+        return bool(batch)
+
+    def _admit(self) -> list[Ticket]:
+        """The tickets that run now, those that waited included; none where the scheduler is closed."""
+        with self._changed:
+            self._promote()
+            while not self._running:
+                if self._closed and not self._waiting:
+                    return []
+                self._changed.wait()
                 self._promote()
-                while not self._running:
-                    if self._closed and not self._waiting:
-                        return
-                    self._changed.wait()
-                    self._promote()
-                turn = list(self._running)
-            for place in turn:
-                self._step(place)
+            return list(self._running)
 
     def _promote(self) -> None:
         """Let waiting places run while there is room for them."""
         while len(self._running) < self.limits.running:
-            counts = Counter(place.owner for place in self._running)
+            counts = Counter(ticket.owner for ticket in self._running)
             most = max(1, self.limits.running - 1)
-            ready = [place for place in self._waiting if place.work is not None and counts[place.owner] < most]
+            ready = [ticket for ticket in self._waiting if ticket.work is not None and counts[ticket.owner] < most]
             if not ready:
                 return
-            chosen = min(ready, key=lambda place: (counts[place.owner], self._served.get(place.owner, 0)))
+            chosen = min(ready, key=lambda ticket: (counts[ticket.owner], self._served.get(ticket.owner, 0)))
             self._served[chosen.owner] = next(self._clock)
             self._waiting.remove(chosen)
             self._running.append(chosen)
-            present = {place.owner for place in (*self._waiting, *self._running)}
+            present = {ticket.owner for ticket in (*self._waiting, *self._running)}
             self._served = {owner: turn for owner, turn in self._served.items() if owner in present}
 
-    def _step(self, place: Ticket) -> None:
-        """Compute one item of a place's answer, or end it."""
-        if place.left:
-            self._end(place, Done(left=True))
+    def _advance(self, ticket: Ticket) -> None:
+        """Compute one item of a ticket's answer, or end it."""
+        if ticket.left:
+            self._end(ticket, Finished(left=True))
             return
         start = time.perf_counter()
         try:
-            if place.items is None:
-                assert place.work is not None
-                place.items = place.work()
-            item = next(place.items)
+            item = ticket.advance()
         except StopIteration:
-            self._end(place, Done())
+            self._end(ticket, Finished())
         except Exception as error:  # whoever asked is told; the other answers go on
-            self._end(place, Done(error))
+            self._end(ticket, Finished(error))
         else:
-            place.seconds += time.perf_counter() - start
-            self._deliver(place, item)
+            ticket.seconds += time.perf_counter() - start
+            self._deliver(ticket, item)
 
-    def _end(self, place: Ticket, done: Done) -> None:
-        items, place.items = place.items, None
-        if items is not None and hasattr(items, "close"):
-            items.close()
+    def _end(self, ticket: Ticket, finished: Finished) -> None:
+        ticket.close()
         with self._changed:
-            place.left = True
-            self._running.remove(place)
-            if done.error is None and not done.left:
-                self._mean_seconds += (place.seconds - self._mean_seconds) / 8
+            ticket.left = True
+            self._running.remove(ticket)
+            if finished.error is None and not finished.left:
+                self._mean_seconds += (ticket.seconds - self._mean_seconds) / 8
             self._changed.notify_all()
-        self._deliver(place, done)
+        self._deliver(ticket, finished)
 
-    def _deliver(self, place: Ticket, item: Any) -> None:
+    def _deliver(self, ticket: Ticket, item: Any) -> None:
         try:
-            place.deliver(item)
+            ticket.deliver(item)
         except Exception:  # the event loop of whoever asked has gone
-            place.left = True
+            ticket.left = True

@@ -1,6 +1,6 @@
 """The session layer under the demo and the server: models, limits, the queue, and pictures that are encoded once.
 
-A request takes a place in the queue, or is refused. Its pictures are checked by their headers and decoded, two at a
+A request takes a ticket in the queue, or is refused. Its pictures are checked by their headers and decoded, two at a
 time in the whole process, to the small square that the model sees. Then comes its turn to be computed, where pictures
 that its owner has shown before cost nothing.
 """
@@ -8,7 +8,6 @@ that its owner has shown before cost nothing.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import hashlib
 import threading
@@ -20,12 +19,12 @@ from typing import Any
 
 from PIL import Image
 
-from mobillama_v.assistant import Assistant, EncodedImage, Reply
+from mobillama_v.assistant import Assistant, EncodedImage, Reply, ReplyStream
 from mobillama_v.demo.image_cache import ImageCache
 from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.metrics import Metrics
 from mobillama_v.demo.occlusion import importance, render
-from mobillama_v.demo.scheduler import Done, Scheduler, Ticket, Work
+from mobillama_v.demo.scheduler import Finished, Scheduler, Ticket, Work
 from mobillama_v.errors import ModelNotFoundError
 from mobillama_v.generate import Sampling
 from mobillama_v.images import load_image
@@ -48,7 +47,7 @@ class Picture:
 
 
 class Stopped(Exception):
-    """The place was left, or the server shut down, before the answer ended."""
+    """The ticket was left, or the server shut down, before the answer ended."""
 
 
 class Service:
@@ -57,9 +56,9 @@ class Service:
     def __init__(self, models: dict[str, Callable[[], Assistant]], limits: Limits | None = None) -> None:
         """Take the models' loaders, by the names that users see; the first is the default. Loads nothing."""
         self.limits = limits or Limits()
-        self.desk = Scheduler(self.limits)
+        self.scheduler = Scheduler(self.limits)
         self.seen = ImageCache()
-        self.metrics = Metrics(self.desk)
+        self.metrics = Metrics(self.scheduler)
         self._loaders = models
         self._loaded: dict[str, Assistant] = {}
         self._loading = threading.Lock()
@@ -118,16 +117,16 @@ class Service:
 
     async def answer(
         self,
-        place: Ticket,
+        ticket: Ticket,
         name: str,
         messages: Sequence[Message],
         pictures: Sequence[Picture],
         sampling: Sampling,
     ) -> AsyncIterator[str | Reply]:
-        """Answer, giving text as it comes (often none) and at last the whole :class:`Reply`; then the place is left.
+        """Answer, giving text as it comes (often none) and at last the whole :class:`Reply`; then the ticket is left.
 
         Args:
-            place: from :meth:`Scheduler.enter`; leaving it ends the answer before its next token.
+            ticket: from :meth:`Scheduler.enter`; leaving it ends the answer before its next token.
             name: a model.
             messages: the conversation, with a slot for each picture.
             pictures: in the order of the slots.
@@ -135,16 +134,16 @@ class Service:
 
         Raises:
             MobiLlamaVError: as :meth:`check`, and ImageError for a picture that cannot be read.
-            Stopped: the place was left before the answer ended.
+            Stopped: the ticket was left before the answer ended.
         """
         start = time.perf_counter()
         outcome, first = "stopped", True
         try:
-            assistant, squares = await self._prepared(place.owner, name, messages, pictures, sampling)
+            assistant, squares = await self._prepared(ticket.owner, name, messages, pictures, sampling)
             seconds = min(sampling.max_seconds, self.limits.max_seconds)
             sampling = dataclasses.replace(sampling, max_seconds=seconds)
-            work = partial(self._work, assistant, place.owner, name, list(messages), pictures, squares, sampling)
-            async for item in _items(place, work):
+            work = partial(self._work, assistant, ticket.owner, name, list(messages), pictures, squares, sampling)
+            async for item in _items(ticket, work):
                 if isinstance(item, Reply):
                     outcome = item.finish_reason
                     self.metrics.prompt_tokens.inc(item.prompt_tokens)
@@ -157,37 +156,37 @@ class Service:
             outcome = "stopped" if isinstance(error, Stopped) else "error"
             raise
         finally:
-            place.leave()
+            ticket.leave()
             self.metrics.answers.labels(outcome).inc()
             self.metrics.answer.observe(time.perf_counter() - start)
 
     async def explain(
-        self, place: Ticket, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
+        self, ticket: Ticket, name: str, messages: Sequence[Message], pictures: Sequence[Picture], answer: str
     ) -> AsyncIterator[Image.Image]:
         """Show which parts of the last picture an answer depended on, a row of them at a time; the last is whole.
 
         Arguments and errors as in :meth:`answer`; there must be a picture.
         """
         try:
-            assistant, squares = await self._prepared(place.owner, name, messages, pictures, Sampling(1))
+            assistant, squares = await self._prepared(ticket.owner, name, messages, pictures, Sampling(1))
             decoded = squares[-1]
             if decoded is None:
                 decoded = await asyncio.to_thread(self._decode, assistant, pictures[-1])
             last: Image.Image = decoded
 
             def work() -> Iterator[Image.Image]:
-                images = list(self._images(assistant, place.owner, name, pictures, squares))
+                images = list(self._images(assistant, ticket.owner, name, pictures, squares))
                 for found in importance(assistant, messages, images, last, answer):
                     yield render(last, found)
 
-            async for item in _items(place, work):
+            async for item in _items(ticket, work):
                 yield item
         finally:
-            place.leave()
+            ticket.leave()
 
     def close(self, seconds: float = 0.0) -> None:
         """Take no request any more, let what runs go on for up to ``seconds``, then stop it."""
-        self.desk.close(seconds)
+        self.scheduler.close(seconds)
 
     async def _prepared(
         self, owner: str, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling
@@ -220,12 +219,11 @@ class Service:
         pictures: Sequence[Picture],
         squares: list[Image.Image | None],
         sampling: Sampling,
-    ) -> Iterator[str | Reply]:
+    ) -> Iterator[ReplyStream | Reply]:
         images = list(self._images(assistant, owner, name, pictures, squares))
         fresh = sum(seen.seconds for seen, square in zip(images, squares, strict=True) if square is not None)
         answer = assistant.stream(images, messages, sampling)
-        with contextlib.closing(answer):
-            yield from answer
+        yield answer  # the scheduler computes its pieces
         reply = answer.reply
         yield dataclasses.replace(reply, timings=dataclasses.replace(reply.timings, images=fresh))
 
@@ -249,16 +247,16 @@ class Service:
             yield seen
 
 
-async def _items(place: Ticket, work: Work) -> AsyncIterator[Any]:
-    """What ``work`` computes at its place, as it comes."""
+async def _items(ticket: Ticket, work: Work) -> AsyncIterator[Any]:
+    """What ``work`` computes at its ticket, as it comes."""
     items: asyncio.Queue[Any] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
     def put(item: Any) -> None:
         loop.call_soon_threadsafe(items.put_nowait, item)
 
-    place.start(work, put)
-    while not isinstance(item := await items.get(), Done):
+    ticket.start(work, put)
+    while not isinstance(item := await items.get(), Finished):
         yield item
     if item.error is not None:
         raise item.error

@@ -47,7 +47,7 @@ footer { display: none !important; }
 
 @dataclass
 class Tabs:
-    """The places at the desk that each open tab holds, so that closing it leaves them."""
+    """The tickets that each open tab holds, so that closing it leaves them."""
 
     places: dict[str, set[Ticket]] = field(default_factory=lambda: defaultdict(set))
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -98,7 +98,7 @@ class Answering:
         try:
             yield [*history, _answered("")], _line(model, "thinking …")
             messages, paths = conversation(history)
-            place = self.service.desk.enter(token)
+            place = self.service.scheduler.enter(token)
             with self.tabs.holding(tab, place):
                 pictures = await asyncio.to_thread(self._read, paths, token)
                 async for item in self.service.answer(place, model, messages, pictures, sampling):
@@ -132,7 +132,7 @@ class Answering:
             messages, paths = conversation(found[0]) if found else ([], [])
             if not found or not paths:
                 raise MobiLlamaVError("there is no answer about a picture yet.")
-            place, rows = self.service.desk.enter(token), []
+            place, rows = self.service.scheduler.enter(token), []
             with self.tabs.holding(tab, place):
                 pictures = await asyncio.to_thread(self._read, paths, token)
                 async for shown in self.service.explain(place, model, messages, pictures, found[1]):

@@ -53,7 +53,7 @@ def test_a_bug_has_the_shape_of_an_error_and_tells_nothing(service: Service, mon
     answer = ask(service, "tiny")
     assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
     assert "zero" not in json.dumps(answer.json()) and counted(service, "500") == 1
-    assert service.desk.waiting == 0
+    assert service.scheduler.waiting == 0
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_a_public_address_that_leads_to_a_private_one_is_refused(
         asked = {"model": "tiny", "messages": [{"role": "user", "content": [picture]}]}
         answer = TestClient(build(service, allow_urls=True)).post("/v1/chat/completions", json=asked)
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
-    assert service.desk.waiting == 0
+    assert service.scheduler.waiting == 0

@@ -1,4 +1,4 @@
-"""The desk: bounded, fair, and stopped before the next item."""
+"""The scheduler: bounded, fair, and stopped before the next item."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from mobillama_v.demo.limits import BusyError, Limits
-from mobillama_v.demo.scheduler import Done, Scheduler, Ticket
+from mobillama_v.demo.scheduler import Finished, Scheduler, Ticket
 from mobillama_v.errors import ConfigError
 
 
 @pytest.fixture
-def desks() -> Iterator[Any]:
+def schedulers() -> Iterator[Any]:
     made: list[Scheduler] = []
 
     def make(**limits: int) -> Scheduler:
@@ -23,17 +23,17 @@ def desks() -> Iterator[Any]:
         return made[-1]
 
     yield make
-    for desk in made:
-        desk.close()
+    for scheduler in made:
+        scheduler.close()
 
 
 class Job:
     """An answer of ``length`` numbers; each waits for ``step`` where one is given."""
 
-    def __init__(self, place: Ticket, length: int, step: threading.Semaphore | None = None) -> None:
-        self.place, self.step, self.made, self.closed = place, step, 0, False
+    def __init__(self, ticket: Ticket, length: int, step: threading.Semaphore | None = None) -> None:
+        self.ticket, self.step, self.made, self.closed = ticket, step, 0, False
         self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        place.start(lambda: self._work(length), self.items.put)
+        ticket.start(lambda: self._work(length), self.items.put)
 
     def _work(self, length: int) -> Iterator[int]:
         try:
@@ -48,60 +48,60 @@ class Job:
     def all(self) -> list[Any]:
         """Every item, and what ended the answer."""
         found = []
-        while not found or not isinstance(found[-1], Done):
+        while not found or not isinstance(found[-1], Finished):
             found.append(self.items.get(timeout=20))
         return found
 
 
-def test_items_come_in_order_and_then_the_end(desks: Any) -> None:
-    desk = desks()
-    *items, done = Job(desk.enter("a"), 5).all()
+def test_items_come_in_order_and_then_the_end(schedulers: Any) -> None:
+    scheduler = schedulers()
+    *items, done = Job(scheduler.enter("a"), 5).all()
     assert items == [0, 1, 2, 3, 4] and done.error is None and not done.left
-    assert (desk.running, desk.waiting) == (0, 0)
+    assert (scheduler.running, scheduler.waiting) == (0, 0)
 
 
-def test_an_error_ends_one_answer_only(desks: Any) -> None:
-    desk = desks()
+def test_an_error_ends_one_answer_only(schedulers: Any) -> None:
+    scheduler = schedulers()
 
     def broken() -> Iterator[int]:
         yield 1
         raise ValueError("no")
 
-    place, items = desk.enter("a"), queue.SimpleQueue[Any]()
-    place.start(broken, items.put)
+    ticket, items = scheduler.enter("a"), queue.SimpleQueue[Any]()
+    ticket.start(broken, items.put)
     assert items.get(timeout=20) == 1 and isinstance(items.get(timeout=20).error, ValueError)
-    assert len(Job(desk.enter("a"), 3).all()) == 4
-    deaf = desk.enter("a")
+    assert len(Job(scheduler.enter("a"), 3).all()) == 4
+    deaf = scheduler.enter("a")
     deaf.start(lambda: iter([1, 2]), lambda _: 1 / 0)  # whoever asked has gone
-    assert len(Job(desk.enter("a"), 3).all()) == 4 and desk.running == 0
+    assert len(Job(scheduler.enter("a"), 3).all()) == 4 and scheduler.running == 0
 
 
-def test_leaving_stops_before_the_next_item(desks: Any) -> None:
-    desk, step = desks(), threading.Semaphore(0)
-    job = Job(desk.enter("a"), 1000, step)
+def test_leaving_stops_before_the_next_item(schedulers: Any) -> None:
+    scheduler, step = schedulers(), threading.Semaphore(0)
+    job = Job(scheduler.enter("a"), 1000, step)
     step.release()
     assert job.items.get(timeout=20) == 0
-    job.place.leave()
+    job.ticket.leave()
     step.release()  # for the item that may have been begun
-    assert isinstance(done := job.all()[-1], Done) and done.left and done.error is None
-    assert job.made <= 2 and job.closed and desk.running == 0
-    job.place.leave()
+    assert isinstance(done := job.all()[-1], Finished) and done.left and done.error is None
+    assert job.made <= 2 and job.closed and scheduler.running == 0
+    job.ticket.leave()
 
 
-def test_leaving_before_the_turn_comes(desks: Any) -> None:
-    desk, step = desks(running=1), threading.Semaphore(0)
-    first, second = Job(desk.enter("a"), 1, step), Job(desk.enter("a"), 1)
-    second.place.leave()
+def test_leaving_before_the_turn_comes(schedulers: Any) -> None:
+    scheduler, step = schedulers(running=1), threading.Semaphore(0)
+    first, second = Job(scheduler.enter("a"), 1, step), Job(scheduler.enter("a"), 1)
+    second.ticket.leave()
     assert second.all()[0].left and second.made == 0
-    late = desk.enter("a")
+    late = scheduler.enter("a")
     late.leave()
     assert Job(late, 1).all()[0].left
     step.release()
-    assert len(first.all()) == 2 and desk.waiting == 0
+    assert len(first.all()) == 2 and scheduler.waiting == 0
 
 
-def test_running_answers_take_turns(desks: Any) -> None:
-    desk, step = desks(running=3), threading.Semaphore(0)
+def test_running_answers_take_turns(schedulers: Any) -> None:
+    scheduler, step = schedulers(running=3), threading.Semaphore(0)
     order: list[str] = []
 
     def work(name: str) -> Iterator[int]:
@@ -111,43 +111,43 @@ def test_running_answers_take_turns(desks: Any) -> None:
             yield number
 
     ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    places = [desk.enter(name) for name in "abc"]
-    for name, place in zip("abc", places, strict=True):
-        place.start(lambda name=name: work(name), lambda item: isinstance(item, Done) and ends.put(item))
+    tickets = [scheduler.enter(name) for name in "abc"]
+    for name, ticket in zip("abc", tickets, strict=True):
+        ticket.start(lambda name=name: work(name), lambda item: isinstance(item, Finished) and ends.put(item))
     for _ in range(150):
         step.release()
-    for _ in places:
+    for _ in tickets:
         assert ends.get(timeout=20).error is None
     middle = order[10:140]
     assert all(set(middle[i : i + 3]) == {"a", "b", "c"} for i in range(0, 129, 3))
 
 
-def test_places_are_bounded_and_come_back(desks: Any) -> None:
-    desk, step = desks(running=1, waiting=2, waiting_each=1), threading.Semaphore(0)
-    jobs = [Job(desk.enter("a"), 1, step)]
-    while not desk.running:
+def test_tickets_are_bounded_and_come_back(schedulers: Any) -> None:
+    scheduler, step = schedulers(running=1, waiting=2, waiting_each=1), threading.Semaphore(0)
+    jobs = [Job(scheduler.enter("a"), 1, step)]
+    while not scheduler.running:
         pass
-    jobs.append(Job(desk.enter("a"), 1, step))
+    jobs.append(Job(scheduler.enter("a"), 1, step))
     with pytest.raises(BusyError, match="your own requests") as own:
-        desk.enter("a")
+        scheduler.enter("a")
     assert own.value.own and own.value.retry_after >= 1
-    jobs.append(Job(desk.enter("b"), 1, step))
+    jobs.append(Job(scheduler.enter("b"), 1, step))
     with pytest.raises(BusyError, match="3 answers are being computed or wait") as full:
-        desk.enter("c")
+        scheduler.enter("c")
     assert not full.value.own
     step.release(3)
     for job in jobs:
         assert len(job.all()) == 2
-    desk.enter("c").leave()
+    scheduler.enter("c").leave()
 
 
-def test_a_newcomer_comes_before_whoever_has_many(desks: Any) -> None:
-    desk, step = desks(running=2), threading.Semaphore(0)
-    greedy = [Job(desk.enter("greedy"), 3, step) for _ in range(4)]
-    while not desk.running:
+def test_a_newcomer_comes_before_whoever_has_many(schedulers: Any) -> None:
+    scheduler, step = schedulers(running=2), threading.Semaphore(0)
+    greedy = [Job(scheduler.enter("greedy"), 3, step) for _ in range(4)]
+    while not scheduler.running:
         pass
-    assert desk.running == 1  # the last place is kept for another user
-    other = Job(desk.enter("other"), 3, step)
+    assert scheduler.running == 1  # the last ticket is kept for another user
+    other = Job(scheduler.enter("other"), 3, step)
     step.release(7)
     assert len(other.all()) == 4
     assert sum(job.made == 3 for job in greedy) <= 2
@@ -157,16 +157,16 @@ def test_a_newcomer_comes_before_whoever_has_many(desks: Any) -> None:
 
 
 def test_closing_waits_and_then_stops() -> None:
-    desk = Scheduler(Limits())
-    job = Job(desk.enter("a"), 3)
-    desk.close(20)
+    scheduler = Scheduler(Limits())
+    job = Job(scheduler.enter("a"), 3)
+    scheduler.close(20)
     assert len(job.all()) == 4
     with pytest.raises(BusyError, match="shutting down"):
-        desk.enter("a")
-    desk, step = Scheduler(Limits()), threading.Semaphore(0)
-    job = Job(desk.enter("a"), 1000, step)
+        scheduler.enter("a")
+    scheduler, step = Scheduler(Limits()), threading.Semaphore(0)
+    job = Job(scheduler.enter("a"), 1000, step)
     threading.Timer(0.3, step.release, [2]).start()
-    desk.close(0.1)
+    scheduler.close(0.1)
     assert job.all()[-1].left and job.made <= 2
 
 

@@ -44,7 +44,7 @@ def picture(image: Any, name: str = "it") -> Picture:
 async def answered(
     service: Service, messages: list[Message], pictures: list[Picture], sampling: Sampling = SHORT, owner: str = "a"
 ) -> Reply:
-    place = service.desk.enter(owner)
+    place = service.scheduler.enter(owner)
     items = [item async for item in service.answer(place, "tiny", messages, pictures, sampling)]
     assert isinstance(items[-1], Reply)
     assert "".join(item for item in items if isinstance(item, str)).strip() == items[-1].text
@@ -87,7 +87,7 @@ def test_answers_at_once_are_decoded_together(
     turn = [user("What is this?", images=1)]
     expected = [model.ask([RED], turn, each).text for each in settings]
     widths, started, all_started = [], [], threading.Event()
-    forward, start = model.engine.model.forward, service.desk.start
+    forward, start = model.engine.model.forward, service.scheduler.start
 
     def counted(sequences: Any, inputs: Any) -> Any:
         all_started.wait(30)  # else the first might have ended before the last begins
@@ -101,10 +101,10 @@ def test_answers_at_once_are_decoded_together(
             all_started.set()
 
     monkeypatch.setattr(model.engine.model, "forward", counted)
-    monkeypatch.setattr(service.desk, "start", starting)
+    monkeypatch.setattr(service.scheduler, "start", starting)
 
     async def gives_up() -> None:
-        place = service.desk.enter("d")
+        place = service.scheduler.enter("d")
         with pytest.raises(Stopped):
             async for _ in service.answer(place, "tiny", turn, [picture(RED)], Sampling(200)):
                 if len(widths) > 20:
@@ -150,7 +150,7 @@ def test_over_the_limits(service: Service) -> None:
     ):
         with pytest.raises(error, match=message):
             asyncio.run(answered(service, messages, pictures, sampling))
-    assert service.desk.running == service.desk.waiting == 0
+    assert service.scheduler.running == service.scheduler.waiting == 0
     with pytest.raises(ModelNotFoundError, match="no model 'other' here: tiny"):
         service.assistant("other")
     assert ended(service, "error") == 7
@@ -179,7 +179,7 @@ def test_a_model_that_is_being_loaded_holds_up_no_other(model: Assistant) -> Non
 
 def test_leaving_ends_it_within_a_token(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     async def leave_after(count: int) -> int:
-        place, got = service.desk.enter("a"), 0
+        place, got = service.scheduler.enter("a"), 0
         with pytest.raises(Stopped):
             async for _ in service.answer(place, "tiny", [user("What?")], [], LONG):
                 got += 1
@@ -188,27 +188,27 @@ def test_leaving_ends_it_within_a_token(service: Service, monkeypatch: pytest.Mo
         return got
 
     got = asyncio.run(leave_after(3))
-    assert got < 400 and service.desk.running == 0
+    assert got < 400 and service.scheduler.running == 0
     assert ended(service, "stopped") == 1
 
 
 def test_an_abandoned_answer_stops(service: Service) -> None:
     async def abandon() -> None:
-        items = service.answer(service.desk.enter("a"), "tiny", [user("What?")], [], LONG)
+        items = service.answer(service.scheduler.enter("a"), "tiny", [user("What?")], [], LONG)
         await anext(items)
         await items.aclose()
 
     asyncio.run(abandon())
     for _ in range(1000):
-        if not service.desk.running:
+        if not service.scheduler.running:
             break
     asyncio.run(answered(service, [user("What?")], []))
-    assert service.desk.running == 0
+    assert service.scheduler.running == 0
 
 
 def test_explaining(service: Service) -> None:
     async def explained() -> list[Any]:
-        place = service.desk.enter("a")
+        place = service.scheduler.enter("a")
         asked = [user("What?", images=1)]
         return [each async for each in service.explain(place, "tiny", asked, [picture(RAMP)], "A square.")]
 

@@ -36,11 +36,11 @@ def test_too_many_pictures_are_refused_before_they_are_read(answering: Answering
     for count, said in ((3, "The conversation has 3 pictures; at most 2"), (2, "That picture is not here any more")):
         found = asyncio.run(answered(answering, turn_of("What?", [path] * count)))
         assert found.startswith(f"{FAILED}{said}")
-    assert answering.service.desk.waiting == 0
+    assert answering.service.scheduler.waiting == 0
 
 
 def test_pictures_are_read_in_a_place(answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting: list[int] = []
-    monkeypatch.setattr(answering, "_read", lambda *_: waiting.append(answering.service.desk.waiting) or [])
+    monkeypatch.setattr(answering, "_read", lambda *_: waiting.append(answering.service.scheduler.waiting) or [])
     assert asyncio.run(answered(answering, turn_of("What?", [])))
     assert waiting == [1]
