@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobillama_v.config import DecoderConfig, ModelConfig, weight_bytes
-from mobillama_v.errors import ModelNotFoundError
+from mobillama_v.errors import CheckpointError, ModelNotFoundError
 from mobillama_v.hub import embedded_models, find_model, read_spec
 from mobillama_v.presets import PRESETS, PUBLISHED, Published
 
@@ -81,6 +81,7 @@ def report_of(name: str) -> dict[str, Any]:
             for each in published.figures
         ],
         "notes": list(published.notes),
+        "backend": None if kind == "preset" else _backend(name, spec),
     }
 
 
@@ -91,6 +92,16 @@ def _label(part: str, spec: ModelConfig | DecoderConfig) -> str:
     if isinstance(spec, ModelConfig):
         notes |= {"projector": spec.projector.type, "tower": spec.tower.model}
     return f"{part} ({notes[part]})" if part in notes else part
+
+
+def _backend(name: str, spec: ModelConfig | DecoderConfig) -> str | None:
+    """What :func:`mobillama_v.load` would run the model with here; None for a decoder alone or without weights."""
+    from mobillama_v.backends.select import select_backend
+
+    try:
+        return select_backend(spec, find_model(name)).describe() if isinstance(spec, ModelConfig) else None
+    except CheckpointError:
+        return None
 
 
 def find_spec(name: str) -> tuple[str, ModelConfig | DecoderConfig]:
@@ -132,6 +143,8 @@ def _print(report: dict[str, Any]) -> None:
     lines += [
         f"{each['what']}: {each['here']} here, {each['printed']} in {each['where']}" for each in report["published"]
     ]
+    if report["backend"] is not None:
+        lines.append(f"runs here with: {report['backend']}")
     lines += [f"note: {note}" for note in report["notes"]]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
