@@ -11,6 +11,7 @@ all else.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
@@ -56,6 +57,21 @@ def user(text: str, *, images: int = 0) -> Message:
     for _ in range(images):
         content += [Slot.IMAGE, "\n"]
     return Message("user", (*content, text))
+
+
+def images_first(content: Sequence[str | Slot]) -> tuple[str | Slot, ...]:
+    """Put images where models are trained to see them: before the text, each on a line of its own.
+
+    LLaVA moves a lone image there wherever it stands. Several are moved where all of them follow the text; images
+    among the text are what it speaks of, and stay.
+    """
+    parts = [part for part in content if part]
+    images = parts.count(Slot.IMAGE)
+    first = parts.index(Slot.IMAGE) if images else 0
+    last = not any(isinstance(part, str) and part.strip() for part in parts[first:])
+    if first == 0 or (images > 1 and not last):
+        return tuple(content)
+    return user("".join(part for part in parts if isinstance(part, str)).strip(), images=images).content
 
 
 def assistant(text: str) -> Message:
@@ -175,8 +191,8 @@ class V1(Template):
     """A chat: ``SYSTEM USER: <image>\\nquestion ASSISTANT: answer</s>USER: …``."""
 
     def question(self, message: Message, system: str | None) -> list[str | Slot]:
-        """``USER:``, what the user says, ``ASSISTANT:``."""
-        return ["USER: " if system is None else f"{system} USER: ", *message.content, " ASSISTANT:"]
+        """``USER:``, what the user says with images before it (:func:`images_first`), ``ASSISTANT:``."""
+        return ["USER: " if system is None else f"{system} USER: ", *images_first(message.content), " ASSISTANT:"]
 
     def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
         """The answer after a space, and the end-of-sequence token."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mobillama_v.errors import CheckpointError, PromptError
-from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, TEMPLATES, Encoded, Message, assistant, user
+from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, TEMPLATES, Encoded, Message, Slot, assistant, images_first, user
 from mobillama_v.tokenization import TextTokenizer
 
 CORPUS = [SYSTEM, "USER: What is it? ASSISTANT: A red circle.", "<image> </s> <s>"]
@@ -150,3 +150,21 @@ def test_missing_and_broken_tokenizer_files_are_refused(tmp_path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a tokenizer"):
         TextTokenizer.from_file(tmp_path / "tokenizer.json", **ids)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (("What is it?", Slot.IMAGE), (Slot.IMAGE, "\n", "What is it?")),
+        (("What is it?\n", Slot.IMAGE, "\n"), (Slot.IMAGE, "\n", "What is it?")),
+        (("What is in ", Slot.IMAGE, " here?"), (Slot.IMAGE, "\n", "What is in  here?")),
+        (("Which?", Slot.IMAGE, "\n", Slot.IMAGE), (Slot.IMAGE, "\n", Slot.IMAGE, "\n", "Which?")),
+        (("First ", Slot.IMAGE, " then ", Slot.IMAGE, "."), None),
+        ((Slot.IMAGE, "\n", " What?"), None),
+        (("What?",), None),
+    ],
+)
+def test_images_stand_where_models_are_trained_to_see_them(content: tuple, expected: tuple | None) -> None:
+    assert images_first(content) == (content if expected is None else expected)
+    encoded = run([Message("user", content)])
+    assert encoded == run([Message("user", content if expected is None else expected)])
