@@ -1,4 +1,4 @@
-"""The hybrid tower: the same model directly and through open_clip, what it tells in words, its padding."""
+"""The hybrid tower: the same model directly and through open_clip, its structured tokens, its padding."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_shapes_and_counts(tower) -> None:
     assert last.shape == middle.shape == (1, 256, 7, 7) and not torch.equal(last, middle)
 
 
-def test_photographs_are_told_by_the_names_of_their_likeliest_classes() -> None:
+def test_photographs_are_described_by_the_names_of_their_likeliest_classes() -> None:
     names = to_torch(ClassTokens())
     for parameter in names.parameters():
         torch.nn.init.normal_(parameter)
@@ -78,29 +78,29 @@ def test_photographs_are_told_by_the_names_of_their_likeliest_classes() -> None:
         assert torch.equal(first, names.table[9]) and torch.equal(second, names.table[7]) and kind.abs().max() < 1e-4
 
 
-def spots(rows: int, columns: int, classes: int, told: list[tuple]) -> torch.Tensor:
+def spots(rows: int, columns: int, classes: int, peaks: list[tuple]) -> torch.Tensor:
     """Logits that find (row, column) spots with the given classes and no other."""
     logits = torch.full((1, rows, columns, 1 + classes), -9.0)
-    for (y, x), *chosen in told:
+    for (y, x), *chosen in peaks:
         logits[0, y, x, 0] = 3
         for index in chosen:
             logits[0, y, x, 1 + index] = 50
     return logits
 
 
-def test_shapes_are_told_in_reading_order_and_absent_ones_are_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_come_in_reading_order_and_absent_ones_are_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     things, places = to_torch(ShapeDetector()), to_torch(PositionTokens())
     for parameter in (*things.parameters(), *places.parameters()):
         torch.nn.init.normal_(parameter)
     colors = torch.randn(12, 256)
-    told = [((2, 11), 1, 4, 7), ((2, 3), 2, 0, 9), ((7, 6), 0, 11, 1)]  # place, size, color, shape
-    logits = spots(14, 14, 25, [(at, size, 3 + color, 15 + shape) for at, size, color, shape in told])
+    shapes = [((2, 11), 1, 4, 7), ((2, 3), 2, 0, 9), ((7, 6), 0, 11, 1)]  # place, size, color, shape
+    logits = spots(14, 14, 25, [(at, size, 3 + color, 15 + shape) for at, size, color, shape in shapes])
     monkeypatch.setattr(things, "logits", lambda features: logits)
     with torch.no_grad():
         found = things(torch.zeros(1, 49, 256), colors, places)[0]
         region = (places.rows[0] + places.columns[0], places.rows[0] + places.columns[1], places.center)
         for slot, (number, words) in enumerate(zip((1, 0, 2), region, strict=True)):
-            (y, x), size, color, shape = told[number]
+            (y, x), size, color, shape = shapes[number]
             at = torch.tensor([(y + 0.5) / 7 - 1, (x + 0.5) / 7 - 1]) @ places.axes
             expected = things.thing + things.sizes[size] + colors[color] + things.names[shape] + words + at
             torch.testing.assert_close(found[slot], expected, atol=0.1, rtol=0.02)
@@ -115,7 +115,7 @@ def test_a_heat_that_spots_share_is_one_thing_between_them() -> None:
     torch.testing.assert_close(where[0, 0], torch.tensor([5.5, 9.0 / 2]), atol=0.05, rtol=0)
 
 
-def test_lines_are_told_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_read_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> None:
     lines, places = to_torch(TextReader()), to_torch(PositionTokens())
     for parameter in (lines.first, lines.later, *places.parameters()):
         torch.nn.init.normal_(parameter)
@@ -141,15 +141,15 @@ def test_lines_are_told_letter_by_letter(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_photographs_and_drawings_have_slots_of_their_own(tower) -> None:
     account = tower.visual.trunk.account
-    told = torch.zeros(2, 49, 4, 74)
-    told[0, ..., PHOTO] = 1
-    told[1, ..., 25 + 6] = 1
+    labels = torch.zeros(2, 49, 4, 74)
+    labels[0, ..., PHOTO] = 1
+    labels[1, ..., 25 + 6] = 1
     with torch.no_grad():
         photo, drawing = account(
             torch.rand(2, 1000),
             torch.randn(2, 49, GATHERED),
             torch.randn(2, 49, 256),
-            told.flatten(2),
+            labels.flatten(2),
         )
     torch.testing.assert_close(photo[:2], torch.stack((account.medium[0], photo[1])))
     assert photo[1:12].abs().amax(-1).all() and photo[12:].abs().max() < 1e-6

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mobillama_v.model.vision import parts
-from mobillama_v.model.vision.parts import Ops, Part
+from mobillama_v.model.vision.parts import Part
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -54,7 +54,7 @@ class Tensors:
 
     def declared(self, layer: parts.Layer) -> list[Array]:
         """All tensors of a layer, in fp32."""
-        return [self.floats(name, *shape) for name, shape in layer.shapes().items()]
+        return [self.floats(name, *shape) for name, shape in layer.shapes.items()]
 
 
 class Linear:
@@ -150,13 +150,9 @@ def padded(x: Array, kernel: int, stride: int) -> Array:
 
 
 class _NumpyOps:
-    """:class:`~mobillama_v.model.vision.parts.Ops` over arrays."""
+    """The operations of :mod:`mobillama_v.model.vision.parts` over arrays."""
 
-    where, floor, sort = staticmethod(np.where), staticmethod(np.floor), staticmethod(np.sort)
-    repeat, concatenate = staticmethod(np.repeat), staticmethod(np.concatenate)
-
-    def relu(self, x: Array) -> Array:
-        return np.maximum(x, 0)
+    where, repeat, concatenate = staticmethod(np.where), staticmethod(np.repeat), staticmethod(np.concatenate)
 
     def relu6(self, x: Array) -> Array:
         return np.clip(x, 0, 6, out=x)
@@ -219,8 +215,7 @@ class _NumpyOps:
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
 
-NUMPY: Ops = _NumpyOps()
-"""The operations over arrays."""
+NUMPY = _NumpyOps()
 
 
 def to_numpy(part: Part, tensors: Tensors) -> Any:
@@ -249,6 +244,6 @@ def _made(declared: Any, tensors: Tensors, name: str) -> Any:
             return Linear(under, declared)
         case parts.LayerNorm():
             return LayerNorm(under, declared)
-        case parts.Parameter(shape):
-            return tensors.floats(name, *shape)
+        case parts.Parameter():
+            return tensors.floats(name, *declared.shape)
     return declared

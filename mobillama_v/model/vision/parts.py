@@ -1,96 +1,38 @@
 """Network parts that are written once and run on any array library.
 
 A part is a class whose attributes declare its layers (:class:`Conv`, :class:`Linear`, :class:`LayerNorm`, parameters
-and other parts) and whose ``forward`` computes with them and with ``self.ops``, a small table of operations. A backend
-turns the declaration into something that runs: :func:`mobillama_v.model.vision.parts_torch.to_torch` makes torch
-modules with gradients, :func:`mobillama_v.backends.numpy.layers.to_numpy` takes the arrays of a weight file.
+and other parts) and whose ``forward`` computes with them. A backend turns the declaration into something that runs:
+:func:`mobillama_v.model.vision.parts_torch.to_torch` makes torch modules with gradients,
+:func:`mobillama_v.backends.numpy.layers.to_numpy` takes the arrays of a weight file. Nothing is imported here: the size
+of a part is known at once.
 
-Nothing is imported here: the size of a part is known at once. Arrays have the images first and the channels last.
-Beside ``ops``, a forward pass uses only what arrays of numpy and of torch share: arithmetic, ``@``, indexing,
-``reshape``, ``swapaxes``, ``clip``, ``argmax``, and sums, means and products over axes.
+Arrays have the images first and the channels last. A forward pass uses what arrays of numpy and of torch share
+(arithmetic, ``@``, indexing, ``reshape``, ``swapaxes``, ``clip``, ``argmax``, ``cumsum``, sums and means over axes) and
+``self.ops``, a table of the operations that libraries spell differently. Where none is given, the axis is the last:
+
+- ``gelu(x)`` (exact, arXiv 1606.08415), ``relu6(x)`` (may overwrite ``x``), ``sigmoid(x)``, ``softmax(x)``;
+- ``attention(q, k, v)``: scaled dot products over [...,T,C], without a mask;
+- ``topk(x, k)``: the greatest values, the greatest first, and their indices; ``amax(x)``: the greatest;
+- ``argsort(x)``: ascending, equal values in their order;
+- ``take(x, index)``: rows ``index`` [N,K] of the second axis of ``x`` [N,S,...], as [N,K,...];
+- ``where(condition, x, y)``, ``stack(arrays)`` along a new last axis, ``concatenate(arrays, axis)``;
+- ``repeat(x, times, axis)``: each entry several times; ``pad(x)``: one zero around the last two axes;
+- ``integers(x)``: cut off the fractions; ``like(values, x)``: numbers or an array, in the type of ``x``;
+- ``arange(stop, x)``: 0 to ``stop`` - 1, where ``x`` lies;
+- ``channels_last(x)``: [N,C,H,W] to [N,H,W,C], in that order in memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-
-class Ops(Protocol):
-    """The operations that array libraries spell differently. An ``axis`` that is not named is the last one."""
-
-    def gelu(self, x: Any) -> Any:
-        """The exact GELU (arXiv 1606.08415)."""
-
-    def relu(self, x: Any) -> Any:
-        """Negative values become 0."""
-
-    def relu6(self, x: Any) -> Any:
-        """Clip to 0 … 6; may overwrite its input."""
-
-    def sigmoid(self, x: Any) -> Any:
-        """The logistic function."""
-
-    def softmax(self, x: Any) -> Any:
-        """Shares that sum to 1."""
-
-    def attention(self, q: Any, k: Any, v: Any) -> Any:
-        """Scaled dot-product attention over [...,T,C], without a mask."""
-
-    def topk(self, x: Any, k: int) -> tuple[Any, Any]:
-        """The ``k`` greatest values, the greatest first, and their indices."""
-
-    def argsort(self, x: Any) -> Any:
-        """Indices in ascending order of the values; equal ones keep their order."""
-
-    def sort(self, x: Any) -> Any:
-        """Values in ascending order."""
-
-    def amax(self, x: Any) -> Any:
-        """The greatest value."""
-
-    def take(self, x: Any, index: Any) -> Any:
-        """Rows ``index`` [N,K] of the second axis of ``x`` [N,S,...]: [N,K,...]."""
-
-    def where(self, condition: Any, x: Any, y: Any) -> Any:
-        """``x`` where the condition is true, else ``y``."""
-
-    def stack(self, arrays: Sequence[Any]) -> Any:
-        """Arrays of one shape along a new last axis."""
-
-    def concatenate(self, arrays: Sequence[Any], axis: int) -> Any:
-        """Arrays one after the other."""
-
-    def repeat(self, x: Any, times: int, axis: int) -> Any:
-        """Each entry of an axis several times."""
-
-    def pad(self, x: Any) -> Any:
-        """One zero around the last two axes."""
-
-    def floor(self, x: Any) -> Any:
-        """The next smaller whole number, as a float."""
-
-    def integers(self, x: Any) -> Any:
-        """Floats to integers, towards zero."""
-
-    def like(self, values: Any, x: Any) -> Any:
-        """Numbers, or an array of another type, as an array of the type of ``x``."""
-
-    def arange(self, stop: int, x: Any) -> Any:
-        """0 to ``stop`` - 1, where ``x`` lies."""
-
-    def channels_last(self, pixels: Any) -> Any:
-        """[N,C,H,W] to [N,H,W,C], in that order in memory."""
+from collections.abc import Iterator
+from typing import Any
 
 
 class Layer:
-    """A declared layer. It runs once a backend has made it."""
+    """A declared layer: names and shapes of its tensors. It runs once a backend has made it."""
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of its tensors."""
-        raise NotImplementedError
+    shapes: dict[str, tuple[int, ...]]
 
     def __call__(self, x: Any) -> Any:
         """Map an array; here only for the type checker.
@@ -98,58 +40,41 @@ class Layer:
         Raises:
             TypeError: always.
         """
-        raise TypeError(f"{self} is only declared; give its part to a backend first")
+        raise TypeError(f"this {type(self).__name__} is only declared; give its part to a backend first")
 
 
-@dataclass(frozen=True)
 class Conv(Layer):
     """A square convolution [N,H,W,C] to [N,ceil(H/stride),ceil(W/stride),C'], with bias.
 
     It is padded with zeros as TensorFlow does, the odd one at the end. ``groups`` is 1, or the number of channels.
     """
 
-    inputs: int
-    outputs: int
-    kernel: int
-    stride: int = 1
-    groups: int = 1
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weight [C',C/groups,kernel,kernel] and bias."""
-        weight = (self.outputs, self.inputs // self.groups, self.kernel, self.kernel)
-        return {"weight": weight, "bias": (self.outputs,)}
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        self.inputs, self.outputs, self.kernel, self.stride, self.groups = inputs, outputs, kernel, stride, groups
+        self.shapes = {"weight": (outputs, inputs // groups, kernel, kernel), "bias": (outputs,)}
 
 
-@dataclass(frozen=True)
 class Linear(Layer):
     """[...,K] to [...,N], with bias."""
 
-    inputs: int
-    outputs: int
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weight [N,K] and bias."""
-        return {"weight": (self.outputs, self.inputs), "bias": (self.outputs,)}
+    def __init__(self, inputs: int, outputs: int) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self.shapes = {"weight": (outputs, inputs), "bias": (outputs,)}
 
 
-@dataclass(frozen=True)
 class LayerNorm(Layer):
     """Layer normalization (arXiv 1607.06450) over the last axis, with scale and shift, and 1e-5 beside the variance."""
 
-    width: int
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Weight and bias."""
-        return {"weight": (self.width,), "bias": (self.width,)}
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.shapes = {"weight": (width,), "bias": (width,)}
 
 
-@dataclass(frozen=True)
 class Parameter:
     """A tensor of its own: normally distributed with deviation ``std`` at first, which may be 0."""
 
-    shape: tuple[int, ...]
-    std: float = 0.0
-    trained: bool = True
+    def __init__(self, shape: tuple[int, ...], std: float, trained: bool) -> None:
+        self.shape, self.std, self.trained = shape, std, trained
 
 
 def parameter(*shape: int, std: float = 0.0, trained: bool = True) -> Any:
@@ -160,7 +85,8 @@ def parameter(*shape: int, std: float = 0.0, trained: bool = True) -> Any:
 class Part:
     """A part of a network; see the text of this module."""
 
-    ops: Ops
+    ops: Any
+    """The backend's operations."""
 
     def forward(self, *arrays: Any) -> Any:
         """What the part computes; the arguments are the part's own."""
@@ -174,7 +100,7 @@ class Part:
 def tensor_shapes(declared: Any) -> Iterator[tuple[int, ...]]:
     """Shapes of all tensors of a declared part, in the order of its attributes."""
     if isinstance(declared, Layer):
-        yield from declared.shapes().values()
+        yield from declared.shapes.values()
     elif isinstance(declared, Parameter):
         yield declared.shape
     elif isinstance(declared, Part | list):
@@ -183,5 +109,5 @@ def tensor_shapes(declared: Any) -> Iterator[tuple[int, ...]]:
 
 
 def num_params(declared: Part) -> int:
-    """Parameters of a declared part."""
+    """How many parameters a declared part has."""
     return sum(math.prod(shape) for shape in tensor_shapes(declared))

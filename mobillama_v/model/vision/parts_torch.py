@@ -9,16 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobillama_v.model.vision.parts import Conv, LayerNorm, Linear, Ops, Parameter, Part
+from mobillama_v.model.vision.parts import Conv, LayerNorm, Linear, Parameter, Part
 
 
 class _TorchOps:
-    """:class:`~mobillama_v.model.vision.parts.Ops` over tensors."""
+    """The operations of :mod:`mobillama_v.model.vision.parts` over tensors."""
 
-    gelu, relu, relu6 = staticmethod(F.gelu), staticmethod(F.relu), staticmethod(F.relu6)
-    sigmoid, floor, where = staticmethod(torch.sigmoid), staticmethod(torch.floor), staticmethod(torch.where)
+    gelu, relu6, sigmoid = staticmethod(F.gelu), staticmethod(F.relu6), staticmethod(torch.sigmoid)
     attention, concatenate = staticmethod(F.scaled_dot_product_attention), staticmethod(torch.cat)
-    repeat = staticmethod(torch.repeat_interleave)
+    where, repeat = staticmethod(torch.where), staticmethod(torch.repeat_interleave)
 
     def softmax(self, x: Tensor) -> Tensor:
         return x.softmax(-1)
@@ -28,9 +27,6 @@ class _TorchOps:
 
     def argsort(self, x: Tensor) -> Tensor:
         return x.argsort(dim=-1, stable=True)
-
-    def sort(self, x: Tensor) -> Tensor:
-        return x.sort(dim=-1).values
 
     def amax(self, x: Tensor) -> Tensor:
         return x.amax(-1)
@@ -57,8 +53,7 @@ class _TorchOps:
         return pixels.permute(0, 2, 3, 1).contiguous()
 
 
-TORCH: Ops = _TorchOps()
-"""The operations over tensors."""
+TORCH = _TorchOps()
 
 
 class ConvSame(nn.Conv2d):
@@ -101,13 +96,14 @@ def _made(declared: Any) -> Any:
             return to_torch(declared)
         case list():
             return nn.ModuleList(_made(each) for each in declared)
-        case Conv(inputs, outputs, kernel, stride, groups):
-            return ConvSame(inputs, outputs, kernel, stride, groups=groups)
-        case Linear(inputs, outputs):
-            return nn.Linear(inputs, outputs)
-        case LayerNorm(width):
-            return nn.LayerNorm(width)
-        case Parameter(shape, std, trained):
-            start = torch.randn(shape) * std if std else torch.zeros(shape)
-            return nn.Parameter(start, requires_grad=trained)
+        case Conv():
+            options = {"stride": declared.stride, "groups": declared.groups}
+            return ConvSame(declared.inputs, declared.outputs, declared.kernel, **options)
+        case Linear():
+            return nn.Linear(declared.inputs, declared.outputs)
+        case LayerNorm():
+            return nn.LayerNorm(declared.width)
+        case Parameter():
+            start = torch.randn(declared.shape) * declared.std if declared.std else torch.zeros(declared.shape)
+            return nn.Parameter(start, requires_grad=declared.trained)
     return declared

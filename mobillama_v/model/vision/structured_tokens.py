@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mobillama_v.model.vision.lite0 import CLASSES, FINE, GRID, MEDIUM
-from mobillama_v.model.vision.parts import Conv, LayerNorm, Linear, Ops, Part, parameter
+from mobillama_v.model.vision.parts import Conv, LayerNorm, Linear, Part, parameter
 
 WIDTH = 256
 """Of every token."""
@@ -146,7 +146,7 @@ class ShapeDetector(Part):
         found, where, classes = find_peaks(ops, self.logits(features), SHAPE_SLOTS)
         sizes, tints, names = (ops.softmax(each) for each in split(classes, *SHAPE_CLASSES))
         tokens = self.thing + sizes @ self.sizes + tints @ colors + names @ self.names + positions(where)
-        third = ops.floor(where[..., 0] * 3 / CELLS)
+        third = ops.integers(where[..., 0] * 3 / CELLS)
         order = ops.argsort(third * CELLS + where[..., 1] + ~found * (4 * CELLS))
         return ops.take(tokens * found[..., None], order)
 
@@ -178,8 +178,8 @@ class TextReader(Part):
         coarse = self.coarse(features).reshape(-1, GRID, GRID, LETTER_CHANNELS)
         x = x + ops.repeat(ops.repeat(coarse, 2, axis=1), 4, axis=2)
         for conv in (self.conv1, self.conv2):
-            x = conv(ops.relu(x))
-        return self.out(ops.relu(x))
+            x = conv(x.clip(0))
+        return self.out(x.clip(0))
 
     def forward(self, cells: Any, features: Any, tints: Any, colors: Any, positions: PositionTokens) -> Any:
         """Find and read lines, [N,LINES*(LETTERS+1),D].
@@ -243,7 +243,7 @@ class StructuredTokens(Part):
         return ops.concatenate((medium, photo * self.class_names(probabilities), (1 - photo) * drawing), 1)
 
 
-def find_peaks(ops: Ops, logits: Any, most: int) -> tuple[Any, Any, Any]:
+def find_peaks(ops: Any, logits: Any, most: int) -> tuple[Any, Any, Any]:
     """The hottest peaks of a heat map, each with what else is said there.
 
     Args:
@@ -266,10 +266,11 @@ def find_peaks(ops: Ops, logits: Any, most: int) -> tuple[Any, Any, Any]:
     return score > FOUND, where, there[..., 1:]
 
 
-def line_border(ops: Ops, found: Any, down: Any) -> Any:
+def line_border(ops: Any, found: Any, down: Any) -> Any:
     """Where one line ends and the next begins [N,1]: the widest gap between letters' middles [N,K], if wide enough."""
     lowest = ops.amax(ops.where(found, down, 0.0))[:, None]
-    down = ops.sort(ops.where(found, down, lowest))
+    down = ops.where(found, down, lowest)
+    down = ops.take(down, ops.argsort(down))
     gaps = down[:, 1:] - down[:, :-1]
     index = gaps.argmax(-1)[:, None]
     widest = ops.take(gaps, index)
