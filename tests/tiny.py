@@ -60,8 +60,12 @@ SENTENCES = [
 ]
 
 
-def save_nano_like(folder: Path) -> Path:
-    """Write a model folder of the embedded model's architecture: real tower, tiny decoder, random weights in fp16."""
+def save_nano_like(folder: Path, *, decoder_changes: dict[str, Any] | None = None, **changes: Any) -> Path:
+    """Write a model folder of the embedded model's architecture: real tower, tiny decoder, random weights in fp16.
+
+    ``changes`` are other parts of its :class:`~mobillama_v.config.ModelConfig`, ``decoder_changes`` other values of
+    its decoder.
+    """
     import torch
     from safetensors.torch import save_file
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -85,17 +89,17 @@ def save_nano_like(folder: Path) -> Path:
 
     nano = PRESETS["nano"].spec
     assert isinstance(nano, ModelConfig)
-    decoder = dataclasses.replace(
-        nano.decoder,
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-    )
-    spec = dataclasses.replace(nano, decoder=decoder)
+    tiny: dict[str, Any] = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+    }
+    decoder = dataclasses.replace(nano.decoder, **tiny | (decoder_changes or {}))
+    spec = dataclasses.replace(nano, decoder=decoder, **changes)
     config = {
         "model_type": "mobillama_v",
         "text_config": dataclasses.asdict(decoder),
@@ -108,16 +112,10 @@ def save_nano_like(folder: Path) -> Path:
     torch.manual_seed(1)
     network = VisionLanguageModel(spec)
     with torch.no_grad():
-        # As they are initialized, a stem fades every picture to the same one, the tower's words are zeros, and a
+        # As they are initialized, a stem fades every picture to the same one, the structured tokens are zeros, and a
         # decoder at 0.02 does not mind its input: no picture would change an answer.
-        trunk = network.vision_tower.visual.trunk
-        for module in trunk.patch_embed.stem.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                torch.nn.init.zeros_(module.bias)
-        torch.nn.init.normal_(trunk.patch_embed.stem.classifier.weight)
-        for words in (trunk.account.class_names.table, trunk.account.colors, trunk.account.things.names):
-            torch.nn.init.normal_(words, std=0.05)
+        if spec.tower == nano.tower:
+            _wake_hybrid_tower(network.vision_tower.visual.trunk)
         for part in (network.language_model, network.lm_head, network.projector):
             for parameter in part.parameters():
                 if parameter.dim() > 1:
@@ -135,3 +133,15 @@ def whole_logits(network: Any, encoded: Any, pixels: Any) -> Any:
     embeds[0, torch.tensor(encoded.image_mask)] = network.get_image_features(pixels).flatten(0, 1)
     positions = torch.arange(len(encoded.input_ids))[None]
     return network.lm_head(decoder(embeds, position_ids=positions))[0]
+
+
+def _wake_hybrid_tower(trunk: Any) -> None:
+    import torch
+
+    for module in trunk.patch_embed.stem.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            torch.nn.init.zeros_(module.bias)
+    torch.nn.init.normal_(trunk.patch_embed.stem.classifier.weight)
+    for words in (trunk.account.class_names.table, trunk.account.colors, trunk.account.things.names):
+        torch.nn.init.normal_(words, std=0.05)

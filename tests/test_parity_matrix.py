@@ -1,0 +1,189 @@
+"""One picture and one question mean the same in every backend, precision and door.
+
+The whole product of tower x projector x sharing of the feed-forward network x backend x precision x order of text and
+picture has hundreds of cells. Factors that meet nowhere in the code are paired instead:
+
+- the decoder sees a tower and a projector only as visual tokens, so the two ways of sharing alternate over them;
+- a precision changes numbers and no structure, so it is tried with each tower and sharing, and one projector;
+- the order of text and picture changes only the prompt, which no weights see: it is tried once in each door.
+
+A new kind of tower, projector or template takes part as soon as it is registered.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mobillama_v
+import tiny
+from mobillama_v.backends.native import library
+from mobillama_v.backends.numpy.model import NumpyVisionEncoder, supports
+from mobillama_v.config import ProjectorConfig, TowerConfig
+from mobillama_v.errors import ConfigError
+from mobillama_v.generate import Sampling
+from mobillama_v.hub import read_spec
+from mobillama_v.images import ImageTransform
+from mobillama_v.model.vision import HYBRID, TOWERS
+from mobillama_v.model.vision.registry import ANY
+from mobillama_v.projector import PROJECTORS
+from mobillama_v.prompt import Message, Slot, user
+
+QUESTION = "What is this?"
+# Of the greatest logit, which is between 3 and 30 here. fp32: sums in another order. The native engine holds weights
+# in 16 bits, keys and values in 8. bf16 has 8 bits of mantissa, fp16 has 11, and both round after every layer.
+TOLERANCES = {"fp32": 2e-5, "native": 2e-2, "bf16": 1e-1, "fp16": 1e-2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+TOWER_SIDES = {HYBRID: 224, ANY: tiny.IMAGE_SIZE}
+"""Image sides of a model of each kind of tower; its name is the kind's, or that of the tiny ViT."""
+CELLS = list(zip(itertools.product(TOWERS, PROJECTORS), itertools.cycle(("all", "none"))))
+
+
+def picture() -> Image.Image:
+    """A drawing-like picture: two colors and an edge."""
+    image = Image.new("RGB", (240, 200), (200, 30, 30))
+    image.paste((30, 60, 220), (40, 60, 130, 150))
+    return image
+
+
+@pytest.fixture(scope="module")
+def model_folder(tower_name: str, tmp_path_factory: pytest.TempPathFactory):
+    """Makes model folders, one for each combination that is asked for."""
+
+    @cache
+    def make(kind: str, projector: str, sharing: str) -> Path:
+        side = TOWER_SIDES[kind]
+        factor = (7 if kind == HYBRID else 2) if PROJECTORS[projector].merges else 1
+        hybrid = kind == HYBRID
+        tower = TowerConfig(HYBRID, None, -1, "cls_patch") if hybrid else TowerConfig(tower_name)
+        return tiny.save_nano_like(
+            tmp_path_factory.mktemp("parity"),
+            decoder_changes={"ffn_sharing": sharing},
+            tower=tower,
+            projector=ProjectorConfig(projector, factor),
+            image=ImageTransform(size=side, mode="squash"),
+        )
+
+    return make
+
+
+def by_engine(folder: Path, **options: Any) -> tuple[list[int], np.ndarray, Any]:
+    """Prompt ids, logits after the prompt, and the assistant: as `describe`, the demo and the server answer."""
+    assistant = mobillama_v.load(str(folder), device="cpu", **options)
+    encoded = assistant._encode(1, QUESTION)
+    features = [assistant.encode_image(picture()).features]
+    embeds, exists = assistant.engine.compose([encoded], features, assistant.tokenizer.pad_id)
+    decoding = assistant.engine.begin(1, embeds.shape[1] + 1)
+    logits = decoding.prefill(embeds, exists)[0]
+    decoding.close()
+    return encoded.input_ids, logits.float().numpy() if isinstance(logits, torch.Tensor) else logits, assistant
+
+
+def by_transformers(folder: Path, dtype: torch.dtype) -> tuple[list[int], np.ndarray]:
+    """Prompt ids and logits after the prompt, as users of transformers get them."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    inputs = AutoProcessor.from_pretrained(folder)(images=picture(), text=QUESTION)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+    with torch.inference_mode():
+        return inputs["input_ids"][0].tolist(), model(**inputs).logits[0, -1].float().numpy()
+
+
+def agree(got: np.ndarray, expected: np.ndarray, precision: str) -> None:
+    """Within the tolerance of ``precision``, a share of the greatest logit."""
+    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCES[precision] * np.abs(expected).max())
+
+
+def test_every_kind_of_tower_is_tried() -> None:
+    assert set(TOWER_SIDES) == set(TOWERS), "give the new kind of tower an image side here"
+
+
+@pytest.mark.parametrize(("kind", "projector", "sharing"), [(*cell, sharing) for cell, sharing in CELLS])
+def test_backends_agree_on_every_tower_and_projector(kind: str, projector: str, sharing: str, model_folder) -> None:
+    folder = model_folder(kind, projector, sharing)
+    ids, expected, _ = by_engine(folder, engine="torch")
+    theirs, logits = by_transformers(folder, torch.float32)
+    assert theirs == ids
+    agree(logits, expected, "fp32")
+    if library.missing():
+        with pytest.raises(ConfigError, match="the native engine cannot be used"):
+            mobillama_v.load(str(folder), device="cpu", engine="native")
+        return
+    ids_native, logits, assistant = by_engine(folder, engine="native")
+    assert ids_native == ids
+    assert isinstance(assistant.vision, NumpyVisionEncoder) == supports(read_spec(folder)) == (kind == HYBRID)
+    agree(logits, expected, "native")
+    if kind == HYBRID:  # the same decoder behind the tower in torch
+        agree(by_engine(folder, engine="native", dtype=torch.float32)[1], logits, "fp32")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(("kind", "sharing"), list(itertools.product(TOWERS, ("all", "none"))))
+def test_backends_agree_in_every_precision(kind: str, sharing: str, precision: str, model_folder) -> None:
+    folder = model_folder(kind, "mlp2x_gelu", sharing)
+    _, expected, _ = by_engine(folder, engine="torch")
+    _, logits, assistant = by_engine(folder, engine="torch", dtype=DTYPES[precision])
+    assert assistant.network.lm_head.weight.dtype == DTYPES[precision]
+    agree(logits, expected, precision)
+    agree(by_transformers(folder, DTYPES[precision])[1], expected, precision)
+    if not library.missing():  # tower and projector in that type, the decoder in 16 bits
+        agree(by_engine(folder, engine="native", dtype=DTYPES[precision])[1], expected, precision)
+
+
+def test_the_hybrid_tower_stays_in_fp32(model_folder) -> None:
+    from mobillama_v import MobiLlamaVForConditionalGeneration
+
+    folder = model_folder(HYBRID, "mlp2x_gelu", "all")
+    pixels = torch.from_numpy(read_spec(folder).image(picture()))[None]
+    model = MobiLlamaVForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = model.vision_tower(pixels)
+    for changed in (
+        model.to(torch.float16),
+        model.bfloat16(),
+        MobiLlamaVForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval(),
+    ):
+        assert changed.lm_head.weight.dtype != torch.float32
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(changed.vision_tower(pixels), expected, rtol=0, atol=0)
+
+
+def test_the_picture_comes_first_in_every_door(model_folder) -> None:
+    from transformers import AutoProcessor
+
+    from mobillama_v.demo.limits import Limits
+    from mobillama_v.demo.protocol import parse
+
+    folder = model_folder(HYBRID, "mlp2x_gelu", "all")
+    assistant = mobillama_v.load(str(folder), device="cpu", engine="torch")
+    expected = assistant._encode(1, [user(QUESTION, images=1)]).input_ids
+    turned = [Message("user", (QUESTION, Slot.IMAGE))]
+    assert assistant._encode(1, turned).input_ids == expected
+    assert (
+        assistant.ask([picture()], turned, Sampling(4)).text == assistant.ask([picture()], QUESTION, Sampling(4)).text
+    )
+    processor = AutoProcessor.from_pretrained(folder)
+    text, shown = {"type": "text", "text": QUESTION}, {"type": "image", "image": picture()}
+    url = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    for order in (1, -1):
+        chat = [{"role": "user", "content": [text, shown][::order]}]
+        assert processor.apply_chat_template(chat, tokenize=True)[0].tolist() == expected
+        request = parse({"model": "m", "messages": [{"role": "user", "content": [text, url][::order]}]}, Limits())
+        assert assistant._encode(1, request.messages).input_ids == expected
+
+
+@pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
+def test_what_the_native_engine_does_not_support_is_refused_by_name(model_folder, tmp_path: Path) -> None:
+    narrow = tiny.save_nano_like(tmp_path / "narrow", decoder_changes={"num_attention_heads": 8})
+    with pytest.raises(ConfigError, match="heads whose width is a multiple of 8, and this model's are 4 wide"):
+        mobillama_v.load(str(narrow), device="cpu", engine="native")
+    assert "PyTorch" in mobillama_v.load(str(narrow), device="cpu").engine.title
+    with pytest.raises(ConfigError, match="it runs on a CPU and the device is meta"):
+        mobillama_v.load(str(model_folder(HYBRID, "linear", "all")), device="meta", engine="native")
