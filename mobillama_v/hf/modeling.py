@@ -151,21 +151,82 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         """Replace the head."""
         self.lm_head = new_embeddings
 
-    def _run(
+    def _embed(
         self,
-        inputs_embeds: Tensor,
-        *,
-        config: MobiLlamaConfig,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        cache: Cache | None,
-        labels: Tensor | None,
-        use_cache: bool | None,
-        logits_to_keep: int | Tensor,
-        output_hidden_states: bool | None,
-        num_items_in_batch: Tensor | int | None,
-        sample_lengths: tuple[int, ...] | None,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+        image_mask: Tensor | None,
+    ) -> Tensor:
+        """Embeddings [B,T,D] of the tokens and, in the model that has a tower, of the images at their slots."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        embeds = self._decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if pixel_values is not None and image_features is not None:
+            raise ValueError("give at most one of pixel_values and image_features")
+        has_images = pixel_values is not None or image_features is not None
+        if has_images != (image_mask is not None and bool(image_mask.any())):
+            raise PromptError(
+                "pixel_values (or image_features) and image_mask go together: one was given without the other."
+            )
+        if not has_images:
+            return embeds
+        if not isinstance(self, VisionLanguage):
+            raise PromptError("this model reads text alone: load the whole model to ask about images.")
+        assert image_mask is not None
+        tokens = self.project(image_features) if pixel_values is None else self.get_image_features(pixel_values)
+        return place_image_features(embeds, image_mask, tokens)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        image_features: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        sample_lengths: tuple[int, ...] | None = None,
+        **_: Any,
     ) -> CausalLMOutputWithPast:
+        """Run the model.
+
+        Args:
+            input_ids: [B,T]; any valid id stands at image slots.
+            pixel_values: [N,3,S,S], the images of all rows in order.
+            image_mask: [B,T] boolean, True at image slots.
+            attention_mask: [B,S], 1 where a position exists; left or right padding.
+            position_ids: [B,T].
+            cache: a transformers cache.
+            inputs_embeds: [B,T,D] instead of ``input_ids``.
+            labels: [B,T], -100 where not supervised.
+            use_cache: keep keys and values for later calls.
+            logits_to_keep: how many last positions get logits; 0 means all.
+            output_hidden_states: return the input of each layer and the final state.
+            num_items_in_batch: supervised tokens over accumulation and ranks, for the loss.
+            image_features: [N,E+P,Dv], the tower's output (of a cache, say) instead of ``pixel_values``.
+            past_key_values: ``cache`` as transformers before 5.24 names it.
+            sample_lengths: tokens of each sample, where several are packed one after the other into the only row: none
+                attends to another, and positions start anew in each.
+            **_: ignored; transformers passes more than this model needs.
+
+        Returns:
+            ``logits`` [B,T,V] without labels, ``loss`` with them.
+
+        Raises:
+            PromptError: image slots and images disagree.
+        """
+        inputs_embeds = self._embed(input_ids, inputs_embeds, pixel_values, image_features, image_mask)
+        cache = past_key_values if cache is None else cache
+        config: Any = self.config.get_text_config()
         use_cache = (config.use_cache if use_cache is None else use_cache) and not self.training
         if use_cache and cache is None and sample_lengths is None:
             cache = DynamicCache(config=config)
@@ -214,38 +275,19 @@ class MobiLlamaForCausalLM(_DecoderRunner):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
+        *,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        output_hidden_states: bool | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        past_key_values: Cache | None = None,
-        sample_lengths: tuple[int, ...] | None = None,
-        **_: Any,
+        **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Run the decoder on ``input_ids`` [B,T] or ``inputs_embeds`` [B,T,D].
-
-        ``sample_lengths`` is that of :meth:`MobiLlamaVForConditionalGeneration.forward`.
-
-        Returns:
-            ``logits`` [B,T,V] (the last ``logits_to_keep`` positions; 0 keeps all) without labels, ``loss`` with them.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        return self._run(
-            self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds,
-            config=self.config,
+        """Run the decoder; arguments in the order of transformers' text models, ``options`` as of the whole model."""
+        return super().forward(
+            input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
             labels=labels,
-            use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            output_hidden_states=output_hidden_states,
-            num_items_in_batch=num_items_in_batch,
-            sample_lengths=sample_lengths,
+            **options,
         )
 
 
@@ -272,80 +314,6 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
     @property
     def _decoder(self) -> Decoder:
         return self.language_model
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        cache: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        output_hidden_states: bool | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        image_features: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        sample_lengths: tuple[int, ...] | None = None,
-        **_: Any,
-    ) -> CausalLMOutputWithPast:
-        """Run the model.
-
-        Args:
-            input_ids: [B,T]; any valid id stands at image slots.
-            pixel_values: [N,3,S,S], the images of all rows in order.
-            image_mask: [B,T] boolean, True at image slots.
-            attention_mask: [B,S], 1 where a position exists; left or right padding.
-            position_ids: [B,T].
-            cache: a transformers cache.
-            inputs_embeds: [B,T,D] instead of ``input_ids``.
-            labels: [B,T], -100 where not supervised.
-            use_cache: keep keys and values for later calls.
-            logits_to_keep: how many last positions get logits; 0 means all.
-            output_hidden_states: return the input of each layer and the final state.
-            num_items_in_batch: supervised tokens over accumulation and ranks, for the loss.
-            image_features: [N,E+P,Dv], the tower's output (of a cache, say) instead of ``pixel_values``.
-            past_key_values: ``cache`` as transformers before 5.24 names it.
-            sample_lengths: tokens of each sample, where several are packed one after the other into the only row: none
-                attends to another, and positions start anew in each.
-            **_: ignored; transformers passes more than this model needs.
-
-        Returns:
-            ``logits`` [B,T,V] without labels, ``loss`` with them.
-
-        Raises:
-            PromptError: image slots and images disagree.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        embeds = self.language_model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if pixel_values is not None and image_features is not None:
-            raise ValueError("give at most one of pixel_values and image_features")
-        has_images = pixel_values is not None or image_features is not None
-        if has_images != (image_mask is not None and bool(image_mask.any())):
-            raise PromptError(
-                "pixel_values (or image_features) and image_mask go together: one was given without the other."
-            )
-        if has_images:
-            assert image_mask is not None
-            tokens = self.project(image_features) if pixel_values is None else self.get_image_features(pixel_values)
-            embeds = place_image_features(embeds, image_mask, tokens)
-        return self._run(
-            embeds,
-            config=self.config.text_config,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=past_key_values if cache is None else cache,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            output_hidden_states=output_hidden_states,
-            num_items_in_batch=num_items_in_batch,
-            sample_lengths=sample_lengths,
-        )
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any

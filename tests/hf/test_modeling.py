@@ -6,7 +6,12 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration
+from mobillama_v import (
+    MobiLlamaConfig,
+    MobiLlamaForCausalLM,
+    MobiLlamaVConfig,
+    MobiLlamaVForConditionalGeneration,
+)
 from mobillama_v.errors import PromptError
 from tiny import DECODER, IMAGE_SIZE, PATCH, TOWER_LAYERS, TOWER_WIDTH, model_config
 
@@ -165,3 +170,13 @@ def test_padded_rows_with_images_equal_single_rows(pair, side: str) -> None:
             one = ids[i : i + 1, :n]
             alone = ours(input_ids=one, pixel_values=pixels[i : i + 1], image_mask=one == IMAGE_ID).logits[0]
             torch.testing.assert_close(batch[i, place], alone, rtol=1e-4, atol=1e-3)
+
+
+def test_text_models_take_the_mask_second_and_no_images() -> None:
+    torch.manual_seed(0)
+    model = MobiLlamaForCausalLM(MobiLlamaConfig(**DECODER)).eval()
+    ids, mask = torch.arange(3, 11).view(2, 4), torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
+    assert torch.equal(model(ids, mask).logits, model(input_ids=ids, attention_mask=mask).logits)
+    slots = torch.ones(2, 4, dtype=torch.bool)
+    with pytest.raises(PromptError, match="reads text alone"):
+        model(ids, mask, image_features=torch.zeros(2, 4, 24), image_mask=slots)
