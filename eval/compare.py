@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmarks.base import SHORT_ANSWER
-from mobillama_v.eval.benchmarks.scienceqa import SUFFIX as LETTER_ANSWER
-from mobillama_v.eval.results import PAPER, Judged, Result, read_result, results_of
+from mobillama_v.eval.benchmarks import registry
+from mobillama_v.eval.results import Judged, Result, paper_score, read_result, results_of
 from mobillama_v.eval.stats import difference, headline_rows
 
 
@@ -27,7 +26,7 @@ class Column:
 class Disagreement:
     """A question that two runs answer with different success."""
 
-    benchmark: str
+    question: str
     first: Judged
     second: Judged
 
@@ -72,9 +71,10 @@ def read_columns(runs: Sequence[Path]) -> list[Column]:
 
 
 def benchmarks_of(columns: Sequence[Column]) -> list[str]:
-    """Every benchmark that a run has: the paper's in the paper's order, then the others."""
-    names = dict.fromkeys(name for column in columns for name in column.results)
-    return [name for name in PAPER if name in names] + sorted(set(names) - set(PAPER))
+    """Every benchmark that a run has: those that are known in their order, then the others."""
+    names = {name for column in columns for name in column.results}
+    known = list(registry.classes())
+    return [name for name in known if name in names] + sorted(names.difference(known))
 
 
 def pairs(columns: Sequence[Column]) -> list[Pair]:
@@ -93,7 +93,7 @@ def pair(first: str, a: Result, second: str, b: Result) -> Pair:
     mine, theirs = {row.id: row for row in a.questions}, {row.id: row for row in b.questions}
     shared = [name for name in mine if name in theirs]
     split = tuple(
-        Disagreement(a.benchmark, mine[name], theirs[name])
+        Disagreement(a.question(mine[name]), mine[name], theirs[name])
         for name in shared
         if mine[name].correct != theirs[name].correct
     )
@@ -128,36 +128,20 @@ def _different_settings(a: Result, b: Result) -> list[str]:
     ]
 
 
-def figure(value: float, digits: int) -> str:
-    """A score as it is printed."""
-    return f"{value:,.{digits}f}"
-
-
-def headline(result: Result | None) -> str:
-    """A score with its interval, as ``41.20 (38.9 to 43.4)``; a dash where there is none."""
-    if result is None:
-        return "–"
-    text = figure(result.score.headline, result.digits)
-    if result.interval:
-        low, high = (figure(value, 1) for value in result.interval)
-        text += f" ({low} to {high})"
-    return text
-
-
-def table(columns: Sequence[Column]) -> list[list[str]]:
+def comparison_rows(columns: Sequence[Column]) -> list[list[str]]:
     """Header and one row a benchmark: its name and measure, each run, the paper's."""
     rows = [["benchmark", *[column.name for column in columns], "MobiLlama-V 0.8B (paper)"]]
     for name in benchmarks_of(columns):
         results = [column.results.get(name) for column in columns]
         measure = next(result.score.headline_name for result in results if result)
-        paper = figure(PAPER[name], 1) if name in PAPER else "–"
-        rows.append([f"{name}, {measure}", *[headline(result) for result in results], paper])
+        scores = [result.headline if result else "–" for result in results]
+        rows.append([f"{name}, {measure}", *scores, paper_score(name)])
     return rows
 
 
 def markdown(columns: Sequence[Column], shown: int) -> str:
     """The comparison as Markdown, with ``shown`` of each pair's disagreements."""
-    header, *body = table(columns)
+    header, *body = comparison_rows(columns)
     lines = ["# Runs side by side", "", row(header), "|" + " --- |" * len(header), *map(row, body), ""]
     lines += ["In brackets: 95 % bootstrap intervals over images, seed 0.", ""]
     for each in pairs(columns):
@@ -165,7 +149,14 @@ def markdown(columns: Sequence[Column], shown: int) -> str:
         if each.disagreements and shown:
             lines += [row(["question", "expected", each.first, each.second]), "| --- | --- | --- | --- |"]
             lines += [
-                row([question(d.first), " / ".join(dict.fromkeys(d.first.answers)), given(d.first), given(d.second)])
+                row(
+                    [
+                        d.question,
+                        " / ".join(dict.fromkeys(d.first.answers)),
+                        marked_answer(d.first),
+                        marked_answer(d.second),
+                    ]
+                )
                 for d in each.disagreements[:shown]
             ]
             if len(each.disagreements) > shown:
@@ -206,12 +197,7 @@ def _record(each: Pair, found: Disagreement) -> dict[str, Any]:
     }
 
 
-def question(row: Judged) -> str:
-    """What was asked, without the request for a short answer that all prompts of a benchmark end with."""
-    return row.prompt.removesuffix(SHORT_ANSWER).removesuffix(LETTER_ANSWER)
-
-
-def given(row: Judged) -> str:
+def marked_answer(row: Judged) -> str:
     """An answer and whether it is right."""
     mark = "✓" if row.correct == 1 else "✗" if row.correct == 0 else f"{row.correct:.2f}"
     return f"{row.text} {mark}"

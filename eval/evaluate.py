@@ -7,31 +7,28 @@ runs what comes before them once. Answers are on the disk before the next batch 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobillama_v import __version__
+from mobillama_v import __version__, distributed
 from mobillama_v.errors import DataError, ImageError
 from mobillama_v.eval.batching import batches, windows
 from mobillama_v.eval.benchmarks.base import Benchmark, Example
-from mobillama_v.eval.distributed import World
 from mobillama_v.eval.ocr import asks_for_tokens, read_pictures
-from mobillama_v.eval.progress_line import Progress
 from mobillama_v.eval.store import Shard, Store
+from mobillama_v.progress import Progress
 from mobillama_v.prompt import user
 
 if TYPE_CHECKING:
     from mobillama_v.assistant import Assistant, EncodedImage
     from mobillama_v.backends.select import BackendPlan
 
-MAX_NEW_TOKENS: Mapping[str, int] = {"gqa": 24, "scienceqa": 32, "textvqa": 48, "mme": 16}
-"""The longest answer of each benchmark, in tokens; MME's rule looks at four characters, and a letter is two tokens."""
-_LONGEST = 64  # of any other benchmark
 _WINDOW = 8  # batches whose questions are sorted by length together
 _FEATURE_BYTES = 256 << 20  # of encoded images that are kept at once, in fp32
 _SHOWN = 3
@@ -42,7 +39,7 @@ TOO_LONG = "prompt_too_long"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of one benchmark: its folder, what was asked, the answers by question id, and :func:`describe`."""
+    """A finished run of one benchmark: its folder, what was asked, answers by question id, and :func:`provenance`."""
 
     store: Store
     examples: list[Example]
@@ -53,11 +50,6 @@ class Run:
     def texts(self) -> dict[str, str]:
         """The answers' texts by question id, as benchmarks score them."""
         return {name: answer["text"] for name, answer in self.answers.items()}
-
-
-def longest_answer(benchmark: str) -> int:
-    """How many tokens an answer may have in a benchmark, where nothing else is asked for."""
-    return MAX_NEW_TOKENS.get(benchmark, _LONGEST)
 
 
 @dataclass
@@ -123,7 +115,6 @@ def run(
     model: Model,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
-    world: World | None = None,
 ) -> Run:
     """Answer what has no answer yet, and merge all answers in the order of the questions.
 
@@ -133,36 +124,34 @@ def run(
         folder: where answers go; a run that was broken off there goes on.
         model: is asked; it is not loaded where nothing is left to ask.
         batch_size: questions that are asked at once.
-        max_new_tokens: by default :func:`longest_answer`.
-        world: the processes that share the questions; this one alone by default.
+        max_new_tokens: by default the benchmark's.
 
     Raises:
         DataError: the folder holds another run; an image cannot be read, in which case everything else is answered
             and kept.
         MobiLlamaVError: as :class:`Model`.
     """
-    world = world or World()
     store = Store(folder)
-    tokens = max_new_tokens or longest_answer(benchmark.name)
-    about = describe(benchmark, examples, model=model, max_new_tokens=tokens)
-    with store.claimed(about) if world.rank == 0 else contextlib.nullcontext():
-        world.gather(None)  # the first process has made the folder ready
+    tokens = max_new_tokens or benchmark.max_new_tokens
+    about = provenance(benchmark, examples, model=model, max_new_tokens=tokens)
+    with store.claimed(about) if distributed.rank() == 0 else contextlib.nullcontext():
+        distributed.barrier()  # the first process has made the folder ready
         known = store.answered()
-        world.gather(None)  # and nobody writes before all have read
+        distributed.barrier()  # and nobody writes before all have read
         if asks_for_tokens(benchmark):
-            examples = read_pictures(examples, store, world)
+            examples = read_pictures(examples, store)
         failed: list[str] = []
         if any(example.id not in known for example in examples):
-            asker = Evaluator(model.assistant, batch_size=batch_size, max_new_tokens=tokens)
-            mine = asker.share(examples, world)
+            evaluator = Evaluator(model.assistant, batch_size=batch_size, max_new_tokens=tokens)
+            mine = evaluator.share(examples)
             todo = sum(each.id not in known for window in mine for each in window)
-            progress = Progress(benchmark.name, total=todo, world=world)
-            with store.shard(world.rank) as shard:
-                failed = asker.answer(mine, known, shard, progress)
-        _refuse([each for part in world.gather(failed) for each in part], len(examples), folder)
-        if world.rank == 0:
+            with store.shard(distributed.rank()) as shard, Progress("questions") as progress:
+                tell = functools.partial(progress, benchmark.name, total=todo)
+                failed = evaluator.answer(mine, known, shard, tell)
+        _refuse([each for part in distributed.all_gather(failed) for each in part], len(examples), folder)
+        if distributed.rank() == 0:
             store.merge(example.id for example in examples)
-        world.gather(None)
+        distributed.barrier()
     return Run(store, examples, store.answered(), about)
 
 
@@ -176,27 +165,28 @@ class Evaluator:
         self._sampling = Sampling(max_new_tokens=max_new_tokens)
         self._seen: dict[Path, EncodedImage] = {}
 
-    def share(self, examples: Sequence[Example], world: World) -> list[list[Example]]:
+    def share(self, examples: Sequence[Example]) -> list[list[Example]]:
         """The windows of a process; no two processes encode the same image."""
         image = 4 * self.assistant.vision.tokens_per_image * self.assistant.spec.decoder.hidden_size
         images = max(self.batch_size, _FEATURE_BYTES // max(1, image))
         every = windows(examples, questions=_WINDOW * self.batch_size, images=images)
-        return [window for i, window in enumerate(every) if i % world.size == world.rank]
+        return [window for i, window in enumerate(every) if i % distributed.world_size() == distributed.rank()]
 
     def answer(
-        self, mine: list[list[Example]], known: Mapping[str, Any], shard: Shard, progress: Progress
+        self, mine: list[list[Example]], known: Mapping[str, Any], shard: Shard, tell: Callable[[int], None]
     ) -> list[str]:
         """Ask what is not known, and add it to the shard; a message for every question whose image cannot be read."""
         failed: list[str] = []
+        done = 0
         for window in mine:
             for batch in self.batches(window):
                 missing = [example for example in batch if example.id not in known]
                 if missing:
                     answers = self.ask(missing, failed)
                     shard.add(answers)
-                    progress.advance(len(missing))
+                    done += len(missing)
+                    tell(done)
             self._seen.clear()
-        progress.end()
         return failed
 
     def batches(self, window: list[Example]) -> Iterator[list[Example]]:
@@ -239,7 +229,9 @@ class Evaluator:
         return len(self.assistant.encode_messages([user(example.prompt, images=len(example.images))]).input_ids)
 
 
-def describe(benchmark: Benchmark, examples: Sequence[Example], *, model: Model, max_new_tokens: int) -> dict[str, Any]:
+def provenance(
+    benchmark: Benchmark, examples: Sequence[Example], *, model: Model, max_new_tokens: int
+) -> dict[str, Any]:
     """What makes answers comparable; runs that differ in it must not be mixed (:meth:`Store.claimed`).
 
     Raises:

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobillama_v.errors import ConfigError, ImageError, MissingExtraError
+from mobillama_v import distributed
+from mobillama_v.errors import ImageError, MissingExtraError
 from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example
-from mobillama_v.eval.progress_line import Progress
+from mobillama_v.progress import Progress
 
 if TYPE_CHECKING:
-    from mobillama_v.eval.distributed import World
     from mobillama_v.eval.store import Store
 
 RAPIDOCR = "rapidocr"
@@ -52,23 +52,13 @@ def library() -> str:
     return f"{RAPIDOCR} {importlib.metadata.version(RAPIDOCR)}"
 
 
-def told(ocr: str) -> str:
+def ocr_mode(ocr: str) -> str:
     """A benchmark's ``ocr`` as it stands beside a score.
 
     Raises:
         MissingExtraError: as :func:`library`.
     """
     return library() if ocr == RAPIDOCR else ocr
-
-
-def refuse_for_scoring(ocr: str | None) -> None:
-    """Answers are judged by a file, without their pictures.
-
-    Raises:
-        ConfigError: they were to be read.
-    """
-    if ocr == RAPIDOCR:
-        raise ConfigError(f"--ocr {RAPIDOCR} reads the pictures of `eval run`; scoring opens none, so leave it out.")
 
 
 class Reader:
@@ -121,15 +111,15 @@ def reading_order(boxes: Sequence[Box]) -> list[int]:
 
 def with_tokens(examples: Sequence[Example], tokens: Mapping[Path, Sequence[str]]) -> list[Example]:
     """The examples with the tokens of their pictures in the prompt: after the question, as LLaVA-1.5 has them."""
-    told = []
+    found = []
     for example in examples:
         question = example.prompt.removesuffix(SHORT_ANSWER)
         line = tokens_line([token for path in example.images for token in tokens.get(path, ())])
-        told.append(dataclasses.replace(example, prompt=question + line + example.prompt[len(question) :]))
-    return told
+        found.append(dataclasses.replace(example, prompt=question + line + example.prompt[len(question) :]))
+    return found
 
 
-def read_pictures(examples: Sequence[Example], store: Store, world: World) -> list[Example]:
+def read_pictures(examples: Sequence[Example], store: Store) -> list[Example]:
     """Read the pictures that were not read in this run before, and put their tokens into the prompts.
 
     A picture that cannot be opened has no tokens here; asking about it will name it.
@@ -139,26 +129,27 @@ def read_pictures(examples: Sequence[Example], store: Store, world: World) -> li
         DataError: what was kept is damaged.
     """
     known = store.tokens()
-    world.gather(None)  # nobody writes before all have read
+    distributed.barrier()  # nobody writes before all have read
     paths = list(dict.fromkeys(path for example in examples for path in example.images))
-    mine = paths[world.rank :: world.size]
+    mine = paths[distributed.rank() :: distributed.world_size()]
     digests = {path: digest for path in mine if (digest := _digest(path))}
     todo = dict.fromkeys(digest for digest in digests.values() if digest not in known)
     first = {digest: path for path, digest in reversed(digests.items())}
     if todo:
-        reader, progress = Reader(), Progress("ocr", total=len(todo), world=world, unit="pictures")
-        with store.token_shard(world.rank) as shard:
-            for digest in todo:
+        reader = Reader()
+        with store.token_shard(distributed.rank()) as shard, Progress("pictures") as progress:
+            for done, digest in enumerate(todo, 1):
                 try:
                     known[digest] = reader.read(first[digest])
                 except ImageError:
                     known[digest] = []  # and not kept: it may be mended
                 else:
                     shard.add([{"sha256": digest, "image": first[digest].name, "tokens": known[digest]}])
-                progress.advance(1)
-        progress.end()
+                progress("ocr", done, len(todo))
     found = {path: known[digest] for path, digest in digests.items()}
-    return with_tokens(examples, {path: words for part in world.gather(found) for path, words in part.items()})
+    return with_tokens(
+        examples, {path: words for part in distributed.all_gather(found) for path, words in part.items()}
+    )
 
 
 def _digest(path: Path) -> str:

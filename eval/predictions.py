@@ -6,7 +6,6 @@
 | GQA's list | ``questionId`` | ``prediction`` |
 | EvalAI's list (TextVQA) | ``question_id`` | ``answer`` |
 | LLaVA's ScienceQA result | keys of ``outputs`` | values of ``outputs`` |
-| MME's folder of ``<category>.txt`` | image name and question | fourth column |
 """
 
 from __future__ import annotations
@@ -56,13 +55,13 @@ class Matched:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read a file of predictions, or MME's folder of them.
+    """Read a file of predictions.
 
     Raises:
         DataError: it cannot be read, has no layout of the table above, or holds an answer that is not a string.
     """
     if path.is_dir():
-        return _mme_folder(path)
+        raise DataError(f"{str(path)!r} is a folder; give --predictions a file of answers.")
     if not path.is_file():
         raise DataError(f"{str(path)!r} does not exist; give --predictions a file of answers.")
     records = list(_records(path))
@@ -215,26 +214,3 @@ def _answer(value: Any, where: str, name: str) -> str:
             f"{where} answers question {name!r} with a JSON {kind(value)}; an answer must be a string, or an empty one."
         )
     return value
-
-
-def _mme_folder(path: Path) -> list[Record]:
-    files = sorted(path.glob("*.txt"))
-    if not files:
-        raise DataError(f"{str(path)!r} is a folder without <category>.txt; give --predictions a file of answers.")
-    records = []
-    for file in files:
-        for number, line in enumerate(read_text(file).split("\n"), 1):
-            if line.strip():
-                columns = line.split("\t")
-                if len(columns) != 4:
-                    raise DataError(
-                        f"{str(file)!r}, line {number} has {len(columns)} columns and must have four: image, question, "
-                        "right answer, answer."
-                    )
-                image, question, _, answer = columns
-                records.append(
-                    Record(f"{str(file)!r}, line {number}", f"{file.stem}/{image}", answer.rstrip("\r"), question)
-                )
-    if not records:
-        raise DataError(f"{str(path)!r} holds no predictions; give --predictions a file or folder of answers.")
-    return records

@@ -10,13 +10,6 @@ from mobillama_v.errors import DataError
 from mobillama_v.eval.benchmarks.base import Benchmark
 from mobillama_v.eval.benchmarks.dataset_files import benchmark_folder, some
 
-_HUB = {
-    "gqa": "lmms-lab/GQA",
-    "scienceqa": "lmms-lab/ScienceQA",
-    "textvqa": "lmms-lab/textvqa",
-    "mme": "lmms-lab/MME",
-}
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -34,7 +27,7 @@ def prepare(benchmark: Benchmark, data: Path) -> Prepared:
     if not data.exists():
         return Prepared((*lines, "  not ready: the folder does not exist."), False)
     try:
-        examples = benchmark.examples(folder)
+        examples = benchmark.load(folder)
     except DataError as error:
         return Prepared((*lines, f"  not ready: {error}"), False)
     expected = benchmark.official_count
@@ -62,6 +55,5 @@ def _needed(benchmark: Benchmark, folder: Path) -> Iterator[str]:
         for source in sources:
             yield f"{'may have' if source.optional else 'needs'} {source.path}"
             yield f"  from {source.url}"
-    if benchmark.name in _HUB:
-        name = _HUB[benchmark.name]
-        yield f"or the dataset: hf download --repo-type dataset {name} --local-dir {folder}"
+    if benchmark.hub_id:
+        yield f"or the dataset: hf download --repo-type dataset {benchmark.hub_id} --local-dir {folder}"

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import DataError
+from mobillama_v.eval.benchmarks import registry
 from mobillama_v.eval.benchmarks.base import Benchmark, Example, Score
 from mobillama_v.eval.stats import interval
 from mobillama_v.eval.store import RUN, SCORE, read_json, write_json
-
-PAPER: Mapping[str, float] = {"gqa": 58.5, "scienceqa": 53.1, "textvqa": 41.4, "mme": 1191.9}
-"""Scores of MobiLlama-V 0.8B as its authors print them (arXiv 2402.16840, table 8)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Result:
-    """A run of a benchmark: what it was (``about``, of :func:`mobillama_v.eval.evaluate.describe`), score and
+    """A run of a benchmark: what it was (``about``, of :func:`mobillama_v.eval.evaluate.provenance`), score and
     questions.
 
     ``interval`` is the 95 % confidence interval of the headline, or None where the headline is no mean of what was
@@ -55,9 +53,31 @@ class Result:
         return self.about["benchmark"]
 
     @property
-    def digits(self) -> int:
-        """Decimals that its figures are printed with: the papers print points with one, percentages with one or two."""
-        return 1 if self.benchmark == "mme" else 2
+    def kind(self) -> type[Benchmark]:
+        """The benchmark's class."""
+        return registry.find(self.benchmark)
+
+    def question(self, row: Judged) -> str:
+        """What was asked, without what all prompts of the benchmark end with."""
+        return row.prompt.removesuffix(self.kind.request)
+
+    def figure(self, value: float) -> str:
+        """A score as it is printed."""
+        return f"{value:,.{self.kind.digits}f}"
+
+    @property
+    def headline(self) -> str:
+        """The score with its interval, as ``41.20 (38.9 to 43.4)``."""
+        text = self.figure(self.score.headline)
+        if self.interval:
+            text += " ({:,.1f} to {:,.1f})".format(*self.interval)
+        return text
+
+
+def paper_score(benchmark: str) -> str:
+    """What the paper prints for a benchmark (arXiv 2402.16840, table 8), or a dash."""
+    score = registry.find(benchmark).paper_score
+    return "–" if score is None else f"{score:,.1f}"
 
 
 def judge(

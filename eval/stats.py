@@ -7,13 +7,14 @@ questions would make intervals of GQA (31 questions an image) too narrow. Questi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from mobillama_v.eval.benchmarks import registry
+
 DRAWS, SEED, CONFIDENCE = 2000, 0, 0.95
-_HEADLINE_GROUPS = (("area", "perception"), ("image", "yes"))
 _CHUNK = 200  # draws at a time, which bounds memory
 
 
@@ -55,14 +56,15 @@ def difference(benchmark: str, first: Sequence[Row], second: Sequence[Row]) -> t
 
 
 def statistic(benchmark: str, rows: Sequence[Row]) -> float:
-    """Percent right, or points of MME: in each category 100 for all right, and 100 for all images wholly right."""
+    """Percent right, or the points of the benchmark's ``points_by``."""
     return sum(part.value(np.ones((1, part.units)))[0] for part in _strata(benchmark, [rows])[0])
 
 
 def headline_rows(benchmark: str, headline: float, rows: Sequence[Row]) -> list[Row]:
-    """The rows that a headline is a statistic of: all, those with an image (ScienceQA), or perception (MME)."""
+    """The rows that a headline is a statistic of: all, or the benchmark's ``headline_group``."""
     candidates: list[list[Row]] = [list(rows)]
-    candidates += [[row for row in rows if row.group.get(name) == value] for name, value in _HEADLINE_GROUPS]
+    if group := registry.find(benchmark).headline_group:
+        candidates.append([row for row in rows if row.group.get(group[0]) == group[1]])
     for chosen in candidates:
         if chosen and math.isclose(statistic(benchmark, chosen), headline, rel_tol=1e-9, abs_tol=1e-6):
             return chosen
@@ -72,11 +74,11 @@ def headline_rows(benchmark: str, headline: float, rows: Sequence[Row]) -> list[
 class _Stratum:
     """Sums over units that are drawn among themselves."""
 
-    def __init__(self, rows: Sequence[Row], *, pairs: bool) -> None:
+    def __init__(self, rows: Sequence[Row], *, whole_units: bool) -> None:
         index: dict[str, int] = {}
         for row in rows:
             index.setdefault(row.unit, len(index))
-        self.units, self._pairs = len(index), pairs
+        self.units, self._whole_units = len(index), whole_units
         self._right, self._asked, self._whole = np.zeros(self.units), np.zeros(self.units), np.ones(self.units)
         for row in rows:
             i = index[row.unit]
@@ -87,17 +89,21 @@ class _Stratum:
     def value(self, weights: Array) -> Array:
         """The statistic [B] of units that were drawn ``weights`` [B,U] times."""
         found = 100 * (weights @ self._right) / np.maximum(weights @ self._asked, 1)
-        if self._pairs:
+        if self._whole_units:
             found = found + 100 * (weights @ self._whole) / np.maximum(weights.sum(1), 1)
         return found
 
 
 def _strata(benchmark: str, runs: Sequence[Sequence[Row]]) -> list[list[_Stratum]]:
-    """Each run's strata: MME's categories, or everything."""
-    pairs = benchmark == "mme"
-    key: Callable[[Row], str] = (lambda row: row.group["category"]) if pairs else (lambda row: "")
-    names = list(dict.fromkeys(key(row) for row in runs[0]))
-    return [[_Stratum([row for row in rows if key(row) == name], pairs=pairs) for name in names] for rows in runs]
+    """Each run's strata: the values of ``points_by``, or everything."""
+    group = registry.find(benchmark).points_by
+    if not group:
+        return [[_Stratum(rows, whole_units=False)] for rows in runs]
+    names = list(dict.fromkeys(row.group[group] for row in runs[0]))
+    return [
+        [_Stratum([row for row in rows if row.group[group] == name], whole_units=True) for name in names]
+        for rows in runs
+    ]
 
 
 def _draws(benchmark: str, runs: Sequence[Sequence[Row]]) -> list[Array]:

@@ -21,7 +21,7 @@ from mobillama_v.errors import CheckpointError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.modeling import MobiLlamaVForConditionalGeneration
 from mobillama_v.model.vision import build_tower
-from mobillama_v.progress_bar import ProgressBar
+from mobillama_v.progress import Progress
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import lora
 from mobillama_v.train.data.dataset import Samples, TrainingSet, count_kinds, load_samples
@@ -177,7 +177,7 @@ def unusable_images(data: DataSection, paths: list[str]) -> dict[str, tuple[str,
     if not paths or (data.features is not None and FeatureCache.is_complete(Path(data.features))):
         return {}
     decode, workers = data.check_images == "decode", cores(alone=True)  # the other ranks wait for the first
-    with ProgressBar() as bar:
+    with Progress() as bar:
         told = functools.partial(bar, "images", total=len(paths))
         return check_images(paths, Path(data.image_root), decode=decode, workers=workers, done=told)
 
@@ -216,11 +216,11 @@ class Setup:
         samples, skipped = load_samples(
             data.json,
             encoding_of(recipe, model.config.spec),
-            images=lambda paths: distributed.on_first(lambda: unusable_images(data, paths)),
+            images=lambda paths: distributed.on_rank0(lambda: unusable_images(data, paths)),
             skip_bad=data.skip_bad,
             keep_duplicates=data.duplicates == "keep",
         )
-        devices = distributed.size()
+        devices = distributed.world_size()
         packs = packs_of(recipe, samples.lengths, devices)
         plan = Plan.of(recipe, len(samples), devices) if packs is None else Plan.of_packs(recipe, packs, devices)
         return cls(recipe, model, tokenizer, samples, plan, skipped, packs)
@@ -240,7 +240,7 @@ class Setup:
 
     def _features(self, folder: Path, paths: list[str], root: Path) -> FeatureCache:
         print_key = fingerprint(self.model.vision_tower, self.model.config.spec.image)
-        distributed.on_first(lambda: self._fill(folder, paths, root))
+        distributed.on_rank0(lambda: self._fill(folder, paths, root))
         cache = FeatureCache.open(folder, fingerprint=print_key)
         cache.require(paths)
         return cache

@@ -66,7 +66,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     dataset = setup.dataset()
     if recipe.train.gradient_checkpointing:
         enable_gradient_checkpointing(setup.model)
-    partial = distributed.on_first(lambda: _clear(output, resumed_step=_step(last)))
+    partial = distributed.on_rank0(lambda: _clear(output, resumed_step=_step(last)))
     trainer = StageTrainer(
         setup,
         dataset,
@@ -80,9 +80,9 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     except MobiLlamaVError as error:
         raise _without_traceback(error) from None
     trainer.save_model(str(partial / checkpoints.FINAL), _internal_call=True)
-    distributed.wait()
-    distributed.on_first(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
-    if distributed.is_first():
+    distributed.barrier()
+    distributed.on_rank0(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
+    if distributed.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
     _say(f"trained model in {final}")
     return final
@@ -99,7 +99,7 @@ def _clear(output: Path, *, resumed_step: int) -> Path:
 
 
 def _say(text: str) -> None:
-    if distributed.is_first():
+    if distributed.rank() == 0:
         print(text, flush=True)
 
 
@@ -120,7 +120,7 @@ def _listing(build: Callable[[], T], bad_records: Path) -> T:
 
 
 def _report(problems: list[Problem], path: Path) -> None:
-    if distributed.is_first():
+    if distributed.rank() == 0:
         write_records(path, (json.dumps(dataclasses.asdict(each), ensure_ascii=False) for each in problems))
         _say(list_problems(problems, path))
 

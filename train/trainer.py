@@ -163,12 +163,12 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.watch.high:  # perhaps a spike: what was kept before it shall be the last checkpoint
             return
-        self._end_if(None if all(distributed.gather(_is_finite(self.setup.model))) else "weights are not finite")
+        self._end_if(None if all(distributed.all_gather(_is_finite(self.setup.model))) else "weights are not finite")
         output = Path(self.args.output_dir)
-        distributed.on_first(lambda: checkpoints.partial_folder(output))
+        distributed.on_rank0(lambda: checkpoints.partial_folder(output))
         super()._save_checkpoint(model, trial)
-        distributed.wait()
-        distributed.on_first(lambda: self._publish(output, f"checkpoint-{self.state.global_step}"))
+        distributed.barrier()
+        distributed.on_rank0(lambda: self._publish(output, f"checkpoint-{self.state.global_step}"))
 
     def _publish(self, output: Path, name: str) -> None:
         written = output / checkpoints.PARTIAL / name
@@ -230,13 +230,13 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
             raise RecipeError("DeepSpeed trains in fp32 on a CPU; set train.precision=fp32 or train.deepspeed=null.")
         options["deepspeed"] = deepspeed_config(train.deepspeed, accelerator=accelerator)
         options |= join(accelerator=accelerator, patience=_PATIENCE)
-    elif not accelerator and distributed.size() > 1:
+    elif not accelerator and distributed.world_size() > 1:
         options["ddp_backend"] = "gloo"
     return TrainingArguments(
         output_dir=recipe.output,
         use_cpu=not accelerator and train.deepspeed is None,
         per_device_train_batch_size=train.batch_size if train.pack_tokens is None else 1,  # one pack
-        gradient_accumulation_steps=recipe.accumulation(distributed.size()),
+        gradient_accumulation_steps=recipe.accumulation(distributed.world_size()),
         num_train_epochs=1,
         lr_scheduler_type=_SCHEDULES[train.schedule],
         ddp_timeout=_PATIENCE,

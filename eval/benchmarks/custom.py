@@ -21,19 +21,10 @@ from typing import Any, Literal, get_args
 
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmarks.answer_metrics import anls, exact, plain, yes_no_metrics, yes_or_no
-from mobillama_v.eval.benchmarks.base import (
-    SHORT_ANSWER,
-    Example,
-    Record,
-    Score,
-    Source,
-    by_group,
-    missing_from,
-    percent,
-)
-from mobillama_v.eval.benchmarks.dataset_files import check_unique, json_lines, kind, read_json, read_text
+from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example, Summary, register
+from mobillama_v.eval.benchmarks.dataset_files import json_lines, kind, read_json, read_text
 from mobillama_v.eval.benchmarks.evalai import soft_accuracy
-from mobillama_v.eval.ocr import tokens_line, told
+from mobillama_v.eval.ocr import ocr_mode, tokens_line
 
 Metric = Literal["exact", "vqa", "anls", "yesno"]
 _NAMES: Mapping[Metric, str] = {
@@ -46,8 +37,9 @@ _FILES = tuple(f"questions.{suffix}" for suffix in ("jsonl", "json", "csv"))
 _QUESTION, _ANSWER = ("question", "text", "prompt"), ("answers", "answer", "label")
 
 
+@register
 @dataclass(frozen=True)
-class Custom:
+class Custom(Benchmark):
     """A question file of one's own.
 
     ``questions`` is the file; without it ``data`` is the file itself, or a folder with a ``questions.jsonl``, ``.json``
@@ -56,15 +48,16 @@ class Custom:
     pictures, or those that RapidOCR reads.
     """
 
-    questions: Path | None = None
     metric: Metric = "exact"
     prompt: Literal["as-is", "short"] = "as-is"
     ocr: Literal["none", "rapidocr"] = "none"
+
     name = "custom"
     title = "your questions"
-    official_count = 0
+    in_all = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.metric not in get_args(Metric):
             raise ConfigError(f"answers are judged by {', '.join(get_args(Metric))}, not by {self.metric!r}.")
         if self.prompt not in ("as-is", "short"):
@@ -72,21 +65,17 @@ class Custom:
         if self.ocr not in ("none", "rapidocr"):
             raise ConfigError(f"OCR tokens of one's own pictures are none or read by rapidocr, not {self.ocr!r}.")
 
-    def sources(self) -> list[Source]:
-        """Nothing is downloaded."""
-        return []
-
     def settings(self) -> dict[str, str]:
         """What makes a score comparable."""
         line = "" if self.ocr == "none" else tokens_line(["{tokens}"])
         return {
             "questions": self.questions.name if self.questions else "the file in the data folder",
             "prompt": "{question}" + line + (SHORT_ANSWER if self.prompt == "short" else ""),
-            "ocr": told(self.ocr),
+            "ocr": ocr_mode(self.ocr),
             "judged by": _NAMES[self.metric],
         }
 
-    def examples(self, data: Path) -> list[Example]:
+    def read(self, data: Path) -> list[Example]:
         """The questions in the order of the file.
 
         Raises:
@@ -101,10 +90,10 @@ class Custom:
         if not path.is_file():
             raise DataError(f"{str(path)!r} does not exist; name the file of questions with --questions.")
         root = data if data.is_dir() else path.parent
-        examples = [example for where, row in _rows(path) for example in self._examples(row, where, root)]
-        if not examples:
-            raise DataError(f"{str(path)!r} holds no questions; add some.")
-        check_unique((example.id for example in examples), path)
+        return [example for where, row in _rows(path) for example in self._examples(row, where, root)]
+
+    def with_prompts(self, examples: list[Example], questions: Path) -> list[Example]:
+        """The examples as they are: ``questions`` is their own file."""
         return examples
 
     def _examples(self, row: tuple[int, Any], where: str, root: Path) -> Iterator[Example]:
@@ -128,36 +117,20 @@ class Custom:
             raise DataError(f"{where} has the answer {' | '.join(answers)!r} and must have yes or no to be judged so.")
         return tuple(answers)
 
-    def keys(self, example: Example) -> list[Any]:
-        """None: ids are the file's own."""
-        return []
+    def judge(self, example: Example, answer: str) -> float:
+        """By the metric."""
+        return _JUDGES[self.metric](answer, example.answers)
 
-    def record_keys(self, record: Record) -> list[Any]:
-        """None."""
-        return []
-
-    def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> Score:
+    def summarize(
+        self, examples: Sequence[Example], predictions: Mapping[str, str], correct: Mapping[str, float]
+    ) -> Summary:
         """The mean over questions in percent; with ``yesno`` also precision, recall, F1 and the share of yes."""
-        judge = _JUDGES[self.metric]
-        correct = {
-            example.id: judge(predictions[example.id], example.answers) if example.id in predictions else 0.0
-            for example in examples
-        }
-        headline = percent(list(correct.values()))
-        metrics: dict[str, float] = {"accuracy" if self.metric == "yesno" else self.metric: headline}
+        found = super().summarize(examples, predictions, correct)
+        key = "accuracy" if self.metric == "yesno" else self.metric
+        metrics = {key: found.metrics["accuracy"]}
         if self.metric == "yesno":
-            metrics |= yes_no_metrics(
-                {example.id: yes_or_no(plain(example.answers[0])) for example in examples}, predictions
-            )
-        categories = by_group(examples, correct, "category")
-        return Score(
-            headline=headline,
-            headline_name=_NAMES[self.metric],
-            metrics=metrics,
-            categories={"category": categories} if categories else {},
-            correct=correct,
-            missing=missing_from(examples, predictions),
-        )
+            metrics |= yes_no_metrics({each.id: yes_or_no(plain(each.answers[0])) for each in examples}, predictions)
+        return Summary(metrics, found.categories, key, _NAMES[self.metric])
 
 
 def _yesno(answer: str, answers: Sequence[str]) -> float:

@@ -19,23 +19,22 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mobillama_v.errors import ConfigError, DataError
+from mobillama_v.errors import DataError
 from mobillama_v.eval.benchmarks.base import (
     SHORT_ANSWER,
+    Benchmark,
     Example,
-    Record,
-    Score,
     Source,
+    Summary,
     by_group,
-    missing_from,
     percent,
+    register,
 )
 from mobillama_v.eval.benchmarks.dataset_files import field, find, need, read_json_or_chunks, texts
-from mobillama_v.eval.predictions import with_prompts
 
-COUNTS = {"testdev_balanced": 12_578, "val_balanced": 132_062, "testdev_all": 172_174, "val_all": 2_011_853}
+_ALL = {"testdev": 172_174, "val": 2_011_853}  # questions of a tier, balanced or not
 _COMMON = frozenset(("color", "material", "shape"))
 _FREE_STEPS = ("exist", "query: name", "choose name")  # the last step of a program adds no reasoning
 _PAGE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
@@ -51,8 +50,9 @@ class Question(Example):
     balanced: bool = True
 
 
+@register
 @dataclass(frozen=True)
-class GQA:
+class GQA(Benchmark):
     """GQA; ``split`` is ``testdev_balanced`` (the one that is reported) or ``val_balanced``.
 
     With ``consistency`` all questions of the tier are asked, fourteen times as many, and consistency is scored, too.
@@ -61,13 +61,22 @@ class GQA:
 
     split: str = "testdev_balanced"
     consistency: bool = False
-    questions: Path | None = None
+
     name = "gqa"
     title = "GQA"
-
-    def __post_init__(self) -> None:
-        if self.split not in ("testdev_balanced", "val_balanced"):
-            raise ConfigError(f"GQA is scored on testdev_balanced or val_balanced, not on {self.split!r}.")
+    hub_id = "lmms-lab/GQA"
+    splits: ClassVar = {"testdev_balanced": 12_578, "val_balanced": 132_062}
+    max_new_tokens = 24
+    paper_score = 58.5
+    options_in_all = frozenset({"consistency"})
+    judged_by = "exact match after lower-casing and removing final full stops"
+    category = "structural"
+    group_titles: ClassVar = {
+        "structural": "structural type",
+        "semantic": "semantic type",
+        "steps": "steps of reasoning",
+        "words": "words in the question",
+    }
 
     @property
     def _tier(self) -> str:
@@ -80,7 +89,7 @@ class GQA:
     @property
     def official_count(self) -> int:
         """Questions in the published file."""
-        return COUNTS[self._asked]
+        return _ALL[self._tier] if self.consistency else super().official_count
 
     def sources(self) -> list[Source]:
         """Question file and images; choices are published for the validation tier."""
@@ -93,20 +102,12 @@ class GQA:
         return found
 
     def settings(self) -> dict[str, str]:
-        """What makes a score comparable."""
-        return {
-            "split": self.split,
-            "prompt": str(self.questions.name) if self.questions else "{question}" + SHORT_ANSWER,
-            "judged by": "exact match after lower-casing and removing final full stops",
-            **({"also asked": f"all of {self._asked}, for consistency"} if self.consistency else {}),
-        }
+        """With what is asked for consistency."""
+        also = {"also asked": f"all of {self._asked}, for consistency"} if self.consistency else {}
+        return super().settings() | also
 
-    def examples(self, data: Path) -> list[Example]:
-        """The questions in the order of the file; see :class:`~mobillama_v.eval.benchmarks.base.Benchmark`.
-
-        Raises:
-            DataError: a file is missing, damaged or another one.
-        """
+    def read(self, data: Path) -> list[Example]:
+        """From the owners' files, or from the dataset of Hugging Face."""
         file = f"{self._asked}_questions.json"
         # Only the balanced sets are published as Hugging Face datasets.
         rows = None if find(data, file) else _hub_rows(data, self._asked)
@@ -126,54 +127,38 @@ class GQA:
             examples.append(
                 _question(name, question, images.get(image, folder / f"{image}.jpg"), choices.get(name), where)
             )
-        if not examples:
-            raise DataError(f"{source} holds no questions; download it again.")
         if choices and any(isinstance(each, Question) and each.valid is None for each in examples):
             raise DataError(f"the choices of {self._tier} in {str(data)!r} lack questions; download them again.")
-        return with_prompts(self, examples, self.questions) if self.questions else examples
+        return examples
 
     def _choices(self, data: Path) -> Mapping[str, Any]:
         stems = (f"{self.split}_choices", f"{self._tier}_choices")
         path = find(data, *(name for stem in stems for name in (f"{stem}.json", stem)))
         return read_json_or_chunks(path) if path else {}
 
-    def keys(self, example: Example) -> list[Any]:
-        """None: every file of predictions names questions by GQA's own ids."""
-        return []
+    def judge(self, example: Example, answer: str) -> float:
+        """Exact match."""
+        return float(normalize(answer) == example.answers[0])
 
-    def record_keys(self, record: Record) -> list[Any]:
-        """None."""
-        return []
-
-    def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> Score:
+    def summarize(
+        self, examples: Sequence[Example], predictions: Mapping[str, str], correct: Mapping[str, float]
+    ) -> Summary:
         """All of GQA's metrics for which the files are there, in percent (distribution: lower is better)."""
         given = {example.id: normalize(predictions.get(example.id, "")) for example in examples}
-        correct = {
-            example.id: float(example.id in predictions and given[example.id] == example.answers[0])
-            for example in examples
-        }
         judged = [each for each in examples if not isinstance(each, Question) or each.balanced]
-        metrics = {"accuracy": percent([correct[each.id] for each in judged])}
+        metrics = {"accuracy": percent(correct[each.id] for each in judged)}
         for kind in ("binary", "open"):
-            metrics[kind] = percent([correct[each.id] for each in judged if each.group.get("kind") == kind])
+            metrics[kind] = percent(correct[each.id] for each in judged if each.group.get("kind") == kind)
         questions = [each for each in judged if isinstance(each, Question)]
-        for metric in ("validity", "plausibility"):
-            known = "valid" if metric == "validity" else "plausible"
+        for metric, known in (("validity", "valid"), ("plausibility", "plausible")):
             sets = [(each, getattr(each, known)) for each in questions if getattr(each, known) is not None]
             if sets:
-                metrics[metric] = percent([float(each.id in predictions and given[each.id] in s) for each, s in sets])
+                metrics[metric] = percent(float(each.id in predictions and given[each.id] in s) for each, s in sets)
         if self.consistency:
             metrics["consistency"] = _consistency(questions, correct)
         if any("global" in each.group for each in judged):
             metrics["distribution"] = _distribution(judged, given)
-        return Score(
-            headline=metrics["accuracy"],
-            headline_name="accuracy",
-            metrics=metrics,
-            categories={name: by_group(judged, correct, name) for name in ("structural", "semantic", "steps", "words")},
-            correct=correct,
-            missing=missing_from(examples, predictions),
-        )
+        return Summary(metrics, {name: by_group(judged, correct, name) for name in self.group_titles})
 
 
 def normalize(answer: str) -> str:
@@ -194,7 +179,8 @@ def _question(name: str, question: Any, image: Path, choices: Any, where: str) -
     }
     if isinstance(question.get("semantic"), list):
         group["steps"] = str(_steps(question["semantic"]))
-    if isinstance(question.get("groups"), dict) and question["groups"].get("global"):
+    # Questions without a group have the name "" in the published file, and the official script counts them as a group.
+    if isinstance(question.get("groups"), dict) and question["groups"].get("global") is not None:
         group["global"] = str(question["groups"]["global"])
     valid = plausible = None
     if choices is not None:

@@ -10,12 +10,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Example, Record, Score, Source, missing_from, percent
+from mobillama_v.eval.benchmarks.base import (
+    SHORT_ANSWER,
+    Benchmark,
+    Chart,
+    Example,
+    Record,
+    Score,
+    Source,
+    Summary,
+    percent,
+    register,
+)
 from mobillama_v.eval.benchmarks.dataset_files import field, find, read_text, some
-from mobillama_v.eval.predictions import with_prompts
 
 PERCEPTION = (
     *("existence", "count", "position", "color", "posters"),
@@ -28,14 +38,23 @@ _SUFFIXES = (".jpg", ".png", ".jpeg")
 _RELEASE = "MME_Benchmark_release_version"
 
 
+@register
 @dataclass(frozen=True)
-class MME:
+class MME(Benchmark):
     """MME; ``questions`` takes the prompts from LLaVA's ``llava_mme.jsonl``."""
 
-    questions: Path | None = None
+    split: str = "test"
+
     name = "mme"
     title = "MME"
-    official_count = 2_374
+    hub_id = "lmms-lab/MME"
+    splits: ClassVar = {"test": 2_374}
+    max_new_tokens = 16  # four characters decide, and a letter is two tokens
+    paper_score = 1191.9
+    judged_by = "yes or no among the first four characters"
+    digits = 1
+    points_by = "category"
+    headline_group = ("area", "perception")
 
     def sources(self) -> list[Source]:
         """A folder for each category."""
@@ -45,15 +64,7 @@ class MME:
         )
         return [Source(f"{category}/", page) for category in CATEGORIES]
 
-    def settings(self) -> dict[str, str]:
-        """What makes a score comparable."""
-        return {
-            "split": "test",
-            "prompt": self.questions.name if self.questions else "{question}" + SHORT_ANSWER,
-            "judged by": "yes or no among the first four characters",
-        }
-
-    def examples(self, data: Path) -> list[Example]:
+    def read(self, data: Path) -> list[Example]:
         """The questions by category and name of picture; ids are ``category/[images/]picture#1`` and ``#2``.
 
         Raises:
@@ -94,7 +105,11 @@ class MME:
         ]
         if absent:
             raise DataError(f"MME in {str(data)!r} lacks {some(absent)} of its 14 categories; download them.")
-        return with_prompts(self, examples, self.questions) if self.questions else examples
+        return examples
+
+    def read_predictions(self, path: Path) -> list[Record]:
+        """A file as of any benchmark, or the folder of ``<category>.txt`` that MME's ``eval_tool`` takes."""
+        return list(_predictions(path)) if path.is_dir() else super().read_predictions(path)
 
     def keys(self, example: Example) -> list[Any]:
         """Category, picture without suffix, and question."""
@@ -104,12 +119,14 @@ class MME:
         """The same: other people's files name both questions of a picture by the picture."""
         return [_key(record.id, record.prompt)]
 
-    def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> Score:
+    def judge(self, example: Example, answer: str) -> float:
+        """Whether the answer says the right one of yes and no."""
+        return float(verdict(answer) == example.answers[0])
+
+    def summarize(
+        self, examples: Sequence[Example], predictions: Mapping[str, str], correct: Mapping[str, float]
+    ) -> Summary:
         """Points: ``perception`` (the headline, of 2000), ``cognition`` (of 800) and ``total``."""
-        correct = {
-            example.id: float(example.id in predictions and verdict(predictions[example.id]) == example.answers[0])
-            for example in examples
-        }
         accuracy, both, points = {}, {}, {}
         for category in CATEGORIES:
             pictures: dict[str, list[float]] = defaultdict(list)
@@ -118,21 +135,39 @@ class MME:
                     pictures[example.group["picture"]].append(correct[example.id])
             if not pictures:
                 continue
-            accuracy[category] = percent([value for pair in pictures.values() for value in pair])
-            both[category] = percent([float(all(pair)) for pair in pictures.values()])
+            accuracy[category] = percent(value for pair in pictures.values() for value in pair)
+            both[category] = percent(float(all(pair)) for pair in pictures.values())
             points[category] = accuracy[category] + both[category]
         perception = {name: value for name, value in points.items() if name in PERCEPTION}
         cognition = {name: value for name, value in points.items() if name in COGNITION}
         metrics = {"perception": sum(perception.values()), "cognition": sum(cognition.values())}
         metrics["total"] = metrics["perception"] + metrics["cognition"]
-        return Score(
-            headline=metrics["perception"],
-            headline_name="perception",
-            metrics=metrics,
-            categories={"perception": perception, "cognition": cognition, "accuracy": accuracy, "accuracy+": both},
-            correct=correct,
-            missing=missing_from(examples, predictions),
+        return Summary(
+            metrics,
+            {"perception": perception, "cognition": cognition, "accuracy": accuracy, "accuracy+": both},
+            headline="perception",
         )
+
+    @classmethod
+    def top(cls, score: Score) -> float:
+        """The points of the perception categories that were asked."""
+        return 200.0 * max(1, len(score.categories.get("perception", {})))
+
+    @classmethod
+    def charts(cls, score: Score) -> list[Chart]:
+        """Each category's bar in two parts of up to 100 points: accuracy and accuracy+."""
+        parts = score.categories
+        found = []
+        for area, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
+            bars = {
+                name.replace("_", " "): (parts["accuracy"][name], parts["accuracy+"][name])
+                for name in names
+                if name in parts["accuracy"]
+            }
+            if bars:
+                legend = ("accuracy", "accuracy+: both of a picture right")
+                found.append(Chart(f"{area}, points of 200", 200, bars, legend=legend))
+        return found
 
 
 def verdict(answer: str) -> Literal["yes", "no", "other"]:
@@ -204,6 +239,25 @@ def _read_category(category: str, folder: Path) -> Iterator[tuple[str, str, Path
                 if len(parts) != 2:
                     raise DataError(f"{where} is no question, tab and answer; download the file again.")
                 yield category, f"{prefix}/{images[stem].name}", images[stem], parts[0], parts[1].strip(), where
+
+
+def _predictions(path: Path) -> Iterator[Record]:
+    """The lines of a folder of answers: image, question, right answer, answer."""
+    files = sorted(path.glob("*.txt"))
+    if not files:
+        raise DataError(f"{str(path)!r} is a folder without <category>.txt; give --predictions a file of answers.")
+    lines = [(file, n, line) for file in files for n, line in enumerate(read_text(file).split("\n"), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{str(path)!r} holds no predictions; give --predictions a file or folder of answers.")
+    for file, number, line in lines:
+        columns = line.split("\t")
+        where = f"{str(file)!r}, line {number}"
+        if len(columns) != 4:
+            raise DataError(
+                f"{where} has {len(columns)} columns and must have four: image, question, right answer, answer."
+            )
+        image, question, _, answer = columns
+        yield Record(where, f"{file.stem}/{image}", answer.rstrip("\r"), question)
 
 
 def _from_hub(data: Path) -> list[tuple[str, str, Path, str, str, str]] | None:

@@ -7,14 +7,27 @@ import importlib
 from typing import Any
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.eval.benchmarks.base import Benchmark
+from mobillama_v.eval.benchmarks.base import REGISTERED, Benchmark
 
-_CLASSES = {"gqa": "GQA", "scienceqa": "ScienceQA", "textvqa": "TextVQA", "mme": "MME", "custom": "Custom"}
+# Modules of this folder, named as their benchmarks, in the order of tables: the paper's.
+_MODULES = ("gqa", "scienceqa", "textvqa", "mme", "custom")
 
-NAMES: tuple[str, ...] = tuple(_CLASSES)
-"""Every benchmark; ``custom`` is a user's own question file."""
-PUBLIC: tuple[str, ...] = tuple(name for name in NAMES if name != "custom")
-"""The benchmarks of the paper's table, in its order."""
+
+def classes() -> dict[str, type[Benchmark]]:
+    """Every benchmark's class by name; ``custom`` is a user's own question file."""
+    for module in _MODULES:
+        importlib.import_module(f"mobillama_v.eval.benchmarks.{module}")
+    return {name: REGISTERED[name] for name in dict.fromkeys((*_MODULES, *REGISTERED))}
+
+
+def public() -> list[str]:
+    """The benchmarks that ``eval run all`` runs, in the order of the paper's table."""
+    return [name for name, made in classes().items() if made.in_all]
+
+
+def find(name: str) -> type[Benchmark]:
+    """The class of a benchmark; that of any benchmark where a run is of one that is not known here."""
+    return classes().get(name, Benchmark)
 
 
 def get(name: str, **options: Any) -> Benchmark:
@@ -23,12 +36,12 @@ def get(name: str, **options: Any) -> Benchmark:
     Raises:
         ConfigError: an unknown name or option, or a value that an option does not take.
     """
-    if name not in _CLASSES:
-        raise ConfigError(f"there is no benchmark {name!r}; use one of {', '.join(NAMES)}.")
-    made = getattr(importlib.import_module(f"mobillama_v.eval.benchmarks.{name}"), _CLASSES[name])
-    known = {field.name for field in dataclasses.fields(made)}
+    known = classes()
+    if name not in known:
+        raise ConfigError(f"there is no benchmark {name!r}; use one of {', '.join(known)}.")
+    fields = {field.name for field in dataclasses.fields(known[name])}
     for option in options:
-        if option not in known:
-            takes = ", ".join(sorted(known)) or "none"
+        if option not in fields:
+            takes = ", ".join(sorted(fields))
             raise ConfigError(f"the benchmark {name} has no option {option!r}; its options are: {takes}.")
-    return made(**options)
+    return known[name](**options)

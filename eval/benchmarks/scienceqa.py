@@ -9,40 +9,39 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from mobillama_v.errors import ConfigError, DataError
-from mobillama_v.eval.benchmarks.base import Example, Record, Score, Source, by_group, missing_from, percent
+from mobillama_v.errors import DataError
+from mobillama_v.eval.benchmarks.base import Benchmark, Example, Source, Summary, by_group, percent, register
 from mobillama_v.eval.benchmarks.dataset_files import check_unique, field, find, need, read_mapping, some, texts
-from mobillama_v.eval.predictions import with_prompts
 
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
-COUNTS = {"test": 4_241, "val": 4_241, "train": 12_726, "minitest": 1_000, "minival": 1_000}
 LETTERS = "ABCDE"
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the full stop is unescaped there: any character but a newline
 _PAGE = "https://github.com/lupantech/ScienceQA"
 
 
+@register
 @dataclass(frozen=True)
-class ScienceQA:
+class ScienceQA(Benchmark):
     """ScienceQA; ``split`` is ``test`` (the one that is reported), ``val``, ``train``, ``minitest`` or ``minival``.
 
     ``questions`` takes the prompts from LLaVA's ``llava_test_CQM-A.json``.
     """
 
     split: str = "test"
-    questions: Path | None = None
+
     name = "scienceqa"
     title = "ScienceQA"
-
-    def __post_init__(self) -> None:
-        if self.split not in COUNTS:
-            raise ConfigError(f"ScienceQA has the splits {', '.join(COUNTS)}, not {self.split!r}.")
-
-    @property
-    def official_count(self) -> int:
-        """Questions in the published split."""
-        return COUNTS[self.split]
+    hub_id = "lmms-lab/ScienceQA"
+    splits: ClassVar = {"test": 4_241, "val": 4_241, "train": 12_726, "minitest": 1_000, "minival": 1_000}
+    max_new_tokens = 32
+    paper_score = 53.1
+    template = "[Context: {hint}\n]{question}\nA. {choice}…" + SUFFIX
+    request = SUFFIX
+    judged_by = "the option's letter"
+    category = "subject"
+    headline_group = ("image", "yes")
 
     def sources(self) -> list[Source]:
         """Problems, splits and pictures."""
@@ -54,32 +53,21 @@ class ScienceQA:
         ]
 
     def settings(self) -> dict[str, str]:
-        """What makes a score comparable."""
-        template = "[Context: {hint}\n]{question}\nA. {choice}…" + SUFFIX
-        return {
-            "split": self.split,
-            "prompt": f"{self.questions.name} + suffix" if self.questions else template,
-            "judged by": "the option's letter",
-        }
+        """With what is added to prompts of a file."""
+        found = super().settings()
+        return found | {"prompt": f"{found['prompt']} + suffix"} if self.questions else found
 
-    def examples(self, data: Path) -> list[Example]:
-        """The problems of the split in the order of ``pid_splits.json``.
-
-        Raises:
-            DataError: a file is missing, damaged or another one.
-        """
+    def read(self, data: Path) -> list[Example]:
+        """The problems of the split in the order of ``pid_splits.json``, or of the dataset of Hugging Face."""
         examples = self._from_hub(data) if find(data, "problems.json") is None else None
-        if examples is None:
-            examples = self._from_files(data)
-        if not examples:
-            raise DataError(f"the split {self.split} of ScienceQA in {str(data)!r} is empty; download it again.")
-        if self.questions:
-            examples = with_prompts(self, examples, self.questions)
-            examples = [
-                each if each.prompt.endswith(SUFFIX) else replace(each, prompt=each.prompt + SUFFIX)
-                for each in examples
-            ]
-        return examples
+        return self._from_files(data) if examples is None else examples
+
+    def with_prompts(self, examples: list[Example], questions: Path) -> list[Example]:
+        """LLaVA's files lack the request for a letter."""
+        examples = super().with_prompts(examples, questions)
+        return [
+            each if each.prompt.endswith(SUFFIX) else replace(each, prompt=each.prompt + SUFFIX) for each in examples
+        ]
 
     def _from_files(self, data: Path) -> list[Example]:
         path = need(data, "problems.json", title=self.title, command=self.name)
@@ -121,50 +109,35 @@ class ScienceQA:
             for i, row in enumerate(rows)
         ]
 
-    def keys(self, example: Example) -> list[Any]:
-        """None: problems have ids of their own."""
-        return []
+    def judge(self, example: Example, answer: str) -> float:
+        """Whether the answer chooses the right letter."""
+        return float(letter(answer, int(example.group["choices"])) == example.answers[0])
 
-    def record_keys(self, record: Record) -> list[Any]:
-        """None."""
-        return []
-
-    def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> Score:
+    def summarize(
+        self, examples: Sequence[Example], predictions: Mapping[str, str], correct: Mapping[str, float]
+    ) -> Summary:
         """Accuracy over all problems (``accuracy``) and over those with a picture (``img``), in percent.
 
         The headline is ``img``, which is what tables of vision-language models call SQA; where a set has no picture at
         all it is ``accuracy``.
         """
-        correct = {
-            example.id: float(
-                example.id in predictions
-                and letter(predictions[example.id], int(example.group["choices"])) == example.answers[0]
-            )
-            for example in examples
-        }
         pictured = [each for each in examples if each.group["image"] == "yes"]
-        metrics = {"accuracy": percent(list(correct.values()))}
+        metrics = {"accuracy": percent(correct.values())}
         if pictured:
-            metrics["img"] = percent([correct[each.id] for each in pictured])
+            metrics["img"] = percent(correct[each.id] for each in pictured)
         context = {
             "text": [each for each in examples if each.group["text"] == "yes"],
             "image": pictured,
             "none": [each for each in examples if each.group["text"] == each.group["image"] == "no"],
         }
-        return Score(
-            headline=metrics.get("img", metrics["accuracy"]),
-            headline_name="accuracy on questions with an image" if pictured else "accuracy",
-            metrics=metrics,
-            categories={
-                "subject": by_group(examples, correct, "subject"),
-                "context": {
-                    name: percent([correct[e.id] for e in chosen]) for name, chosen in context.items() if chosen
-                },
-                "grade": by_group(examples, correct, "grade"),
-            },
-            correct=correct,
-            missing=missing_from(examples, predictions),
-        )
+        categories = {
+            "subject": by_group(examples, correct, "subject"),
+            "context": {name: percent(correct[e.id] for e in chosen) for name, chosen in context.items() if chosen},
+            "grade": by_group(examples, correct, "grade"),
+        }
+        if pictured:
+            return Summary(metrics, categories, "img", "accuracy on questions with an image")
+        return Summary(metrics, categories)
 
 
 def letter(answer: str, choices: int) -> str | None:

@@ -8,17 +8,15 @@ other), the Rosetta tokens, the request for a short answer. Answers are judged b
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from mobillama_v.errors import ConfigError, DataError
-from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Example, Record, Score, Source, missing_from, percent
-from mobillama_v.eval.benchmarks.dataset_files import check_unique, field, find, need, read_mapping, texts
+from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example, Record, Source, register
+from mobillama_v.eval.benchmarks.dataset_files import field, find, need, read_mapping, texts
 from mobillama_v.eval.benchmarks.evalai import soft_accuracy
-from mobillama_v.eval.ocr import tokens_line, told
-from mobillama_v.eval.predictions import with_prompts
+from mobillama_v.eval.ocr import ocr_mode, tokens_line
 
 FILE = "TextVQA_0.5.1_val.json"
 OCR_FILE = "TextVQA_Rosetta_OCR_v0.2_val.json"
@@ -28,20 +26,28 @@ _PEOPLE = 10
 Ocr = Literal["rosetta", "rapidocr", "none"]
 
 
+@register
 @dataclass(frozen=True)
-class TextVQA:
+class TextVQA(Benchmark):
     """TextVQA 0.5.1, validation; ``ocr`` puts the Rosetta tokens into the prompt, those that RapidOCR reads, or none.
 
     ``questions`` takes the prompts from LLaVA's ``llava_textvqa_val_v051_ocr.jsonl``.
     """
 
+    split: str = "0.5.1 val"
     ocr: Ocr = "rosetta"
-    questions: Path | None = None
+
     name = "textvqa"
     title = "TextVQA"
-    official_count = 5_000
+    hub_id = "lmms-lab/textvqa"
+    splits: ClassVar = {"0.5.1 val": 5_000}
+    max_new_tokens = 48
+    paper_score = 41.4
+    options_in_all = frozenset({"ocr"})
+    judged_by = "EvalAI soft accuracy over ten answers"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.ocr not in get_args(Ocr):
             raise ConfigError(f"TextVQA is asked with OCR tokens {', '.join(get_args(Ocr))}, not {self.ocr!r}.")
         if self.questions and self.ocr == "rapidocr":
@@ -57,29 +63,17 @@ class TextVQA:
         ]
 
     def settings(self) -> dict[str, str]:
-        """What makes a score comparable."""
+        """With the OCR tokens."""
+        found = super().settings()
+        if self.questions:
+            return found | {"ocr": "as in the file of questions"}
         line = "" if self.ocr == "none" else tokens_line(["{tokens}"])
-        return {
-            "split": "0.5.1 val",
-            "prompt": self.questions.name if self.questions else "{question}" + line + SHORT_ANSWER,
-            "ocr": "as in the file of questions" if self.questions else told(self.ocr),
-            "judged by": "EvalAI soft accuracy over ten answers",
-        }
+        return found | {"prompt": "{question}" + line + SHORT_ANSWER, "ocr": ocr_mode(self.ocr)}
 
-    def examples(self, data: Path) -> list[Example]:
-        """The questions in the order of the file.
-
-        Raises:
-            DataError: a file is missing, damaged or another one, such as the test split, which has no answers.
-        """
+    def read(self, data: Path) -> list[Example]:
+        """From the owners' files, or from the dataset of Hugging Face."""
         rows = self._from_hub(data) if find(data, FILE) is None else None
-        if rows is None:
-            rows = self._from_files(data)
-        if not rows:
-            raise DataError(f"TextVQA's file in {str(data)!r} holds no questions; download it again.")
-        examples = [self._example(*row) for row in rows]
-        check_unique((example.id for example in examples), data)
-        return with_prompts(self, examples, self.questions) if self.questions else examples
+        return [self._example(*row) for row in (self._from_files(data) if rows is None else rows)]
 
     def for_scoring(self, data: Path) -> TextVQA:
         """The benchmark without tokens where only their file is missing: answers are judged without it."""
@@ -151,18 +145,6 @@ class TextVQA:
         lines = [old.group(1), record.prompt] if old else record.prompt.split("\n")
         return [(record.id, line.lower()) for line in lines]
 
-    def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> Score:
-        """Mean soft accuracy, in percent."""
-        correct = {
-            example.id: soft_accuracy(predictions[example.id], example.answers) if example.id in predictions else 0.0
-            for example in examples
-        }
-        accuracy = percent(list(correct.values()))
-        return Score(
-            headline=accuracy,
-            headline_name="accuracy",
-            metrics={"accuracy": accuracy},
-            categories={},
-            correct=correct,
-            missing=missing_from(examples, predictions),
-        )
+    def judge(self, example: Example, answer: str) -> float:
+        """Soft accuracy."""
+        return soft_accuracy(answer, example.answers)

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 
-from mobillama_v.eval.benchmarks.mme import COGNITION, PERCEPTION
-from mobillama_v.eval.compare import figure, headline, question
+from mobillama_v.eval.benchmarks.base import Chart
 from mobillama_v.eval.evaluate import TOO_LONG
-from mobillama_v.eval.report.samples import Pictures, pick, tag_of
-from mobillama_v.eval.results import PAPER, Judged, Result
+from mobillama_v.eval.report.samples import Pictures, pick
+from mobillama_v.eval.results import Judged, Result
 from mobillama_v.markup import Html, join, tag
 
 _SHOWN = 8  # right ones, and as many wrong ones, of each benchmark
 _PICTURES = 5_000_000  # bytes of all pictures in a page
-_TITLES = {
-    "ocr": "OCR",
-    "structural": "structural type",
-    "semantic": "semantic type",
-    "steps": "steps of reasoning",
-    "words": "words in the question",
-}
 _WIDE = 24  # characters of a setting, from which it takes a whole row
 _LONG = 9  # bars, from which a group takes two places
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -67,7 +59,7 @@ def _about(results: Sequence[Result]) -> str:
 
 
 def _small_print(results: Sequence[Result]) -> str:
-    paper = any(result.benchmark in PAPER for result in results)
+    paper = any(result.kind.paper_score is not None for result in results)
     return (
         "Greedy answers. Intervals: 95 %, bootstrap over images with their questions, seed 0. "
         + ("Paper: MobiLlama-V 0.8B, arXiv 2402.16840, table 8. " if paper else "")
@@ -77,24 +69,23 @@ def _small_print(results: Sequence[Result]) -> str:
 
 def _card(result: Result) -> Html:
     """A benchmark at a glance: its score on a ruler, with its interval and the paper's score."""
-    score, top = result.score, _top(result)
+    score, paper, top = result.score, result.kind.paper_score, result.kind.top(result.score)
     ruler = [tag("i", class_="track")]
     legend = []
     if result.interval:
         low, high = result.interval
         left, width = f"{100 * low / top:.2f}%", f"{100 * (high - low) / top:.2f}%"
         ruler.append(tag("i", class_="band", style=f"left:{left};width:{width}"))
-        legend.append(tag("span", "95 %: ", tag("b", f"{figure(low, 1)} to {figure(high, 1)}")))
-    if result.benchmark in PAPER:
-        paper = PAPER[result.benchmark]
+        legend.append(tag("span", "95 %: ", tag("b", f"{low:,.1f} to {high:,.1f}")))
+    if paper is not None:
         ruler.append(tag("i", class_="tick", style=f"left:{100 * paper / top:.2f}%"))
-        legend.append(tag("span", tag("i", class_="key p"), "paper: ", tag("b", figure(paper, 1))))
+        legend.append(tag("span", tag("i", class_="key p"), "paper: ", tag("b", f"{paper:,.1f}")))
     ruler.append(tag("i", class_="dot", style=f"left:{100 * score.headline / top:.2f}%"))
     return tag(
         "a",
         tag("div", result.about["title"], class_="name"),
         tag("div", ", ".join([score.headline_name, *_brief(result)]), class_="measure"),
-        tag("div", figure(score.headline, result.digits), tag("small", _unit(result)), class_="big"),
+        tag("div", result.figure(score.headline), tag("small", "%" if top == 100 else f"of {top:,.0f}"), class_="big"),
         tag("div", *ruler, class_="ruler", aria_hidden="true"),
         tag("div", *legend, class_="legend"),
         class_="score",
@@ -109,19 +100,8 @@ def _brief(result: Result) -> list[str]:
     return [f"{shown} {settings[name]}" for name, shown in names.items() if name in settings]
 
 
-def _top(result: Result) -> float:
-    """The best score there could be."""
-    if result.benchmark != "mme":
-        return 100.0
-    return 200.0 * max(1, len(result.score.categories.get("perception", {})))
-
-
-def _unit(result: Result) -> str:
-    return f"of {_top(result):,.0f}" if result.benchmark == "mme" else "%"
-
-
 def _section(result: Result, pictures: Pictures) -> Html:
-    groups = _mme_groups(result) if result.benchmark == "mme" else _groups(result)
+    groups = _charts(result)
     asked = tag("div", tag("h3", "How it was asked"), _settings(result), class_="panel")
     bars = tag("div", _metrics(result), tag("div", *groups, class_="groups"), class_="panel")
     right = sum(each.correct == 1 for each in result.questions)
@@ -130,13 +110,13 @@ def _section(result: Result, pictures: Pictures) -> Html:
         tag(
             "div",
             tag("h2", result.about["title"]),
-            tag("p", tag("b", headline(result)), f" {result.score.headline_name}"),
+            tag("p", tag("b", result.headline), f" {result.score.headline_name}"),
             tag("p", f"{right:,} of {len(result.questions):,} questions wholly right"),
             class_="head",
         ),
         *[tag("p", note, class_="note") for note in notes(result)],
         tag("div", asked, bars, class_="two") if groups else asked,
-        _gallery(result, pictures),
+        _samples(result, pictures),
         id=result.benchmark,
     )
 
@@ -144,7 +124,7 @@ def _section(result: Result, pictures: Pictures) -> Html:
 def settings_of(result: Result) -> dict[str, str]:
     """Everything that must be known to compare a score, as it is printed beside it."""
     about = result.about
-    found = {_TITLES.get(name, name): str(value) for name, value in about.get("settings", {}).items()}
+    found = {"OCR" if name == "ocr" else name: str(value) for name, value in about.get("settings", {}).items()}
     found["questions"] = f"{len(result.questions):,}"
     for key, name in (("model", "model"), ("precision", "precision"), ("max_new_tokens", "longest answer, tokens")):
         if about.get(key) is not None:
@@ -179,49 +159,22 @@ def _metrics(result: Result) -> Html:
     if len(result.score.metrics) < 2:
         return Html("")
     items = [
-        tag("div", tag("b", figure(value, result.digits)), tag("span", name))
-        for name, value in result.score.metrics.items()
+        tag("div", tag("b", result.figure(value)), tag("span", name)) for name, value in result.score.metrics.items()
     ]
     return tag("div", *items, class_="metrics")
 
 
-def _groups(result: Result) -> list[Html]:
-    """Bars of percentages, one group for each way to break the score down."""
+def _charts(result: Result) -> list[Html]:
     found = []
-    for name, values in result.score.categories.items():
-        if not values:
-            continue
-        counts = Counter(row.group.get(name) for row in result.questions)
-        rows = [
-            _bar(label, [value], 100, figure(value, 1), f"of {counts[label]:,}" if counts[label] else "")
-            for label, value in _sorted(values)
-        ]
-        found.append(_group(f"By {_TITLES.get(name, name)}, % right", rows))
-    return found
-
-
-def _sorted(values: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Numbers by size, everything else as it comes."""
-    items = list(values.items())
-    return sorted(items, key=lambda item: int(item[0])) if all(name.isdecimal() for name in values) else items
-
-
-def _mme_groups(result: Result) -> list[Html]:
-    """MME's categories, each bar in two parts of up to 100 points: accuracy and accuracy+."""
-    parts = result.score.categories
-    found = []
-    for area, names in (("Perception", PERCEPTION), ("Cognition", COGNITION)):
-        rows = []
-        for name in names:
-            if name in parts["accuracy"]:
-                values = [parts["accuracy"][name], parts["accuracy+"][name]]
-                rows.append(_bar(name.replace("_", " "), values, 200, figure(sum(values), 1), ""))
-        if rows:
-            found.append(_group(f"{area}, points of 200", rows))
-    if found:
-        key = [tag("span", tag("i", class_="key a"), "accuracy")]
-        key.append(tag("span", tag("i", class_="key b"), "accuracy+: both of a picture right"))
-        found.append(tag("div", *key, class_="legend"))
+    legend: tuple[str, ...] = ()
+    for chart in result.kind.charts(result.score):
+        counts = Counter(row.group.get(chart.group) for row in result.questions)
+        rows = [_bar(chart, label, f"of {counts[label]:,}" if counts[label] else "") for label in chart.bars]
+        found.append(_group(chart.title, rows))
+        legend = chart.legend
+    if legend:
+        keys = [tag("span", tag("i", class_=f"key {key}"), name) for key, name in zip("ab", legend, strict=True)]
+        found.append(tag("div", *keys, class_="legend"))
     return found
 
 
@@ -230,21 +183,23 @@ def _group(title: str, rows: Sequence[Html]) -> Html:
     return tag("div", tag("h3", title), tag("div", *rows, class_="bars"), class_=kind)
 
 
-def _bar(label: str, values: Sequence[float], top: float, shown: str, count: str) -> Html:
-    fill = [tag("i", style=f"width:{100 * value / top:.2f}%") for value in values]
+def _bar(chart: Chart, label: str, count: str) -> Html:
+    values = chart.bars[label]
+    fill = [tag("i", style=f"width:{100 * value / chart.top:.2f}%") for value in values]
     return join(
         [
             tag("span", label, class_="label"),
             tag("span", *fill, class_="bar"),
-            tag("span", shown, tag("small", count) if count else "", class_="value"),
+            tag("span", f"{sum(values):,.1f}", tag("small", count) if count else "", class_="value"),
         ]
     )
 
 
-def _gallery(result: Result, pictures: Pictures) -> Html:
+def _samples(result: Result, pictures: Pictures) -> Html:
+    category = result.kind.category
     right = [row for row in result.questions if row.correct == 1]
     wrong = [row for row in result.questions if row.correct < 1]
-    shown = [row for pair in _pairs(pick(wrong, _SHOWN), pick(right, _SHOWN)) for row in pair]
+    shown = [row for pair in _alternated(pick(wrong, _SHOWN, category), pick(right, _SHOWN, category)) for row in pair]
     name = result.benchmark
     kinds = {"all": "All shown", "wrong": "Wrong", "right": "Right"}
     inputs = [tag("input", type="radio", name=name, id=f"{name}-{kind}", checked=kind == "all") for kind in kinds]
@@ -261,17 +216,17 @@ def _gallery(result: Result, pictures: Pictures) -> Html:
         tag("style", Html(rules)),
         *inputs,
         tag("div", tag("h3", "Questions and answers"), *labels, class_="tabs"),
-        tag("div", *[_question(row, pictures) for row in shown], class_="cards"),
-        class_="gallery",
+        tag("div", *[_question(result, row, pictures) for row in shown], class_="cards"),
+        class_="samples",
     )
 
 
-def _pairs(wrong: list[Judged], right: list[Judged]) -> list[list[Judged]]:
+def _alternated(wrong: list[Judged], right: list[Judged]) -> list[list[Judged]]:
     """One of each in turn."""
     return [[*wrong[i : i + 1], *right[i : i + 1]] for i in range(max(len(wrong), len(right)))]
 
 
-def _question(row: Judged, pictures: Pictures) -> Html:
+def _question(result: Result, row: Judged, pictures: Pictures) -> Html:
     shots = [
         tag("img", src=shot, alt="The picture of this question") if shot.startswith("data:") else tag("p", shot)
         for shot in pictures.of(row)
@@ -288,8 +243,8 @@ def _question(row: Judged, pictures: Pictures) -> Html:
         tag("div", *shots, class_="shots") if shots else Html(""),
         tag(
             "div",
-            tag("div", mark, tag("em", tag_of(row).replace("_", " ")), class_="mark"),
-            tag("div", question(row), class_="question", tabindex="0"),
+            tag("div", mark, tag("em", row.group.get(result.kind.category, "").replace("_", " ")), class_="mark"),
+            tag("div", result.question(row), class_="question", tabindex="0"),
             tag("div", *reply, class_="reply"),
             class_="text",
         ),

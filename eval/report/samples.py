@@ -14,19 +14,13 @@ from mobillama_v.eval.results import Judged
 
 _SIDE = 400  # pixels of the longer side
 _QUALITY = 80
-_TAGS = ("category", "subject", "structural")  # what a question is filed under, and shown with
 
 
-def tag_of(row: Judged) -> str:
-    """The category of a question, or nothing."""
-    return next((row.group[name] for name in _TAGS if name in row.group), "")
-
-
-def pick(rows: Sequence[Judged], count: int) -> list[Judged]:
+def pick(rows: Sequence[Judged], count: int, category: str) -> list[Judged]:
     """Some of the rows, the same ones each time: every category in turn, and pictures that were not shown first."""
     shelves: dict[str, list[Judged]] = {}
     for row in sorted(rows, key=lambda row: hashlib.sha256(row.id.encode("utf-8", "replace")).digest()):
-        shelves.setdefault(tag_of(row), []).append(row)
+        shelves.setdefault(row.group.get(category, ""), []).append(row)
     turns = [row for turn in zip_longest(*(shelves[name] for name in sorted(shelves))) for row in turn if row]
     fresh: list[Judged] = []
     again: list[Judged] = []

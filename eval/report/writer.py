@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobillama_v.eval.compare import benchmarks_of, cell, figure, headline, question, read_columns, row
+from mobillama_v.eval.compare import benchmarks_of, cell, read_columns, row
 from mobillama_v.eval.report.page import notes, page, settings_of
 from mobillama_v.eval.report.samples import pick
-from mobillama_v.eval.results import PAPER, Judged, Result
+from mobillama_v.eval.results import Result, paper_score
 from mobillama_v.eval.store import write_text
 
 _SHOWN = 5  # wrong answers of each benchmark in the Markdown
@@ -35,8 +35,8 @@ def markdown(results: Sequence[Result], title: str) -> str:
     lines = [f"# {cell(title)}", "", row(["benchmark", "measure", "score (95 %)", "paper, 0.8B"])]
     lines.append("| --- | --- | --- | --- |")
     for result in results:
-        paper = figure(PAPER[result.benchmark], 1) if result.benchmark in PAPER else "–"
-        lines.append(row([str(result.about["title"]), result.score.headline_name, headline(result), paper]))
+        title, paper = str(result.about["title"]), paper_score(result.benchmark)
+        lines.append(row([title, result.score.headline_name, result.headline, paper]))
     lines += ["", "In brackets: 95 % bootstrap intervals over images, seed 0."]
     for result in results:
         lines += ["", *_section(result)]
@@ -49,19 +49,18 @@ def _section(result: Result) -> list[str]:
     lines += [row(["setting", ""]), "| --- | --- |"]
     lines += [row([name, value.replace("\n", "\\n")]) for name, value in settings_of(result).items()]
     lines += ["", row(["measure", ""]), "| --- | ---: |"]
-    lines += [row([name, figure(value, result.digits)]) for name, value in result.score.metrics.items()]
+    lines += [row([name, result.figure(value)]) for name, value in result.score.metrics.items()]
     for name, values in result.score.categories.items():
         lines += ["", row([f"by {name}", ""]), "| --- | ---: |"]
-        lines += [row([label, figure(value, result.digits)]) for label, value in values.items()]
-    wrong = pick([each for each in result.questions if each.correct < 1], _SHOWN)
+        lines += [row([label, result.figure(value)]) for label, value in values.items()]
+    wrong = pick([each for each in result.questions if each.correct < 1], _SHOWN, result.kind.category)
     if wrong:
         lines += ["", row(["wrong answers, for example", "said", "expected"]), "| --- | --- | --- |"]
-        lines += [_wrong(each) for each in wrong]
+        lines += [
+            row([result.question(each), each.text or "(nothing)", ", ".join(dict.fromkeys(each.answers))])
+            for each in wrong
+        ]
     return lines
-
-
-def _wrong(each: Judged) -> str:
-    return row([question(each), each.text or "(nothing)", ", ".join(dict.fromkeys(each.answers))])
 
 
 def _listed(names: list[str]) -> str:

@@ -56,12 +56,12 @@ def check(
     workers: WorkersOption = None,
 ) -> None:
     """Find the records that a training could not learn from. Exit code 1: there are some."""
-    from mobillama_v.progress_bar import ProgressBar
+    from mobillama_v.progress import Progress
     from mobillama_v.train.data.check import check as run
     from mobillama_v.train.data.check import write_clean
 
     encoding = None if model is None else encoding_of(model, template, max_length)
-    with ProgressBar() as bar:
+    with Progress() as bar:
         found = run(files, image_root=image_root, encoding=encoding, images=images, workers=workers, tell=bar)
     _print_report(found)
     if report is not None:

@@ -63,7 +63,7 @@ LAZY = {
     "train": Lazy("mobillama_v.cli.train", "app", "Train a model by a recipe, and draw its curves."),
     "demo": Lazy("mobillama_v.cli.demo", "demo", "Talk about pictures in a browser."),
     "serve": Lazy("mobillama_v.cli.serve", "serve", "Serve a model over HTTP, as OpenAI's clients speak it."),
-    "eval": Lazy("mobillama_v.cli.eval_run", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
+    "eval": Lazy("mobillama_v.cli.eval", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
     "bench": Lazy(
         "mobillama_v.eval.bench",
         "app",

@@ -83,7 +83,7 @@ def train(
     from mobillama_v.train.run import run
 
     run(loaded, resume=resume)
-    distributed.part()
+    distributed.cleanup()
 
 
 def plot(

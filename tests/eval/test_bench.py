@@ -63,7 +63,7 @@ def test_different_answers_are_said() -> None:
 
 def test_the_drawn_set_is_gqa_with_true_answers(tmp_path: Path) -> None:
     draw_gqa(tmp_path, images=4, seed=1)
-    examples = get("gqa").examples(tmp_path)
+    examples = get("gqa").load(tmp_path)
     assert len(examples) == 80 and {len(each.images) for each in examples} == {1}
     assert all(count == 20 for count in Counter(each.images for each in examples).values())
     for example in examples:  # a color that is said to be there is in the picture, and no other of those asked for is

@@ -11,19 +11,20 @@ import pytest
 
 from mobillama_v.errors import DataError
 from mobillama_v.eval.benchmarks.base import Score
+from mobillama_v.eval.benchmarks.registry import public
 from mobillama_v.eval.compare import (
     Column,
     benchmarks_of,
     cell,
+    comparison_rows,
     disagreement_lines,
     markdown,
     pair,
     pairs,
     read_columns,
     sentence,
-    table,
 )
-from mobillama_v.eval.results import PAPER, Judged, Result, write_result
+from mobillama_v.eval.results import Judged, Result, paper_score, write_result
 from mobillama_v.eval.stats import difference, headline_rows, interval, statistic
 
 
@@ -110,11 +111,11 @@ def test_the_paper_stands_beside_the_runs() -> None:
         Column("two", {"gqa": result("gqa", [1, 1]), "custom": result("custom", [1])}),
     ]
     assert benchmarks_of(columns) == ["gqa", "mme", "custom"]
-    header, *body = table(columns)
+    header, *body = comparison_rows(columns)
     assert header == ["benchmark", "one", "two", "MobiLlama-V 0.8B (paper)"]
     assert body[0] == ["gqa, accuracy", "50.00 (0.0 to 100.0)", "100.00 (100.0 to 100.0)", "58.5"]
     assert body[1][2:] == ["–", "1,191.9"] and body[2][3] == "–"
-    assert dict(PAPER) == {"gqa": 58.5, "scienceqa": 53.1, "textvqa": 41.4, "mme": 1191.9}
+    assert [paper_score(name) for name in public()] == ["58.5", "53.1", "41.4", "1,191.9"]
     text = markdown(columns, shown=1)
     assert "| gqa, accuracy | 50.00 (0.0 to 100.0) |" in text and "Question 1?" in text
     (line,) = disagreement_lines(pairs(columns)).splitlines()

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import official
 from mobillama_v.cli.main import app
-from mobillama_v.eval.benchmarks.registry import PUBLIC
+from mobillama_v.eval.benchmarks.registry import public
 from mobillama_v.eval.results import read_result
 from mobillama_v.eval.store import PREDICTIONS
 
@@ -45,7 +45,7 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 def test_run_all_from_files_to_report(data: Path, done: tuple[Path, str]) -> None:
     output, said = done
     counts = {"gqa": 6, "scienceqa": 4, "textvqa": 4, "mme": 56}
-    for name in PUBLIC:
+    for name in public():
         assert sorted(path.name for path in (output / name).iterdir() if path.name != ".lock") == sorted(FILES)
         lines = [json.loads(line) for line in (output / name / PREDICTIONS).read_text().splitlines()]
         assert len(lines) == counts[name]
@@ -58,7 +58,7 @@ def test_run_all_from_files_to_report(data: Path, done: tuple[Path, str]) -> Non
 
 
 def test_our_predictions_score_the_same_without_a_model(data: Path, done: tuple[Path, str]) -> None:
-    for name in PUBLIC:
+    for name in public():
         predictions = done[0] / name / PREDICTIONS
         code, out, err = call("eval", "score", name, "--predictions", predictions, "--data", data, "--json")
         assert code == 0, err
@@ -72,12 +72,12 @@ def test_a_finished_run_is_not_asked_again(data: Path, done: tuple[Path, str], m
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(loading, "load", fail)
-    before = {name: (done[0] / name / PREDICTIONS).read_bytes() for name in PUBLIC}
+    before = {name: (done[0] / name / PREDICTIONS).read_bytes() for name in public()}
     (done[0] / "report.html").unlink()
     code, out, err = call("eval", "run", "all", "-m", "nano", "-d", data, "-o", done[0])
     assert code == 0, err
     assert out == done[1] and (done[0] / "report.html").is_file()
-    assert before == {name: (done[0] / name / PREDICTIONS).read_bytes() for name in PUBLIC}
+    assert before == {name: (done[0] / name / PREDICTIONS).read_bytes() for name in public()}
 
 
 def test_a_killed_run_of_all_ends_the_same(data: Path, done: tuple[Path, str], tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_killed_run_of_all_ends_the_same(data: Path, done: tuple[Path, str], t
     first.send_signal(signal.SIGKILL)
     first.communicate()
     subprocess.run([*map(str, command), "--batch-size", "4"], env=env, check=True, capture_output=True)
-    for name in PUBLIC:
+    for name in public():
         assert (output / name / PREDICTIONS).read_bytes() == (done[0] / name / PREDICTIONS).read_bytes()
 
 
@@ -98,7 +98,7 @@ def test_all_says_which_folders_are_missing(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "gqa", tmp_path / "data" / "gqa")
     code, out, err = call("eval", "run", "all", "-m", "nano", "-d", tmp_path / "data", "-o", tmp_path / "run")
     assert code == 1 and "GQA: " in out
-    assert [line.split(" is left out")[0] for line in err.splitlines() if "left out" in line] == list(PUBLIC[1:])
+    assert [line.split(" is left out")[0] for line in err.splitlines() if "left out" in line] == list(public()[1:])
     code, _, err = call("eval", "run", "all", "-m", "nano", "-d", tmp_path / "run" / "gqa", "-o", tmp_path / "other")
     assert code == 2 and "has no folder gqa, scienceqa, textvqa, mme" in err and not (tmp_path / "other").exists()
 

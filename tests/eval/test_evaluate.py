@@ -20,8 +20,8 @@ from mobillama_v.backends.native import library
 from mobillama_v.errors import DataError
 from mobillama_v.eval.batching import batches, windows
 from mobillama_v.eval.benchmarks.base import Example
-from mobillama_v.eval.distributed import World
-from mobillama_v.eval.evaluate import TOO_LONG, longest_answer
+from mobillama_v.eval.benchmarks.registry import find
+from mobillama_v.eval.evaluate import TOO_LONG
 from mobillama_v.eval.store import PREDICTIONS, Store
 
 TOKENS = 6
@@ -34,10 +34,10 @@ sys.modules["toy"] = toy
 spec.loader.exec_module(toy)
 import torch
 torch.set_num_threads(1)
-from mobillama_v.eval.distributed import World
-world = World.join()
-toy.run(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], batch_size=2, max_new_tokens=6, world=world)
-world.leave()
+from mobillama_v import distributed
+distributed.join()
+toy.run(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4], batch_size=2, max_new_tokens=6)
+distributed.cleanup()
 """
 
 
@@ -72,7 +72,7 @@ def test_batched_answers_equal_single_answers(data: Path, whole: Path, nano_like
 
     assistant = load(str(nano_like), engine="torch")
     answers = {line["question_id"]: line for line in lines(whole / PREDICTIONS)}
-    examples = toy.Toy().examples(data)
+    examples = toy.Toy().load(data)
     assert list(answers) == [example.id for example in examples]  # the benchmark's order, each once
     for example in examples:
         alone = assistant.ask(example.images, example.prompt, Sampling(max_new_tokens=TOKENS))
@@ -240,13 +240,17 @@ def test_two_processes_give_what_one_gives(data: Path, whole: Path, nano_like: P
     assert (tmp_path / "run" / PREDICTIONS).read_bytes() == (whole / PREDICTIONS).read_bytes()
 
 
-def test_processes_share_the_windows(data: Path, nano_like: Path) -> None:
+def test_processes_share_the_windows(data: Path, nano_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mobillama_v.eval.evaluate import Evaluator
     from mobillama_v.loading import load
 
-    examples = toy.Toy().examples(data)
-    asker = Evaluator(load(str(nano_like), engine="torch"), batch_size=1, max_new_tokens=1)
-    parts = [[e.id for w in asker.share(examples, World(i, 3)) for e in w] for i in range(3)]
+    examples = toy.Toy().load(data)
+    evaluator = Evaluator(load(str(nano_like), engine="torch"), batch_size=1, max_new_tokens=1)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append([example.id for window in evaluator.share(examples) for example in window])
     assert all(parts) and sorted(each for part in parts for each in part) == sorted(example.id for example in examples)
 
 
@@ -333,4 +337,4 @@ def test_a_prompt_too_long_is_an_answer_that_is_wrong(nano_like: Path, tmp_path:
 
 
 def test_benchmarks_have_their_own_longest_answers() -> None:
-    assert longest_answer("mme") < longest_answer("textvqa") < longest_answer("custom")
+    assert find("mme").max_new_tokens < find("textvqa").max_new_tokens < find("custom").max_new_tokens

@@ -174,7 +174,7 @@ def test_lmms_eval_runs_a_task_offline(nano_like: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("lmms_eval") is None:
         pytest.skip("lmms-eval is not installed, so no task was run through it: pip install lmms-eval")
     draw_gqa(tmp_path / "data", images=2, questions=4)
-    examples = get("gqa").examples(tmp_path / "data")
+    examples = get("gqa").load(tmp_path / "data")
     rows = [{"image": str(e.images[0]), "prompt": e.prompt, "answer": e.answers[0]} for e in examples]
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = tmp_path / "tasks"

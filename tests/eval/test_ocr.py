@@ -104,7 +104,7 @@ def test_rows_are_read_from_the_top_and_each_from_the_left() -> None:
 
 def read(benchmark: Benchmark, data: Path, folder: Path, model: Path) -> list[str]:
     """The prompts that were put."""
-    done = run(benchmark, benchmark.examples(data), folder, model=Model(str(model)), max_new_tokens=1)
+    done = run(benchmark, benchmark.load(data), folder, model=Model(str(model)), max_new_tokens=1)
     assert [each.prompt for each in done.examples] == [done.answers[each.id]["prompt"] for each in done.examples]
     return [each.prompt for each in done.examples]
 
@@ -136,17 +136,18 @@ def test_every_picture_is_read_once_also_over_several_starts(
         read(benchmark, questions, tmp_path / "run", nano_like)
 
 
-def test_processes_share_the_pictures(questions: Path, tmp_path: Path, fake: list[str]) -> None:
-    from mobillama_v.eval.distributed import World
+def test_processes_share_the_pictures(
+    questions: Path, tmp_path: Path, fake: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mobillama_v import distributed
     from mobillama_v.eval.store import Store
 
-    class Second(World):
-        def gather(self, value: object) -> list[object]:
-            return [{questions / "a.png": ["THEIRS"]}, value]
-
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "all_gather", lambda value: [{questions / "a.png": ["THEIRS"]}, value])
     (tmp_path / "run").mkdir()
-    examples = get("custom").examples(questions)
-    told = ocr.read_pictures(examples, Store(tmp_path / "run"), Second(rank=1, size=2))
+    examples = get("custom").load(questions)
+    told = ocr.read_pictures(examples, Store(tmp_path / "run"))
     assert fake == ["b.png"] and (tmp_path / "run/ocr/1.jsonl").is_file()
     assert [each.prompt.split(": ")[1] for each in told] == ["THEIRS", "THEIRS", "B, x"]
 
@@ -157,7 +158,7 @@ def test_textvqa_is_asked_with_words_that_were_read(nano_like: Path, tmp_path: P
     benchmark = get("textvqa", ocr="rapidocr")
     assert benchmark.settings()["ocr"] == "rapidocr 9.9"
     first = read(benchmark, data, tmp_path / "run", nano_like)[0]
-    image = benchmark.examples(data)[0].images[0].stem.upper()
+    image = benchmark.load(data)[0].images[0].stem.upper()
     assert first == f"What does the sign say?\nReference OCR token: {image}, x{SHORT_ANSWER}"
     with pytest.raises(ConfigError, match="leave out --ocr rapidocr"):
         get("textvqa", ocr="rapidocr", questions=tmp_path / "llava.jsonl")

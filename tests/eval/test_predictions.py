@@ -89,19 +89,21 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not UTF-8"):
         read_records(tmp_path / "b.jsonl")
-    with pytest.raises(DataError, match=r"folder without <category>\.txt"):
+    with pytest.raises(DataError, match="is a folder; give --predictions a file"):
         read_records(tmp_path)
+    with pytest.raises(DataError, match=r"folder without <category>\.txt"):
+        get("mme").read_predictions(tmp_path)
     (tmp_path / "count.txt").write_text("0001.jpg\tIs it?\tYes\n")
     with pytest.raises(DataError, match="line 1 has 3 columns and must have four"):
-        read_records(tmp_path)
+        get("mme").read_predictions(tmp_path)
     (tmp_path / "count.txt").write_text("\n")
     with pytest.raises(DataError, match="holds no predictions"):
-        read_records(tmp_path)
+        get("mme").read_predictions(tmp_path)
 
 
 def test_an_answer_about_no_question_is_named(tmp_path: Path) -> None:
     bench = get("gqa")
-    examples = bench.examples(official.gqa(tmp_path))
+    examples = bench.load(official.gqa(tmp_path))
     records = [Record(f"line {i}", str(i), "x") for i in range(5)]
     with pytest.raises(
         DataError, match=r"5 answers are about no question of GQA .*'0', '1', '2' and 2 more; first in line 0"
@@ -113,13 +115,13 @@ def test_an_answer_about_no_question_is_named(tmp_path: Path) -> None:
 
 def test_a_question_answered_twice_is_named(tmp_path: Path) -> None:
     bench = get("gqa")
-    examples = bench.examples(official.gqa(tmp_path))
+    examples = bench.load(official.gqa(tmp_path))
     name = examples[0].id
     records = [Record("line 1", name, "x"), Record("line 9", name, "x")]
     with pytest.raises(DataError, match=rf"answers question '{name}' twice \(line 1 and line 9\)"):
         match(bench, examples, records, of="a.jsonl")
     mme = get("mme")
-    questions = mme.examples(official.mme(tmp_path / "mme"))
+    questions = mme.load(official.mme(tmp_path / "mme"))
     twice = Record("line 1", "count/0000.jpg", "Yes", "Is there a square?")
     with pytest.raises(DataError, match="twice"):
         match(mme, questions, [twice, twice], of="a.jsonl")
@@ -131,7 +133,7 @@ def test_a_question_answered_twice_is_named(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_the_order_of_a_file_does_not_matter_and_nothing_is_dropped(tmp_path: Path, data: st.DataObject) -> None:
     bench = get("textvqa")
-    examples = bench.examples(official.textvqa(tmp_path))
+    examples = bench.load(official.textvqa(tmp_path))
     rows = official.textvqa_rows()
     records = [Record("x", row["image_id"], row["answers"][0], official.textvqa_prompt(row)) for row in rows]
     some = data.draw(st.permutations(records))[: data.draw(st.integers(0, 4))]

@@ -14,9 +14,9 @@ from PIL import Image
 import official
 import toy
 from mobillama_v.errors import DataError
-from mobillama_v.eval.benchmarks.registry import PUBLIC, get
+from mobillama_v.eval.benchmarks.registry import get, public
 from mobillama_v.eval.report import page, writer
-from mobillama_v.eval.report.samples import Pictures, pick, tag_of
+from mobillama_v.eval.report.samples import Pictures, pick
 from mobillama_v.eval.results import Judged, Result, judge, read_result, write_result
 from mobillama_v.markup import tag, text
 
@@ -57,12 +57,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = next(iter(questions))
     questions[first]["question"] = ATTACK
     (data / "gqa" / "testdev_balanced_questions.json").write_text(json.dumps(questions))
-    for name in PUBLIC:
+    for name in public():
         benchmark = get(name)
         (folder / "run" / name).mkdir(parents=True)
-        found = result(
-            benchmark, benchmark.examples(data / name), said={first: ATTACK + "\ud800"} if name == "gqa" else {}
-        )
+        found = result(benchmark, benchmark.load(data / name), said={first: ATTACK + "\ud800"} if name == "gqa" else {})
         write_result(found, folder / "run" / name)
     writer.write(folder / "run")
     return folder / "run"
@@ -98,9 +96,9 @@ def test_the_page_is_one_file_without_scripts_and_requests(run: Path) -> None:
 def test_every_score_has_its_circumstances_beside_it(run: Path) -> None:
     said = Elements((run / "report.html").read_text(encoding="utf-8")).text
     plain = re.sub(r"\\(.)", r"\1", (run / "report.md").read_text(encoding="utf-8"))
-    for name in PUBLIC:
+    for name in public():
         found = read_result(run / name)
-        score = f"{found.score.headline:,.{found.digits}f}"
+        score = f"{found.figure(found.score.headline)}"
         for words in (said, plain):
             assert score in words and found.about["title"] in words
             for setting, value in page.settings_of(found).items():
@@ -127,7 +125,7 @@ def test_bars_are_as_long_as_their_numbers(run: Path) -> None:
 def test_what_is_missing_or_too_long_is_said(tmp_path: Path) -> None:
     toy.draw(tmp_path / "toy", pictures=1)
     benchmark = toy.Toy()
-    examples = benchmark.examples(tmp_path / "toy")
+    examples = benchmark.load(tmp_path / "toy")
     answers = {"0-0": {"text": "yes", "finish_reason": "stop"}, "0-1": {"text": "", "finish_reason": "prompt_too_long"}}
     found = judge(benchmark, examples, answers, {"benchmark": "toy", "title": benchmark.title, "settings": {}})
     assert any(note.startswith("3 questions have no answer") for note in page.notes(found))
@@ -153,16 +151,18 @@ def test_pictures_are_small_and_bounded(tmp_path: Path) -> None:
     assert [found[:5] for found in pictures.of(row("a.png", "a.png", "gone.png"))] == ["data:", "Left ", "The p"]
 
 
-def test_the_gallery_shows_every_category_and_fresh_pictures() -> None:
+def test_the_samples_show_every_category_and_fresh_pictures() -> None:
     rows = [
         Judged(f"{kind}{i}", f"{kind}{i % 3}.png", 1.0, "?", "", (), {"category": kind})
         for kind in "abc"
         for i in range(20)
     ]
-    chosen = pick(rows, 6)
-    assert sorted(map(tag_of, chosen)) == list("aabbcc") and len({each.unit for each in chosen}) == 6
-    assert pick(list(reversed(rows)), 6) == chosen
-    assert len(pick(rows, 30)) == 30
+    chosen = pick(rows, 6, "category")
+    assert (
+        sorted(each.group["category"] for each in chosen) == list("aabbcc") and len({each.unit for each in chosen}) == 6
+    )
+    assert pick(list(reversed(rows)), 6, "category") == chosen
+    assert len(pick(rows, 30, "category")) == 30
 
 
 def test_elements_escape_what_they_are_given() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import official
 from mobillama_v.cli.main import app
-from mobillama_v.eval.benchmarks.registry import PUBLIC, get
+from mobillama_v.eval.benchmarks.registry import get, public
 
 
 def call(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
@@ -22,12 +22,12 @@ def call(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, s
 
 
 def answers(folder: Path, name: str, *, leave_out: int = 0) -> Path:
-    examples = get(name).examples(folder)
+    examples = get(name).load(folder)
     lines = [{"question_id": each.id, "prompt": each.prompt, "text": each.answers[0]} for each in examples]
     return official.dump_lines(folder / "answers.jsonl", lines[leave_out:])
 
 
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", public())
 def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     official.write_all(tmp_path)
     path = answers(tmp_path / name, name, leave_out=1)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
-from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Example, Score, by_group, missing_from, percent
+from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example
 
 QUESTIONS = [
     "What is this?",
@@ -43,21 +42,18 @@ def draw(folder: Path, *, pictures: int) -> None:
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Benchmark):
     """Questions about the drawn pictures; an answer that holds an e is right."""
 
     split: str = "test"
-    name: str = "toy"
-    title: str = "Toy <b>questions</b>"
-    official_count: int = 0
 
-    def sources(self) -> list[Any]:
-        return []
+    name = "toy"
+    title = "Toy <b>questions</b>"
+    splits: ClassVar = {"test": 0, "val": 0}
+    judged_by = "the letter e"
+    category = "kind"
 
-    def settings(self) -> dict[str, str]:
-        return {"split": self.split, "prompt": "{question}" + SHORT_ANSWER, "ocr": "none"}
-
-    def examples(self, data: Path) -> list[Example]:
+    def read(self, data: Path) -> list[Example]:
         return [
             Example(
                 each["id"],
@@ -69,19 +65,8 @@ class Toy:
             for each in json.loads((data / "questions.json").read_text())
         ]
 
-    def keys(self, example: Example) -> list[Any]:
-        return [example.id]
-
-    def record_keys(self, record: Any) -> list[Any]:
-        return [record.id]
-
-    def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> Score:
-        correct = {each.id: float("e" in predictions.get(each.id, "")) for each in examples}
-        accuracy = percent(list(correct.values()))
-        kinds = by_group(examples, correct, "kind")
-        return Score(
-            accuracy, "accuracy", {"accuracy": accuracy}, {"kind": kinds}, correct, missing_from(examples, predictions)
-        )
+    def judge(self, example: Example, answer: str) -> float:
+        return float("e" in answer)
 
 
 def run(
@@ -92,4 +77,4 @@ def run(
 
     benchmark = benchmark or Toy()
     chosen = evaluate.Model(str(model), engine=engine)
-    return evaluate.run(benchmark, benchmark.examples(data), folder, model=chosen, **options)
+    return evaluate.run(benchmark, benchmark.load(data), folder, model=chosen, **options)

@@ -32,7 +32,7 @@ class Progress(TrainerCallback):
 
     def __init__(self, output: Path, *, resumed_step: int) -> None:
         self.path, self.tokens, self.resumed_step = output / METRICS, 0, resumed_step
-        if distributed.is_first():
+        if distributed.rank() == 0:
             forget_after(resumed_step, self.path)
         self._since = self._started = time.monotonic()
         self._steps_before = 0
@@ -46,7 +46,7 @@ class Progress(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """One line; the trainer's other reporters, which come after this one, are told the tokens per second too."""
-        if not logs or not distributed.is_first():
+        if not logs or distributed.rank() > 0:
             return
         if "loss" in logs:
             self._write_training(state, logs)
@@ -70,7 +70,7 @@ class Progress(TrainerCallback):
 
     def _write_training(self, state: Any, logs: dict[str, float]) -> None:
         now = time.monotonic()
-        tokens, self.tokens = int(self.tokens) * distributed.size(), 0
+        tokens, self.tokens = int(self.tokens) * distributed.world_size(), 0
         speed, self._since = tokens / max(now - self._since, 1e-9), now
         entry = {
             "step": state.global_step,

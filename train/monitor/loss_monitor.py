@@ -76,7 +76,7 @@ def stop(wrong: str, passes: list[Pass], name: Callable[[int], dict[str, object]
         output: folder of the training.
     """
     found = sorted(
-        (each for some in distributed.gather(passes) for each in some), key=lambda p: (p.step, p.number, p.device)
+        (each for some in distributed.all_gather(passes) for each in some), key=lambda p: (p.step, p.number, p.device)
     )
     lines = [
         {
@@ -90,7 +90,7 @@ def stop(wrong: str, passes: list[Pass], name: Callable[[int], dict[str, object]
         for sample in each.samples
     ]
     path = output / SUSPECTS
-    distributed.on_first(lambda: write_records(path, (json.dumps(line, ensure_ascii=False) for line in lines)))
+    distributed.on_rank0(lambda: write_records(path, (json.dumps(line, ensure_ascii=False) for line in lines)))
     step = found[-1].step
     return DataError(
         f"{wrong} at step {step}; look at the records of the last steps in {path}, or lower the learning rates: the "

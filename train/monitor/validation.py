@@ -94,7 +94,7 @@ class Validation:
         samples, skipped = load_samples(
             [DataFile(path) for path in section.json],
             encoding_of(setup.recipe, setup.model.config.spec),
-            images=lambda paths: distributed.on_first(lambda: unusable_images(held_out, paths)),
+            images=lambda paths: distributed.on_rank0(lambda: unusable_images(held_out, paths)),
             skip_bad=data.skip_bad,
             keep_duplicates=True,
         )
@@ -119,21 +119,21 @@ class Validation:
         started = time.monotonic()
         zero3 = (self.setup.recipe.train.deepspeed or "").startswith("zero3")
         model = _whole_copy(trainer, self.setup.recipe.train.lora) if zero3 else trainer.model
-        shares = 1 if zero3 else distributed.size()
+        shares = 1 if zero3 else distributed.world_size()
         found = (0.0, 0, {}) if model is None else self._try(model, trainer, shares)
         total, count = 0.0, 0
         said: dict[int, str] = {}
-        for loss, tokens, texts in distributed.gather(found):
+        for loss, tokens, texts in distributed.all_gather(found):
             total, count = total + loss, count + tokens
             said |= texts
         answers = [self._answer(i, said[i], trainer.state.global_step) for i in range(len(self.questions))]
         metrics = {"eval_loss": total / max(count, 1)}
         if answers:
             metrics["eval_exact_match"] = sum(answer.right for answer in answers) / len(answers)
-        best = distributed.on_first(lambda: self._is_best(metrics))
+        best = distributed.on_rank0(lambda: self._is_best(metrics))
         if best:
             self._keep(trainer, metrics)
-        if answers and distributed.is_first():
+        if answers and distributed.rank() == 0:
             keep_answers(self.output, answers)
             write_page(self.output, answers[0].step, metrics, self.dataset.image_root, self.dataset.transform)
         return metrics | {"eval_best": float(best), "eval_seconds": time.monotonic() - started}
@@ -210,10 +210,10 @@ class Validation:
         return exact, metrics["eval_loss"]
 
     def _keep(self, trainer: Any, metrics: dict[str, float]) -> None:
-        partial = distributed.on_first(lambda: checkpoints.partial_folder(self.output))
+        partial = distributed.on_rank0(lambda: checkpoints.partial_folder(self.output))
         trainer.save_model(str(partial / checkpoints.BEST), _internal_call=True)
-        distributed.wait()
-        distributed.on_first(lambda: self._publish(partial / checkpoints.BEST, trainer.state.global_step, metrics))
+        distributed.barrier()
+        distributed.on_rank0(lambda: self._publish(partial / checkpoints.BEST, trainer.state.global_step, metrics))
 
     def _publish(self, written: Path, step: int, metrics: dict[str, float]) -> None:
         scores = {"step": step, "metrics": metrics, "fingerprint": self.fingerprint}
@@ -228,7 +228,7 @@ def _chunks(items: list[int], size: int) -> list[list[int]]:
 def _whole_copy(trainer: Any, lora: LoraSection | None) -> Any:
     """A copy of the model whose weights the processes share out, on the first process; None on the others."""
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if not distributed.is_first():
+    if distributed.rank() > 0:
         return None
     with torch.random.fork_rng():  # the weights that are about to be overwritten are drawn at random
         copy = type(trainer.model)(trainer.model.config)

@@ -11,18 +11,18 @@ from mobillama_v.eval.benchmarks.registry import get
 
 
 def test_the_file_of_a_folder(tmp_path: Path) -> None:
-    examples = get("custom").examples(official.custom(tmp_path))
+    examples = get("custom").load(official.custom(tmp_path))
     assert [(each.id, each.prompt, each.answers) for each in examples] == [
         ("a", "What color?", ("red",)),
         ("b", "What color?", ("green",)),
         ("c", "What shape?", ("square", "box")),
     ]
     assert examples[0].images == (tmp_path / "images" / "0.jpg",)
-    assert get("custom").examples(tmp_path / "questions.jsonl") == examples  # or the file itself
+    assert get("custom").load(tmp_path / "questions.jsonl") == examples  # or the file itself
 
 
 def test_a_request_for_a_short_answer(tmp_path: Path) -> None:
-    prompt = get("custom", prompt="short").examples(official.custom(tmp_path))[0].prompt
+    prompt = get("custom", prompt="short").load(official.custom(tmp_path))[0].prompt
     assert prompt == "What color?\nAnswer the question using a single word or phrase."
 
 
@@ -42,7 +42,7 @@ def test_llava_records_ask_every_turn(tmp_path: Path) -> None:
     path = official.dump(tmp_path / "mine.json", rows)
     bench = get("custom", questions=path)
     (tmp_path / "pictures").mkdir()
-    examples = bench.examples(tmp_path / "pictures")
+    examples = bench.load(tmp_path / "pictures")
     assert [each.id for each in examples] == ["x", "x#2", "7", "3"]
     assert [each.prompt for each in examples[:2]] == ["What is it?", "What color?"]
     assert examples[0].images == (tmp_path / "pictures" / "a.jpg",)
@@ -58,7 +58,7 @@ def test_csv(tmp_path: Path) -> None:
         ",b.jpg,Third?,x\n"
     )
     (tmp_path / "q.csv").write_text(text, encoding="utf-8")
-    examples = get("custom").examples(tmp_path / "q.csv")
+    examples = get("custom").load(tmp_path / "q.csv")
     assert [(each.id, each.prompt, each.answers) for each in examples] == [
         ("1", "What, then?", ("red", "dark red")),
         ("2", "Two\nlines?", ("a, b", "3")),
@@ -67,7 +67,7 @@ def test_csv(tmp_path: Path) -> None:
     assert examples[1].images == ()
     (tmp_path / "q.csv").write_text("id,question,answer\n1,Why, so,yes\n", encoding="utf-8")
     with pytest.raises(DataError, match="row 1 has more columns than the header"):
-        get("custom").examples(tmp_path / "q.csv")
+        get("custom").load(tmp_path / "q.csv")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_metrics(tmp_path: Path, metric: str, answers: dict[str, str], expected:
     ]
     path = official.dump(tmp_path / "q.json", rows)
     bench = get("custom", metric=metric)
-    found = bench.score(bench.examples(path), answers)
+    found = bench.score(bench.load(path), answers)
     assert found.headline == pytest.approx(expected)
     assert found.metrics == {metric: found.headline}
 
@@ -94,7 +94,7 @@ def test_yes_and_no(tmp_path: Path) -> None:
     rows = [{"question_id": i, "text": "Is it?", "label": "yes" if i < 2 else "no", "category": "c"} for i in range(4)]
     path = official.dump_lines(tmp_path / "pope.jsonl", rows)
     bench = get("custom", metric="yesno")
-    found = bench.score(bench.examples(path), {"0": "Yes", "1": "No.", "2": "There is not."})
+    found = bench.score(bench.load(path), {"0": "Yes", "1": "No.", "2": "There is not."})
     assert found.metrics == pytest.approx(
         {"accuracy": 50, "precision": 100, "recall": 50, "f1": 200 / 3, "yes_ratio": 25}
     )
@@ -122,25 +122,25 @@ def test_bad_entries_are_named(tmp_path: Path, row: Any, message: str) -> None:
         path.write_text('{"id": 1, "text": "?", "answer": "x"}\n[1]\n')
         message = "line 2 is a JSON array"
     with pytest.raises(DataError, match=message):
-        get("custom").examples(path)
+        get("custom").load(path)
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has no questions\.jsonl, questions\.json, questions\.csv"):
-        get("custom").examples(tmp_path)
+        get("custom").load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
-        get("custom").examples(tmp_path / "q.csv")
+        get("custom").load(tmp_path / "q.csv")
     (tmp_path / "q.csv").write_text("id,question,answer\n")
     with pytest.raises(DataError, match="holds no questions"):
-        get("custom").examples(tmp_path / "q.csv")
+        get("custom").load(tmp_path / "q.csv")
     row = {"question_id": "a", "text": "?", "answer": "x"}
     with pytest.raises(DataError, match=r"has questions twice \('a'\)"):
-        get("custom").examples(official.dump_lines(tmp_path / "q.jsonl", [row, row]))
+        get("custom").load(official.dump_lines(tmp_path / "q.jsonl", [row, row]))
     (tmp_path / "q.jsonl").write_bytes(b'{"text": "\xff"}')
     with pytest.raises(DataError, match="not UTF-8"):
-        get("custom").examples(tmp_path / "q.jsonl")
+        get("custom").load(tmp_path / "q.jsonl")
     with pytest.raises(DataError, match="must have yes or no"):
-        get("custom", metric="yesno").examples(official.dump_lines(tmp_path / "y.jsonl", [row]))
+        get("custom", metric="yesno").load(official.dump_lines(tmp_path / "y.jsonl", [row]))
     with pytest.raises(ConfigError, match="not by 'bleu'"):
         get("custom", metric="bleu")
     with pytest.raises(ConfigError, match="not 'long'"):

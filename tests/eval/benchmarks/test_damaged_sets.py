@@ -63,7 +63,7 @@ def test_one_wrong_value(sets: Path, name: str, file: str, data: st.DataObject) 
     path.write_text(json.dumps(value[0]))
     try:
         bench = get(name)
-        examples = bench.examples(sets / name)
+        examples = bench.load(sets / name)
         found = bench.score(examples, {each.id: "red" for each in examples[1:]})
         assert len(found.correct) == len(examples) and found.missing == (examples[0].id,)
         assert 0 <= found.headline <= 100

@@ -40,7 +40,7 @@ def same(ours: list[Any], theirs: list[Any]) -> None:
 
 
 def test_gqa(tmp_path: Path) -> None:
-    ours = get("gqa").examples(official.gqa(tmp_path / "ours"))
+    ours = get("gqa").load(official.gqa(tmp_path / "ours"))
     hub = tmp_path / "hub"
     rows = [{"id": name} | each for name, each in official.gqa_questions().items()]
     for row in rows:
@@ -48,7 +48,7 @@ def test_gqa(tmp_path: Path) -> None:
     parquet(hub / "testdev_balanced_instructions" / "testdev-00000-of-00001.parquet", rows)
     pictures = [{"id": f"n{i:03d}", "image": image(tmp_path / f"ours/images/n{i:03d}.jpg")} for i in range(2)]
     parquet(hub / "testdev_balanced_images" / "testdev-00000-of-00001.parquet", pictures)
-    theirs = get("gqa").examples(hub)
+    theirs = get("gqa").load(hub)
     same(ours, theirs)
     assert [each.id for each in theirs] == [each.id for each in ours]
     answers = {each.id: each.answers[0] for each in ours}
@@ -56,21 +56,21 @@ def test_gqa(tmp_path: Path) -> None:
 
 
 def test_scienceqa(tmp_path: Path) -> None:
-    ours = get("scienceqa").examples(official.scienceqa(tmp_path / "ours"))
+    ours = get("scienceqa").load(official.scienceqa(tmp_path / "ours"))
     rows = []
     for pid, each in official.science_problems().items():
         if each["split"] == "test":
             file = tmp_path / "ours/images/test" / pid / "image.png" if each["image"] else None
             rows.append({**each, "image": image(file)})
     parquet(tmp_path / "hub" / "ScienceQA-FULL" / "test-00000-of-00001.parquet", rows)
-    theirs = get("scienceqa").examples(tmp_path / "hub")
+    theirs = get("scienceqa").load(tmp_path / "hub")
     same(ours, theirs)
     assert [each.id for each in theirs] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_textvqa(tmp_path: Path, saved: bool) -> None:
-    ours = get("textvqa").examples(official.textvqa(tmp_path / "ours"))
+    ours = get("textvqa").load(official.textvqa(tmp_path / "ours"))
     rows = [
         {
             **row,
@@ -85,13 +85,13 @@ def test_textvqa(tmp_path: Path, saved: bool) -> None:
     else:
         parquet(tmp_path / "hub" / "data" / "validation-00000-of-00002.parquet", rows[:2])
         parquet(tmp_path / "hub" / "data" / "validation-00001-of-00002.parquet", rows[2:])
-    theirs = get("textvqa").examples(tmp_path / "hub")
+    theirs = get("textvqa").load(tmp_path / "hub")
     same(ours, theirs)
     assert [each.id for each in theirs] == [each.id for each in ours]
 
 
 def test_mme(tmp_path: Path) -> None:
-    ours = get("mme").examples(official.mme(tmp_path / "ours"))
+    ours = get("mme").load(official.mme(tmp_path / "ours"))
     rows = [
         {
             "question_id": name.replace("images/", ""),
@@ -103,11 +103,11 @@ def test_mme(tmp_path: Path) -> None:
         for c, name, q, a in official.mme_rows()
     ]
     parquet(tmp_path / "hub" / "data" / "test-00000-of-00001.parquet", rows)
-    theirs = get("mme").examples(tmp_path / "hub")
+    theirs = get("mme").load(tmp_path / "hub")
     same(ours, theirs)
     # Pictures are written once and then found.
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "hub" / "extracted_images").iterdir()}
-    same(ours, get("mme").examples(tmp_path / "hub"))
+    same(ours, get("mme").load(tmp_path / "hub"))
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
@@ -116,7 +116,7 @@ def test_a_damaged_file_and_a_missing_library_are_named(tmp_path: Path, monkeypa
     path.parent.mkdir()
     path.write_bytes(b"PAR1 and nothing more")
     with pytest.raises(DataError, match=r"cannot be read .*; download it again"):
-        get("textvqa").examples(tmp_path)
+        get("textvqa").load(tmp_path)
     real = builtins.__import__
 
     def without(name: str, *args: Any, **options: Any) -> Any:
@@ -126,4 +126,4 @@ def test_a_damaged_file_and_a_missing_library_are_named(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtraError, match=r"pip install 'mobillama-v\[eval\]'"):
-        get("textvqa").examples(tmp_path)
+        get("textvqa").load(tmp_path)

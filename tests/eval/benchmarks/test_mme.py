@@ -49,7 +49,7 @@ def test_nothing_after_the_fourth_character_matters(start: str, rest: str) -> No
 
 
 def test_examples_of_both_layouts(tmp_path: Path) -> None:
-    examples = get("mme").examples(official.mme(tmp_path))
+    examples = get("mme").load(official.mme(tmp_path))
     assert len(examples) == 14 * 4 and len({each.id for each in examples}) == 14 * 4
     by_id = {each.id: each for each in examples}
     flat, nested = by_id["code_reasoning/0001.png#2"], by_id["artwork/images/0001.jpg#2"]
@@ -57,17 +57,17 @@ def test_examples_of_both_layouts(tmp_path: Path) -> None:
         assert each.prompt == "Is it blue?\nAnswer the question using a single word or phrase."
         assert each.answers == ("no",) and each.images[0].is_file()
     assert nested.images == (tmp_path / "artwork" / "images" / "0001.jpg",)
-    assert get("mme", questions=official.llava_mme(tmp_path / "l.jsonl")).examples(tmp_path) == examples
+    assert get("mme", questions=official.llava_mme(tmp_path / "l.jsonl")).load(tmp_path) == examples
 
 
 def test_the_release_folder_may_be_named(tmp_path: Path) -> None:
     official.mme(tmp_path / "MME_Benchmark_release_version")
-    assert len(get("mme").examples(tmp_path)) == 56
+    assert len(get("mme").load(tmp_path)) == 56
 
 
 def test_points_are_accuracy_and_pairs(tmp_path: Path) -> None:
     bench = get("mme")
-    examples = bench.examples(official.mme(tmp_path))
+    examples = bench.load(official.mme(tmp_path))
     answers = {each.id: each.answers[0] for each in examples}
     answers["count/0000.jpg#2"] = "Yes"  # one of four wrong: 75, and one of two pairs: 50
     answers["OCR/0000.jpg#1"] = answers["OCR/0001.jpg#1"] = "perhaps"  # 50 and 0
@@ -85,14 +85,14 @@ def test_points_are_accuracy_and_pairs(tmp_path: Path) -> None:
 
 def test_always_yes_gets_half_and_no_pair(tmp_path: Path) -> None:
     bench = get("mme")
-    examples = bench.examples(official.mme(tmp_path))
+    examples = bench.load(official.mme(tmp_path))
     assert bench.score(examples, {each.id: "Yes" for each in examples}).metrics["total"] == 14 * 50
     assert bench.score(examples, {}).metrics["total"] == 0
 
 
 def test_llavas_answers_and_the_official_folder_are_found_by_picture_and_question(tmp_path: Path) -> None:
     bench = get("mme")
-    examples = bench.examples(official.mme(tmp_path / "data"))
+    examples = bench.load(official.mme(tmp_path / "data"))
     rows = official.mme_rows()
     lines = [{"question_id": n, "prompt": official.mme_prompt(q), "text": f"{a} {q}"} for _, n, q, a in rows]
     path = official.dump_lines(tmp_path / "a.jsonl", lines[::-1])
@@ -104,17 +104,17 @@ def test_llavas_answers_and_the_official_folder_are_found_by_picture_and_questio
             file.write(f"{Path(name).stem}.txt\t{question}\t{answer}\t{answer}\n")
     (tmp_path / "a.jsonl").unlink()
     shutil.rmtree(tmp_path / "data")
-    found = match(bench, examples, read_records(tmp_path), of=str(tmp_path))
+    found = match(bench, examples, bench.read_predictions(tmp_path), of=str(tmp_path))
     assert bench.score(found.examples, found.predictions).metrics["total"] == 2800
 
 
 def test_scoring_needs_no_pictures(tmp_path: Path) -> None:
     official.mme(tmp_path)
-    own = [each.id for each in get("mme").examples(tmp_path)]
-    prompts = {each.id: each.prompt for each in get("mme").examples(tmp_path)}
+    own = [each.id for each in get("mme").load(tmp_path)]
+    prompts = {each.id: each.prompt for each in get("mme").load(tmp_path)}
     for path in [*tmp_path.rglob("*.jpg"), *tmp_path.rglob("*.png")]:
         path.unlink()
-    examples = get("mme").examples(tmp_path)
+    examples = get("mme").load(tmp_path)
     lines = [{"question_id": name, "prompt": prompts[name], "text": "Yes"} for name in own]
     records = read_records(official.dump_lines(tmp_path / "own.jsonl", lines))
     assert len(match(get("mme"), examples, records, of="own").predictions) == 56
@@ -124,23 +124,23 @@ def test_half_downloads_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"not a folder of MME, or half of one: .*'existence', 'count', 'position' and 11"
     ):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)
     official.mme(tmp_path)
     shutil.move(tmp_path / "count", tmp_path / "elsewhere")
     with pytest.raises(DataError, match="of the 14 categories 'count' is missing"):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)
     (tmp_path / "count").mkdir()
     with pytest.raises(DataError, match=r"the category count in .* is empty"):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)
     (tmp_path / "count").rmdir()
     shutil.move(tmp_path / "elsewhere", tmp_path / "count")
     (tmp_path / "scene" / "questions_answers_YN" / "0001.txt").unlink()
     with pytest.raises(DataError, match=r"1 pictures of MME's scene have no text file in .*'0001\.jpg'"):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)
     (tmp_path / "scene" / "images" / "0001.jpg").unlink()
     (tmp_path / "OCR" / "0000.jpg").unlink()
     with pytest.raises(DataError, match=r"1 text files of MME's OCR have no picture in .*'0000\.txt'"):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)
 
 
 def test_a_picture_without_its_pair_of_questions_is_named(tmp_path: Path) -> None:
@@ -149,10 +149,10 @@ def test_a_picture_without_its_pair_of_questions_is_named(tmp_path: Path) -> Non
     both = text.read_text(encoding="utf-8")
     text.write_text(both.split("\n")[0] + "\n\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"1 pictures .* two questions \('color/0001\.jpg'; the first has 1\)"):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)
     text.write_text(both.replace("\t", " "), encoding="utf-8")
     with pytest.raises(DataError, match=r"0001\.txt', line 1 is no question, tab and answer"):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)
     text.write_text(both.replace("Yes", "Maybe"), encoding="utf-8")
     with pytest.raises(DataError, match=r"line 1 has the answer 'Maybe'"):
-        get("mme").examples(tmp_path)
+        get("mme").load(tmp_path)

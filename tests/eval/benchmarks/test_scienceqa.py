@@ -56,7 +56,7 @@ def test_what_is_chosen_is_a_choice_and_in_the_answer(answer: str, choices: int)
 
 
 def test_prompts_and_pictures(tmp_path: Path) -> None:
-    examples = get("scienceqa").examples(official.scienceqa(tmp_path))
+    examples = get("scienceqa").load(official.scienceqa(tmp_path))
     assert [each.id for each in examples] == ["4", "5", "11", "15"]
     assert examples[0].prompt == f"Which is number 4?\nA. one\nB. two\nC. three{SUFFIX}"
     assert examples[1].prompt == (
@@ -69,14 +69,14 @@ def test_prompts_and_pictures(tmp_path: Path) -> None:
 
 def test_llavas_file_gives_the_same_prompts(tmp_path: Path) -> None:
     data = official.scienceqa(tmp_path)
-    ours = get("scienceqa").examples(data)
-    theirs = get("scienceqa", questions=official.llava_scienceqa(tmp_path / "llava_test_CQM-A.json")).examples(data)
+    ours = get("scienceqa").load(data)
+    theirs = get("scienceqa", questions=official.llava_scienceqa(tmp_path / "llava_test_CQM-A.json")).load(data)
     assert theirs == ours
 
 
 def test_score_over_all_and_over_pictures(tmp_path: Path) -> None:
     bench = get("scienceqa")
-    examples = bench.examples(official.scienceqa(tmp_path))
+    examples = bench.load(official.scienceqa(tmp_path))
     found = bench.score(examples, {"4": "B", "5": "C. three", "15": "B"})  # 11 is not answered
     assert found.correct == {"4": 1, "5": 1, "11": 0, "15": 0}
     assert found.metrics == {"accuracy": 50.0, "img": 50.0}
@@ -96,39 +96,39 @@ def test_without_pictures_the_headline_is_over_all(tmp_path: Path) -> None:
         each["image"] = None
     official.dump(tmp_path / "problems.json", problems)
     bench = get("scienceqa")
-    found = bench.score(bench.examples(tmp_path), {"4": "B"})
+    found = bench.score(bench.load(tmp_path), {"4": "B"})
     assert (found.headline, found.headline_name, set(found.metrics)) == (25.0, "accuracy", {"accuracy"})
 
 
 def test_pictures_unpacked_beside_the_problems_are_found(tmp_path: Path) -> None:
     official.scienceqa(tmp_path)
     (tmp_path / "images" / "test").rename(tmp_path / "test")
-    assert get("scienceqa").examples(tmp_path)[1].images[0].is_file()
+    assert get("scienceqa").load(tmp_path)[1].images[0].is_file()
 
 
 def test_a_wrong_or_half_downloaded_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a folder of ScienceQA: problems\.json is missing"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
     official.scienceqa(tmp_path)
     official.dump(tmp_path / "pid_splits.json", {"test": ["4", "5", "4"]})
     with pytest.raises(DataError, match=r"has questions twice \('4'\)"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
     official.dump(tmp_path / "pid_splits.json", {"train": ["4"]})
     with pytest.raises(DataError, match="has no 'test'"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
     official.scienceqa(tmp_path)
     problems = official.science_problems()
     del problems["11"]
     official.dump(tmp_path / "problems.json", problems)
     with pytest.raises(DataError, match=r"lacks 1 problems of the split test \('11'\)"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
     text = json.dumps(official.science_problems())
     (tmp_path / "problems.json").write_text(text[: len(text) // 2])
     with pytest.raises(DataError, match="not valid JSON, or cut off"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
     (tmp_path / "problems.json").write_text("[]")
     with pytest.raises(DataError, match="holds a JSON array and must hold an object"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
 
 
 def test_a_problem_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -137,16 +137,16 @@ def test_a_problem_that_cannot_be_is_named(tmp_path: Path) -> None:
     problems["5"]["answer"] = 3
     official.dump(tmp_path / "problems.json", problems)
     with pytest.raises(DataError, match="problem '5' has 3 choices and the answer 3"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
     problems["5"]["answer"] = "C"
     official.dump(tmp_path / "problems.json", problems)
     with pytest.raises(DataError, match="problem '5' has a 'answer' that is a JSON string"):
-        get("scienceqa").examples(tmp_path)
+        get("scienceqa").load(tmp_path)
 
 
 def test_an_unknown_split_or_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not 'testt'"):
         get("scienceqa", split="testt")
-    with pytest.raises(DataError, match=r"split minival of ScienceQA in .* is empty"):
-        get("scienceqa", split="minival").examples(official.scienceqa(tmp_path))
-    assert len(get("scienceqa", split="minitest").examples(tmp_path)) == 2
+    with pytest.raises(DataError, match="no questions of the split minival; check the files of ScienceQA"):
+        get("scienceqa", split="minival").load(official.scienceqa(tmp_path))
+    assert len(get("scienceqa", split="minitest").load(tmp_path)) == 2
