@@ -55,9 +55,7 @@ LAYERS = {
     "cli.options": 11,
     "train": 12,
     "train.__main__": 17,
-    "train.bench": 16,
     "eval": 12,
-    "eval.bench": 16,
     "demo": 14,
     "cli": 15,
     "cli.main": 16,
@@ -124,7 +122,6 @@ def test_every_module_imports_without_the_extras() -> None:
         "mobillama_v.backends.native.engine",
         "mobillama_v.loading",
         "mobillama_v.backends.numpy.model",
-        "mobillama_v.eval.bench_native",
     ],
 )
 def test_light_modules_stay_light(name: str) -> None:

@@ -32,21 +32,15 @@ USER_ERROR, BUG, BROKEN_PIPE = 2, 70, 141
 
 
 class Lazy(NamedTuple):
-    """A command that is imported when it is called: where it is (a ``Typer``, or a function), and its line of help.
-
-    A ``Typer`` may have commands of another part of the project ``besides`` its own: names, modules and functions.
-    """
+    """A command that is imported when it is called: where it is (a ``Typer``, or a function), and its line of help."""
 
     module: str
     attribute: str
     help: str
-    besides: tuple[tuple[str, str, str], ...] = ()
 
     def load(self, name: str) -> Any:
         """The command itself."""
         found = getattr(importlib.import_module(self.module), self.attribute)
-        for other, module, attribute in self.besides:
-            found.command(other)(getattr(importlib.import_module(module), attribute))
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False)
             found.command(name)(function)
@@ -64,12 +58,7 @@ LAZY = {
     "demo": Lazy("mobillama_v.cli.demo", "demo", "Talk about pictures in a browser."),
     "serve": Lazy("mobillama_v.cli.serve", "serve", "Serve a model over HTTP, as OpenAI's clients speak it."),
     "eval": Lazy("mobillama_v.cli.eval", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
-    "bench": Lazy(
-        "mobillama_v.eval.bench",
-        "app",
-        "Measure how fast this machine runs what the project does.",
-        besides=(("train", "mobillama_v.train.bench", "bench_train"),),
-    ),
+    "bench": Lazy("mobillama_v.cli.bench", "bench", "Measure how fast this machine runs a model."),
 }
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks.drawn_gqa import draw_gqa
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval import lmms
 from mobillama_v.eval.benchmarks.registry import get
-from mobillama_v.eval.drawn import draw_gqa
 from tiny import whole_logits
 
 TASK = """\

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from mobillama_v.cli.main import app
+from benchmarks import decoder
+from benchmarks.__main__ import app
+from benchmarks.decoder_worker import LLAMA_CPP, LlamaCpp, LlamaCppSettings
 from mobillama_v.config import DecoderConfig
-from mobillama_v.eval import bench_llamacpp, bench_versus
-from mobillama_v.eval.bench_llamacpp import SETTINGS, LlamaCpp, Setting
 from mobillama_v.model.decoder import Decoder
 
-with_llamacpp = pytest.mark.skipif(bool(bench_llamacpp.missing()), reason=f"no llama.cpp: {bench_llamacpp.missing()}")
+MISSING = decoder.llama_cpp_missing()
+with_llamacpp = pytest.mark.skipif(bool(MISSING), reason=f"no llama.cpp: {MISSING}")
 SHAPES = {
     "shared": DecoderConfig(320, 64, 96, 3, 4, 4, 256, rms_norm_eps=1e-5, rope_theta=5000.0),
     "grouped": DecoderConfig(320, 64, 96, 2, 4, 2, 256, ffn_sharing="none"),
@@ -29,38 +30,38 @@ def call(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
-def way(prefill: list[float], decode: list[float], rss: int) -> dict[str, Any]:
+def backend(prefill: list[float], decode: list[float], rss: int) -> dict[str, Any]:
     return {"seconds": {"64": {"prefill": prefill, "decode": decode}}, "peak_rss_bytes": rss}
 
 
 def test_ratios_are_those_to_the_best_setting_turn_by_turn() -> None:
-    ways = {
-        "native 4 bit": way([1.0, 2.0, 1.0], [2.0, 4.0, 2.0], 500),
-        "native 8 bit": way([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 700),
-        "llama.cpp Q4_0": way([3.0, 5.0, 2.5], [9.0, 9.0, 9.0], 1400),
-        "llama.cpp Q4_0 flash": way([4.0, 4.0, 4.0], [5.0, 8.0, 4.0], 1500),
-        "llama.cpp Q4_0 flash unmapped": way([9.0, 9.0, 9.0], [9.0, 9.0, 9.0], 1000),
-        "torch fp32": way([9.0, 9.0, 9.0], [9.0, 9.0, 9.0], 3000),
+    backends = {
+        "native 4 bit": backend([1.0, 2.0, 1.0], [2.0, 4.0, 2.0], 500),
+        "native 8 bit": backend([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], 700),
+        "llama.cpp Q4_0": backend([3.0, 5.0, 2.5], [9.0, 9.0, 9.0], 1400),
+        "llama.cpp Q4_0 flash": backend([4.0, 4.0, 4.0], [5.0, 8.0, 4.0], 1500),
+        "llama.cpp Q4_0 flash unmapped": backend([9.0, 9.0, 9.0], [9.0, 9.0, 9.0], 1000),
+        "torch fp32": backend([9.0, 9.0, 9.0], [9.0, 9.0, 9.0], 3000),
     }
-    found = bench_versus.versus(ways)
+    found = decoder.versus(backends)
     assert list(found) == ["native 4 bit"]  # 8 bits have nobody to be compared with
     each = found["native 4 bit"]["prompts"]["64"]
-    assert each["prefill"] == {"ratio": 2.5, "range": [2.5, 3.0], "setting": "llama.cpp Q4_0"}
-    assert each["decode"] == {"ratio": 2.0, "range": [2.0, 2.5], "setting": "llama.cpp Q4_0 flash"}
+    assert each["prefill"] == {"median": 2.5, "least": 2.5, "most": 3.0, "setting": "llama.cpp Q4_0"}
+    assert each["decode"] == {"median": 2.0, "least": 2.0, "most": 2.5, "setting": "llama.cpp Q4_0 flash"}
     assert found["native 4 bit"]["peak_rss"] == {"ratio": 0.5, "setting": "llama.cpp Q4_0 flash unmapped"}
-    assert bench_versus.versus_lines(found) == [
-        "native 4 bit against llama.cpp at its best: prefill of 64 2.50x (2.50-3.00), decode after 64 2.00x "
-        "(2.00-2.50), peak memory 0.50x."
+    assert decoder.versus_lines(found) == [
+        "native 4 bit against llama.cpp at its best: prefill of 64 2.50 (2.50-3.00)x, decode after 64 2.00 "
+        "(2.00-2.50)x, peak memory 0.50x."
     ]
 
 
 def test_where_it_is_not_installed_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_llamacpp, "find_spec", lambda name: None)
+    monkeypatch.setattr(decoder, "find_spec", lambda name: None)
     for name in ("llama_cpp", "gguf"):
-        monkeypatch.delitem(bench_llamacpp.sys.modules, name, raising=False)
-    result = call("bench", "run", "-m", "nano", "--ways", "llama.cpp Q4_0")
+        monkeypatch.delitem(decoder.sys.modules, name, raising=False)
+    result = call("decoder", "-m", "nano", "--backends", "llama.cpp Q4_0")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert "llama.cpp is not here to be measured: llama-cpp-python is not installed (pip install" in result.stderr
+    assert "llama.cpp Q4_0 cannot be measured here: llama-cpp-python is not installed (pip install" in result.stderr
 
 
 @pytest.fixture(params=SHAPES)
@@ -95,7 +96,7 @@ def test_llama_cpp_gives_the_float_models_tokens(kind: str, flash: bool, model: 
     path = tmp_path / "m.gguf"
     write_gguf(path, decoder, head, spec, kind=kind)
     ids = torch.randint(3, spec.vocab_size, (40,)).tolist()
-    theirs = LlamaCpp(path, Setting(kind, flash), threads=1, capacity=128)
+    theirs = LlamaCpp(path, LlamaCppSettings(kind, flash), threads=1, capacity=128)
     tolerance = {"f32": 0.04, "f16": 0.05, "q8_0": 0.6}[kind]
     same = 0
     try:
@@ -118,18 +119,18 @@ def test_llama_cpp_gives_the_float_models_tokens(kind: str, flash: bool, model: 
 @with_llamacpp
 def test_it_is_measured_beside_the_engine(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    ways = ["native 4 bit", "native 8 bit", *(name for name in SETTINGS if "unmapped" not in name)]
+    backends = ["native 4 bit", "native 8 bit", *(name for name in LLAMA_CPP if "unmapped" not in name)]
     arguments = ["--prompts", 40, "--new", 4, "--turns", 1, "--threads", 1, "-o", output]
-    result = call("bench", "run", "-m", "nano", "--ways", ",".join(ways), *arguments)
+    result = call("decoder", "-m", "nano", "--backends", ",".join(backends), *arguments)
     assert result.exit_code == 0, result.stderr
     facts = json.loads(output.read_text())
-    assert list(facts["ways"]) == ways and list(facts["versus_llama_cpp"]) == ["native 4 bit", "native 8 bit"]
+    assert list(facts["backends"]) == backends and list(facts["versus_llama_cpp"]) == ["native 4 bit", "native 8 bit"]
     assert "native 4 bit against llama.cpp at its best: prefill of 40 " in result.stdout
-    assert facts["ways"]["llama.cpp Q4_0 flash"]["flash"] and facts["ways"]["llama.cpp Q4_0"]["system"]
+    assert facts["backends"]["llama.cpp Q4_0 flash"]["flash"] and facts["backends"]["llama.cpp Q4_0"]["system"]
 
 
 @with_llamacpp
 def test_a_file_that_is_none_is_refused_with_what_it_said(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF?")
     with pytest.raises(RuntimeError, match=r"llama\.cpp refuses .*m\.gguf: ."):
-        LlamaCpp(tmp_path / "m.gguf", Setting("f32"), threads=1, capacity=64)
+        LlamaCpp(tmp_path / "m.gguf", LlamaCppSettings("f32"), threads=1, capacity=64)

@@ -1,30 +1,29 @@
-"""``mobillama-v bench train``: what packing, logits where they are learnt, and cached features save on this machine."""
+"""``python -m benchmarks train``: what packing, logits where they are learnt, and cached features save here."""
 
 from __future__ import annotations
 
-import json
-import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from benchmarks.harness import OutputOption, finish, machine, rotated, times_as_fast
+from mobillama_v.cli.bench import aligned, spread, told
 from mobillama_v.cli.options import ModelOption
 
 if TYPE_CHECKING:
-    from mobillama_v.train.data.synthetic_mix import Mix
+    from benchmarks.synthetic_mix import Mix
 
-_CLOSE = 1e-3  # relative difference of two ways' losses that rounding explains
+_CLOSE = 1e-3  # relative difference of two methods' losses that rounding explains
 
 
 @dataclass
-class Way:
-    """What was measured of one way of learning from the same records: by turn, unless it is said otherwise."""
+class Measured:
+    """What was measured of one method of learning from the same records: by turn, unless it is said otherwise."""
 
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -44,37 +43,41 @@ def bench_train(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Records of a padded forward pass; a pack holds as many.")
     ] = 16,
-    turns: Annotated[int, typer.Option(min=1, help="Optimizer steps that every way is measured for.")] = 5,
+    turns: Annotated[int, typer.Option(min=1, help="Optimizer steps that every method is measured for.")] = 5,
     images: Annotated[int, typer.Option(min=2, help="Pictures of a step of stage 1.")] = 32,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Recompute activations, as LLaVA's recipe does.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the records.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the measurement as JSON.")] = None,
+    output: OutputOption = None,
 ) -> None:
     """Training steps side by side: random padded batches, LLaVA's grouping, packs; stage 1 with and without a cache.
 
-    The records are simulated, with the lengths of LLaVA-1.5's mix of 665k conversations; all ways learn from the same
-    ones by turns, so that what else the machine does hurts all. Exit code 1: their losses differ.
+    The records are simulated, with the lengths of LLaVA-1.5's mix of 665k conversations. All methods learn from the
+    same ones by turns, so that what else the machine does hurts all. Exit code 1: their losses differ.
     """
     from mobillama_v.hub import find_model
     from mobillama_v.train.build import load_start
-    from mobillama_v.train.data.check import replacing
 
     network = load_start(find_model(model), seed=seed)
     instruct, mix, tokens = measure_instruct(
         network, samples, batch_size, turns, seed=seed, recompute=gradient_checkpointing
     )
     align, filling = measure_align(network, images, turns, seed=seed)
-    facts = as_dict(model, instruct, align, mix, samples=samples, batch_size=batch_size, pack_tokens=tokens) | {
+    facts = {
+        "bench": "train",
+        "model": model,
+        **machine(),
+        "turns": turns,
+        "samples_of_a_step": samples,
+        "batch_size": batch_size,
+        "pack_tokens": tokens,
         "gradient_checkpointing": gradient_checkpointing,
         "images": images,
         "cache_filled_in_seconds": filling,
+        **summary(instruct, align, mix, samples=samples),
     }
-    print(table(facts))
-    if output:
-        with replacing(output) as file:
-            file.write(json.dumps(facts, indent=1) + "\n")
+    finish(facts, table(facts), output)
     if facts["largest_difference_of_losses"] > _CLOSE:
         raise typer.Exit(1)
 
@@ -84,18 +87,18 @@ RANDOM, GROUPED, PACKED = "random, padded", "LLaVA's grouping, padded", "packed"
 
 def measure_instruct(
     network: Any, samples: int, batch_size: int, turns: int, *, seed: int, recompute: bool
-) -> tuple[dict[str, Way], Mix, int]:
+) -> tuple[dict[str, Measured], Mix, int]:
     """Stage 2 on given outputs of the tower: each turn is a step from the same weights on the next ``samples`` records.
 
     Returns:
-        The ways, all records, and the tokens of a pack.
+        The methods, all records, and the tokens of a pack.
     """
     import torch
 
+    from benchmarks.synthetic_mix import Mix, draw, grouped_batches, items, random_batches
     from mobillama_v.train.build import freeze_all_but, parameter_groups
     from mobillama_v.train.data.collate import Collator, PackCollator
     from mobillama_v.train.data.sampler import pack
-    from mobillama_v.train.data.synthetic_mix import Mix, draw, grouped_batches, items, random_batches
     from mobillama_v.train.recipe import ModulesSection
     from mobillama_v.train.trainer import enable_gradient_checkpointing
 
@@ -111,7 +114,7 @@ def measure_instruct(
     features = torch.randn(1, tower.extra + tower.patches, tower.width, generator=generator).half()
     records = items(mix, per_image=per_image, vocabulary=spec.vocab_size, features=features, seed=seed)
     budget = max(int(mix.lengths.max()), round(batch_size * float(mix.lengths.mean())))
-    # A rate of nothing: the step costs what it costs, and all ways and turns meet the same weights.
+    # A rate of nothing: the step costs what it costs, and all methods and turns meet the same weights.
     optimizer = torch.optim.AdamW(
         [group | {"lr": 0.0} for group in parameter_groups(network, modules, 0.0)], lr=0.0, fused=True
     )
@@ -141,32 +144,32 @@ def measure_instruct(
             GROUPED: grouped_batches(step, batch_size),
             PACKED: [packs[each] for each in range(len(packs))],
         }
-        batches.append({way: [[turn * samples + i for i in each] for each in found] for way, found in made.items()})
+        batches.append({name: [[turn * samples + i for i in each] for each in found] for name, found in made.items()})
 
-    def size(way: str, chosen: list[int]) -> int:
+    def size(method: str, chosen: list[int]) -> int:
         lengths = mix.lengths[chosen]
-        return int(lengths.sum() if way == PACKED else len(chosen) * lengths.max())
+        return int(lengths.sum() if method == PACKED else len(chosen) * lengths.max())
 
     passes: dict[str, Pass] = {RANDOM: padded, GROUPED: padded, PACKED: packed}
-    ways = {way: Way() for way in passes}
-    for way, work in passes.items():  # the warm-up, too: gradients and moments are there afterwards
-        largest = max((each for turn in batches for each in turn[way]), key=lambda each: size(way, each))
+    methods = {method: Measured() for method in passes}
+    for method, work in passes.items():  # the warm-up, too: gradients and moments are there afterwards
+        largest = max((each for turn in batches for each in turn[method]), key=lambda each: size(method, each))
         work(largest, 1)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
-        ways[way].peak = _peak(work, largest)
+        methods[method].peak = _peak(work, largest)
     for turn, step_batches in enumerate(batches):
         learnt = int(mix.learnt[turn * samples : (turn + 1) * samples].sum())
-        for way in _rotated(list(passes), turn):
+        for method in rotated(list(passes), turn):
             started = time.perf_counter()
-            losses = [passes[way](chosen, learnt) for chosen in step_batches[way]]
+            losses = [passes[method](chosen, learnt) for chosen in step_batches[method]]
             torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
-            ways[way].seconds.append(time.perf_counter() - started)
-            ways[way].losses.append(sum(losses))
-            ways[way].positions += sum(size(way, each) for each in step_batches[way])
-    return ways, mix, budget
+            methods[method].seconds.append(time.perf_counter() - started)
+            methods[method].losses.append(sum(losses))
+            methods[method].positions += sum(size(method, each) for each in step_batches[method])
+    return methods, mix, budget
 
 
 def _peak(work: Pass, chosen: list[int]) -> int:
@@ -175,20 +178,14 @@ def _peak(work: Pass, chosen: list[int]) -> int:
     return peak_memory(lambda: work(chosen, 1))
 
 
-def _rotated(ways: list[str], turn: int) -> list[str]:
-    """The ways, another one first at each turn."""
-    first = turn % len(ways)
-    return ways[first:] + ways[:first]
-
-
 EVERY_STEP, CACHED = "tower at every step", "cached features"
 
 
-def measure_align(network: Any, images: int, turns: int, *, seed: int) -> tuple[dict[str, Way], float]:
+def measure_align(network: Any, images: int, turns: int, *, seed: int) -> tuple[dict[str, Measured], float]:
     """Stage 1 on drawn pictures with captions: read, decode and encode them at each step, or read the tower's outputs.
 
     Returns:
-        The ways, and the seconds in which the cache was filled.
+        The methods, and the seconds in which the cache was filled.
     """
     import torch
 
@@ -203,7 +200,7 @@ def measure_align(network: Any, images: int, turns: int, *, seed: int) -> tuple[
     network.train()
     network.vision_tower.eval()
     optimizer = torch.optim.AdamW([group | {"lr": 0.0} for group in parameter_groups(network, modules, 0.0)], lr=0.0)
-    ways = {EVERY_STEP: Way(), CACHED: Way()}
+    methods = {EVERY_STEP: Measured(), CACHED: Measured()}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         samples = _captions(network, root, images * turns, seed=seed)
@@ -217,21 +214,21 @@ def measure_align(network: Any, images: int, turns: int, *, seed: int) -> tuple[
         }
         collate = Collator(network.config.spec.decoder.pad_token_id)
 
-        def step(way: str, chosen: range) -> float:
-            loss = network(**collate([sets[way][each] for each in chosen])).loss
+        def step(method: str, chosen: range) -> float:
+            loss = network(**collate([sets[method][each] for each in chosen])).loss
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             return float(loss.detach())
 
-        for way in ways:
-            step(way, range(2))
+        for method in methods:
+            step(method, range(2))
         for turn in range(turns):
-            for way in _rotated(list(ways), turn):
+            for method in rotated(list(methods), turn):
                 started = time.perf_counter()
-                ways[way].losses.append(step(way, range(turn * images, (turn + 1) * images)))
-                ways[way].seconds.append(time.perf_counter() - started)
-    return ways, filling
+                methods[method].losses.append(step(method, range(turn * images, (turn + 1) * images)))
+                methods[method].seconds.append(time.perf_counter() - started)
+    return methods, filling
 
 
 def _captions(network: Any, root: Path, count: int, *, seed: int) -> Any:
@@ -259,106 +256,61 @@ def _captions(network: Any, root: Path, count: int, *, seed: int) -> Any:
     )
 
 
-def as_dict(
-    model: str,
-    instruct: dict[str, Way],
-    align: dict[str, Way],
-    mix: Mix,
-    *,
-    samples: int,
-    batch_size: int,
-    pack_tokens: int,
-) -> dict[str, Any]:
-    """The measurement with what it was made on."""
-    import torch
+def summary(instruct: dict[str, Measured], align: dict[str, Measured], mix: Mix, *, samples: int) -> dict[str, Any]:
+    """Speeds of all methods, what the others take beside them, and how far their losses are apart."""
+    from benchmarks.synthetic_mix import PROFILE
 
-    from mobillama_v.train.data.synthetic_mix import PROFILE
-
-    turns = len(instruct[PACKED].seconds)
-    learnt = [int(mix.learnt[turn * samples : (turn + 1) * samples].sum()) for turn in range(turns)]
+    best = instruct[PACKED]
+    turns = range(0, len(mix), samples)
+    learnt = [int(mix.learnt[first : first + samples].sum()) for first in turns]
     tokens = int(mix.lengths.sum())
-    rows = {}
-    for name, way in instruct.items():
-        rows[name] = {
-            "samples_per_second": spread([samples / each for each in way.seconds]),
-            "supervised_tokens_per_second": spread([a / b for a, b in zip(learnt, way.seconds, strict=True)]),
-            "padding": 1 - tokens / way.positions,
-            "activation_bytes": way.peak,
-            "seconds": way.seconds,
-        }
-    wanted = instruct[PACKED].losses
-    apart = [abs(a / b - 1) for way in instruct.values() for a, b in zip(way.losses, wanted, strict=True)]
+    others = (RANDOM, GROUPED)
     return {
-        "bench": "train",
         "records": "simulated, with the length profile of LLaVA-1.5's 665k mix",
         "profile": [source._asdict() for source in PROFILE],
-        "model": model,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "turns": turns,
-        "samples_of_a_step": samples,
-        "batch_size": batch_size,
-        "pack_tokens": pack_tokens,
         "tokens": tokens,
         "supervised_tokens": sum(learnt),
         "longest": int(mix.lengths.max()),
-        "instruct": rows,
-        "packed_is_faster": {
-            name: spread([a / b for a, b in zip(instruct[name].seconds, instruct[PACKED].seconds, strict=True)])
-            for name in (RANDOM, GROUPED)
+        "instruct": {
+            name: {
+                "samples_per_second": spread([samples / each for each in mine.seconds]),
+                "supervised_tokens_per_second": spread([a / b for a, b in zip(learnt, mine.seconds, strict=True)]),
+                "padding": 1 - tokens / mine.positions,
+                "activation_bytes": mine.peak,
+                "seconds": mine.seconds,
+            }
+            for name, mine in instruct.items()
         },
-        "packed_activations": {name: instruct[PACKED].peak / instruct[name].peak for name in (RANDOM, GROUPED)},
-        "largest_difference_of_losses": max(apart),
-        "align": {name: {"seconds": way.seconds} for name, way in align.items()},
-        "cached_is_faster": spread(
-            [a / b for a, b in zip(align[EVERY_STEP].seconds, align[CACHED].seconds, strict=True)]
+        "packed_is_faster": {name: times_as_fast(best.seconds, instruct[name].seconds) for name in others},
+        "packed_activations": {name: best.peak / instruct[name].peak for name in others},
+        "largest_difference_of_losses": max(
+            abs(a / b - 1) for mine in instruct.values() for a, b in zip(mine.losses, best.losses, strict=True)
         ),
+        "align": {name: {"seconds": mine.seconds} for name, mine in align.items()},
+        "cached_is_faster": times_as_fast(align[CACHED].seconds, align[EVERY_STEP].seconds),
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def _told(found: dict[str, float], digits: int) -> str:
-    return f"{found['median']:,.{digits}f} ({found['least']:,.{digits}f}-{found['most']:,.{digits}f})"
 
 
 def table(facts: dict[str, Any]) -> str:
     """The measurement as text: medians over the turns, least and most in brackets."""
-    import io
-
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    written = io.StringIO()
-    console = Console(file=written, width=120, highlight=False, markup=False)
-    ways = Table("stage 2", "samples/s", "supervised tokens/s", "padding", "activations MB", box=box.SIMPLE)
+    rows = [["stage 2", "samples/s", "supervised tokens/s", "padding", "activations MB"]]
     for name, row in facts["instruct"].items():
-        ways.add_row(
-            name,
-            _told(row["samples_per_second"], 1),
-            _told(row["supervised_tokens_per_second"], 0),
-            f"{row['padding']:.0%}",
-            f"{row['activation_bytes'] / 1e6:,.0f}",
-        )
-    console.print(ways)
-    stage1 = Table("stage 1", "pictures/s", box=box.SIMPLE)
+        speeds = [told(row["samples_per_second"]), told(row["supervised_tokens_per_second"], 0)]
+        rows.append([name, *speeds, f"{row['padding']:.0%}", f"{row['activation_bytes'] / 1e6:,.0f}"])
+    stage1 = [["stage 1", "pictures/s"]]
     for name, row in facts["align"].items():
-        stage1.add_row(name, _told(spread([facts["images"] / each for each in row["seconds"]]), 1))
-    console.print(stage1)
-    lines = [f"records  {facts['records']}: {facts['tokens']:,} tokens, {facts['supervised_tokens']:,} of them learnt"]
+        stage1.append([name, told(spread([facts["images"] / each for each in row["seconds"]]))])
+    lines = [*aligned(rows), "", *aligned(stage1), ""]
+    lines.append(
+        f"records  {facts['records']}: {facts['tokens']:,} tokens, {facts['supervised_tokens']:,} of them learnt"
+    )
     lines += [
-        f"packed   {_told(facts['packed_is_faster'][name], 2)} x as fast as {name}, "
-        f"{facts['packed_activations'][name]:.2f} of its activations"
-        for name in (RANDOM, GROUPED)
+        f"packed   {told(ratio, 2)} x as fast as {name}, {facts['packed_activations'][name]:.2f} of its activations"
+        for name, ratio in facts["packed_is_faster"].items()
     ]
     lines += [
-        f"cached   {_told(facts['cached_is_faster'], 2)} x as fast as the tower at every step; the cache of "
+        f"cached   {told(facts['cached_is_faster'], 2)} x as fast as the tower at every step; the cache of "
         f"{facts['images'] * facts['turns']:,} pictures was filled in {facts['cache_filled_in_seconds']:.1f} s, once",
         f"losses   differ by {facts['largest_difference_of_losses']:.1e} at most",
     ]
-    return written.getvalue() + "\n".join(lines)
+    return "\n".join(lines)

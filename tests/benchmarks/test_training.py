@@ -1,4 +1,4 @@
-"""The bench of trainings: all ways learn the same from the same records, and the figures follow from the seconds."""
+"""The bench of trainings: all methods learn the same from the same records, and the figures follow from the seconds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mobillama_v.cli.main import app
-from mobillama_v.train import bench
-from mobillama_v.train.data.synthetic_mix import CONTEXT, PROFILE, VISUAL, draw, grouped_batches, items, random_batches
+from benchmarks import training as bench
+from benchmarks.__main__ import app
+from benchmarks.synthetic_mix import CONTEXT, PROFILE, VISUAL, draw, grouped_batches, items, random_batches
 from mobillama_v.train.monitor.memory_profile import peak_memory
 
 SMALL = ("--samples", "12", "--batch-size", "4", "--turns", "2", "--images", "2")
@@ -23,33 +23,31 @@ def call(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_bench_train_measures_all_ways(nano_like: Path, tmp_path: Path) -> None:
+def test_bench_train_measures_all_methods(nano_like: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "bench.json"
-    code, out, err = call("bench", "train", "-m", nano_like, *SMALL, "-o", output)
+    code, out, err = call("train", "-m", nano_like, *SMALL, "-o", output)
     assert code == 0, err
     facts = json.loads(output.read_text())
     assert "simulated" in facts["records"] and "simulated" in out
-    ways = facts["instruct"]
-    assert list(ways) == [bench.RANDOM, bench.GROUPED, bench.PACKED]
-    for name, way in ways.items():
-        assert name in out and len(way["seconds"]) == 2
-        speeds = sorted(12 / seconds for seconds in way["seconds"])
-        assert way["samples_per_second"] == pytest.approx(
+    methods = facts["instruct"]
+    assert list(methods) == [bench.RANDOM, bench.GROUPED, bench.PACKED]
+    for name, method in methods.items():
+        assert name in out and len(method["seconds"]) == 2
+        speeds = sorted(12 / seconds for seconds in method["seconds"])
+        assert method["samples_per_second"] == pytest.approx(
             {"median": sum(speeds) / 2, "least": speeds[0], "most": speeds[1]}
         )
-    assert ways[bench.PACKED]["padding"] == pytest.approx(0, abs=1e-9) and ways[bench.RANDOM]["padding"] > 0.1
-    assert 0 < ways[bench.PACKED]["activation_bytes"] < ways[bench.RANDOM]["activation_bytes"]
-    ratios = [a / b for a, b in zip(ways[bench.RANDOM]["seconds"], ways[bench.PACKED]["seconds"], strict=True)]
+    assert methods[bench.PACKED]["padding"] == pytest.approx(0, abs=1e-9) and methods[bench.RANDOM]["padding"] > 0.1
+    assert 0 < methods[bench.PACKED]["activation_bytes"] < methods[bench.RANDOM]["activation_bytes"]
+    ratios = [a / b for a, b in zip(methods[bench.RANDOM]["seconds"], methods[bench.PACKED]["seconds"], strict=True)]
     assert facts["packed_is_faster"][bench.RANDOM]["most"] == pytest.approx(max(ratios))
     assert facts["largest_difference_of_losses"] < 1e-4
     assert list(facts["align"]) == [bench.EVERY_STEP, bench.CACHED]
 
 
-def test_ways_that_do_not_learn_the_same_are_an_error(nano_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "mobillama_v.train.data.synthetic_mix.grouped_batches", lambda mix, size: grouped_batches(mix, size)[1:]
-    )
-    code, out, _ = call("bench", "train", "-m", nano_like, *SMALL, "--gradient-checkpointing")
+def test_methods_that_do_not_learn_the_same_are_an_error(nano_like: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.synthetic_mix.grouped_batches", lambda mix, size: grouped_batches(mix, size)[1:])
+    code, out, _ = call("train", "-m", nano_like, *SMALL, "--gradient-checkpointing")
     assert code == 1 and "losses   differ" in out
 
 

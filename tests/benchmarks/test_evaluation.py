@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from mobillama_v.cli.main import app
-from mobillama_v.eval.bench import Measured, table
+from benchmarks.__main__ import app
+from benchmarks.drawn_gqa import COLORS, draw_gqa
+from benchmarks.evaluation import ALONE, RUNNER, Measured, summary, table
 from mobillama_v.eval.benchmarks.registry import get
-from mobillama_v.eval.drawn import COLORS, draw_gqa
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -23,7 +23,7 @@ def call(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
-def test_bench_eval_measures_both_ways(nano_like: Path, tmp_path: Path, monkeypatch) -> None:
+def test_both_methods_are_measured(nano_like: Path, tmp_path: Path, monkeypatch) -> None:
     from mobillama_v.assistant import Assistant, EncodedImage
 
     encoded: Counter[bool] = Counter()
@@ -46,7 +46,7 @@ def test_bench_eval_measures_both_ways(nano_like: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(Assistant, "encode_image", spy)
     monkeypatch.setattr(Assistant, "ask", one)
     output = tmp_path / "new" / "bench.json"
-    code, out, err = call("bench", "eval", "-m", nano_like, "--images", 3, "--batch-size", 16, "--output", output)
+    code, out, err = call("eval", "-m", nano_like, "--images", 3, "--batch-size", 16, "--output", output)
     assert code == 0, err
     facts = json.loads(output.read_text())
     assert encoded == {True: 60 + 1, False: 3 + 1}  # one more each to warm up
@@ -56,9 +56,9 @@ def test_bench_eval_measures_both_ways(nano_like: Path, tmp_path: Path, monkeypa
 
 
 def test_different_answers_are_said() -> None:
-    measured = Measured(2, 1, [2.0], [0.5], {"a": "x", "b": "y"}, {"a": "x", "b": "z"})
-    assert measured.different == ["b"] and measured.speedup == 4.0
-    assert "4.0 times as fast" in table(measured, 32) and "They differ in 1 answers." in table(measured, 32)
+    facts = summary({ALONE: Measured([2.0], 2, {"a": "x", "b": "y"}), RUNNER: Measured([0.5], 1, {"a": "x", "b": "z"})})
+    assert facts["different_answers"] == ["b"] and facts["speedup"] == 4.0
+    assert "4.0 times as fast" in table(facts) and "They differ in 1 answers." in table(facts)
 
 
 def test_the_drawn_set_is_gqa_with_true_answers(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Measurements beside other software, from a checkout: ``python -m benchmarks decoder|eval|train``."""
