@@ -126,7 +126,7 @@ class Custom(Benchmark):
     ) -> Summary:
         """The mean over questions in percent; with ``yesno`` also precision, recall, F1 and the share of yes."""
         found = super().summarize(examples, predictions, correct)
-        key = "accuracy" if self.metric == "yesno" else self.metric
+        key: str = "accuracy" if self.metric == "yesno" else self.metric
         metrics = {key: found.metrics["accuracy"]}
         if self.metric == "yesno":
             metrics |= yes_no_metrics({each.id: yes_or_no(plain(each.answers[0])) for each in examples}, predictions)
