@@ -237,7 +237,7 @@ def _captions(network: Any, root: Path, count: int, *, seed: int) -> Any:
     from PIL import Image
 
     from mobillama_v.train.data.dataset import Samples
-    from mobillama_v.train.data.preprocess import IMAGE, SUPERVISED
+    from mobillama_v.train.data.encoding import IMAGE, SUPERVISED
 
     rng = np.random.default_rng(seed)
     slots, caption = network.tokens_per_image, 16

@@ -25,8 +25,10 @@ from mobillama_v.progress import Progress
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import lora
 from mobillama_v.train.data.dataset import Samples, TrainingSet, count_kinds, load_samples
+from mobillama_v.train.data.encoding import SUPERVISED, Encoding
 from mobillama_v.train.data.features import FeatureCache, compute, fingerprint
-from mobillama_v.train.data.preprocess import SUPERVISED, Encoding, Problem, check_images, cores
+from mobillama_v.train.data.parallel import cores
+from mobillama_v.train.data.preprocess import Problem, check_images
 from mobillama_v.train.data.sampler import Packs, pack
 from mobillama_v.train.planner.memory import BatchShape
 from mobillama_v.train.planner.plan import DataStats
@@ -101,7 +103,7 @@ class Plan:
     """How long a training is."""
 
     samples: int
-    """Samples learnt from, over all passes."""
+    """Samples learned from, over all passes."""
     steps: int
     """Optimizer steps."""
     warmup_steps: int
@@ -284,23 +286,23 @@ class Setup:
         )
         return "\n".join(lines)
 
-    def figures(self) -> DataStats:
+    def stats(self) -> DataStats:
         """The data in numbers, for planning."""
         samples, lengths = self.samples, self.samples.lengths
-        learnt = np.add.reduceat((samples.flags & SUPERVISED) > 0, samples.offsets[:-1], dtype=np.int64)
+        learned = np.add.reduceat((samples.flags & SUPERVISED) > 0, samples.offsets[:-1], dtype=np.int64)
         images = np.array([len(paths) for paths in samples.images])
-        load, tokens = None, self.recipe.train.pack_tokens
+        largest, tokens = None, self.recipe.train.pack_tokens
         if self.packs is not None and tokens is not None:
             cached = bool(self.recipe.data.features)
-            load = BatchShape(1, tokens, self.packs.most(learnt), self.packs.most(images), cached, packed=True)
+            largest = BatchShape(1, tokens, self.packs.most(learned), self.packs.most(images), cached, packed=True)
         return DataStats(
             samples=len(samples),
             mean=float(lengths.mean()),
             longest=int(lengths.max()),
-            supervised=float(learnt.mean()),
-            most_supervised=int(learnt.max()),
+            supervised=float(learned.mean()),
+            most_supervised=int(learned.max()),
             images=float(images.mean()),
-            pack=load,
+            pack=largest,
         )
 
     def fingerprint(self) -> dict[str, Any]:

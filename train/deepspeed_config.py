@@ -17,12 +17,12 @@ from mobillama_v.errors import MissingExtraError
 _NEVER = 1 << 40  # steps
 
 
-def join(*, accelerator: bool, patience: float) -> dict[str, Any]:
+def join(*, accelerator: bool, timeout: float) -> dict[str, Any]:
     """Let the processes of a DeepSpeed training find each other; one alone, without a launcher, is a training of one.
 
     Args:
         accelerator: whether there is one.
-        patience: seconds after which a process that waits for another gives up.
+        timeout: seconds after which a process that waits for another gives up.
 
     Returns:
         What transformers' arguments need besides the configuration.
@@ -51,7 +51,7 @@ def join(*, accelerator: bool, patience: float) -> dict[str, Any]:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState(cpu=False, backend="gloo", timeout=timedelta(seconds=patience))
+    PartialState(cpu=False, backend="gloo", timeout=timedelta(seconds=timeout))
     return {"accelerator_config": {"use_configured_state": True}}
 
 

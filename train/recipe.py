@@ -32,7 +32,7 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """What is learnt from, and how it is turned into tokens."""
+    """What is learned from, and how it is turned into tokens."""
 
     json: tuple[DataFile, ...] = _help("files of records, mixed and shuffled by the seed", default=())
     image_root: str = _help("folder that image paths are relative to", default=".")
@@ -45,7 +45,7 @@ class DataSection:
         "folder of the frozen tower's cached outputs, filled when it is missing; null: the tower runs at each step",
         default=None,
     )
-    skip_bad: bool = _help("train without records that cannot be learnt from, instead of refusing them", default=False)
+    skip_bad: bool = _help("train without records that cannot be learned from, instead of refusing them", default=False)
     duplicates: Literal["refuse", "keep"] = _help(
         "whether exact duplicates of a record count as bad; keep learns from them as often as they come",
         default="refuse",
@@ -87,7 +87,7 @@ class LoraSection:
 
 @dataclass(frozen=True)
 class TrainSection:
-    """How it is learnt."""
+    """How it is learned."""
 
     modules: ModulesSection = field(default_factory=ModulesSection, metadata={"help": "what learns"})
     lora: LoraSection | None = field(
@@ -160,7 +160,7 @@ class AssumeSection:
     samples: int = _help("records", default=100_000)
     tokens: int = _help("of a sample on average, images included", default=1024)
     longest: int = _help("tokens of the longest", default=2048)
-    supervised: int = _help("tokens of a sample that are learnt, on average", default=256)
+    supervised: int = _help("tokens of a sample that are learned, on average", default=256)
 
     def __post_init__(self) -> None:
         for name in ("samples", "tokens", "longest", "supervised"):
@@ -173,8 +173,8 @@ class Recipe:
 
     name: str = _help("what it is called")
     model: ModelSection = field(default_factory=ModelSection, metadata={"help": "what it starts from"})
-    data: DataSection = field(default_factory=DataSection, metadata={"help": "what is learnt from"})
-    train: TrainSection = field(default_factory=TrainSection, metadata={"help": "how it is learnt"})
+    data: DataSection = field(default_factory=DataSection, metadata={"help": "what is learned from"})
+    train: TrainSection = field(default_factory=TrainSection, metadata={"help": "how it is learned"})
     validation: ValidationSection = field(default_factory=ValidationSection, metadata={"help": "what it is tried on"})
     assume: AssumeSection | None = field(
         default=None, metadata={"help": "for --dry-run before start folder and data are there; {}: as below"}

@@ -20,14 +20,14 @@ from mobillama_v.train.data.preprocess import Problem
 from mobillama_v.train.monitor.log import Progress
 from mobillama_v.train.monitor.loss_monitor import SUSPECTS, LossMonitor
 from mobillama_v.train.monitor.reporters import require_reporters
-from mobillama_v.train.monitor.val_samples import forget_answers
+from mobillama_v.train.monitor.val_samples import drop_answers_after
 from mobillama_v.train.monitor.validation import Validation
 from mobillama_v.train.recipe import Recipe
 from mobillama_v.train.trainer import STATE, StageTrainer, enable_gradient_checkpointing, training_arguments
 
 T = TypeVar("T")
 BAD_RECORDS = "bad-records.jsonl"
-"""In an output folder: the records that cannot be learnt from, an object a line."""
+"""In an output folder: the records that cannot be learned from, an object a line."""
 
 
 def run(recipe: Recipe, *, resume: bool = False) -> Path:
@@ -56,13 +56,13 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     setup = _set_up(recipe, output / BAD_RECORDS)
     validation = _listing(lambda: Validation.of(setup), output / BAD_RECORDS)
     args.warmup_steps = setup.plan.warmup_steps
-    _say(setup.describe())
+    _print(setup.describe())
     if validation is not None:
-        _say(validation.describe())
+        _print(validation.describe())
     last, losses = found[-1] if found else None, []
     if last is not None:
         losses = _check_same_training(setup, last).get("losses", [])
-        _say(f"resuming from {last}")
+        _print(f"resuming from {last}")
     dataset = setup.dataset()
     if recipe.train.gradient_checkpointing:
         enable_gradient_checkpointing(setup.model)
@@ -73,7 +73,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
         Progress(output, resumed_step=_step(last)),
         args,
         validation=validation,
-        watch=LossMonitor(recipe.train.spike_factor, losses),
+        loss_monitor=LossMonitor(recipe.train.spike_factor, losses),
     )
     try:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -84,7 +84,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     distributed.on_rank0(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
     if distributed.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
-    _say(f"trained model in {final}")
+    _print(f"trained model in {final}")
     return final
 
 
@@ -94,17 +94,17 @@ def _clear(output: Path, *, resumed_step: int) -> Path:
     (output / SUSPECTS).unlink(missing_ok=True)
     if resumed_step == 0:
         checkpoints.remove(output / checkpoints.BEST)
-    forget_answers(output, after=resumed_step)
+    drop_answers_after(output, after=resumed_step)
     return partial
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     if distributed.rank() == 0:
         print(text, flush=True)
 
 
 def _set_up(recipe: Recipe, bad_records: Path) -> Setup:
-    """The setup; records that cannot be learnt from are listed in a file, whether they end the training or not."""
+    """The setup; records that cannot be learned from are listed in a file, whether they end the training or not."""
     setup = _listing(lambda: Setup.of(recipe), bad_records)
     if setup.skipped:
         _report(setup.skipped, bad_records)
@@ -122,7 +122,7 @@ def _listing(build: Callable[[], T], bad_records: Path) -> T:
 def _report(problems: list[Problem], path: Path) -> None:
     if distributed.rank() == 0:
         write_records(path, (json.dumps(dataclasses.asdict(each), ensure_ascii=False) for each in problems))
-        _say(list_problems(problems, path))
+        _print(list_problems(problems, path))
 
 
 def _without_traceback(error: MobiLlamaVError) -> MobiLlamaVError:

@@ -26,7 +26,7 @@ from mobillama_v.train import checkpoints, lora
 from mobillama_v.train.build import Setup, parameter_groups
 from mobillama_v.train.data.collate import Collator, PackCollator
 from mobillama_v.train.data.dataset import PackedSet, TrainingSet
-from mobillama_v.train.data.sampler import TrainingOrder
+from mobillama_v.train.data.sampler import TrainingSampler
 from mobillama_v.train.deepspeed_config import deepspeed_config, join
 from mobillama_v.train.monitor.log import Progress
 from mobillama_v.train.monitor.loss_monitor import IN_SUCCESSION, LossMonitor, Pass, stop
@@ -38,7 +38,7 @@ from mobillama_v.train.recipe_files import to_yaml
 
 STATE = "training.json"
 """In a checkpoint: what a resumed training must share with it."""
-_PATIENCE = 24 * 3600  # seconds that processes wait for the first one, which may be computing features
+_TIMEOUT = 24 * 3600  # seconds that processes wait for the first one, which may be computing features
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -56,12 +56,12 @@ class StageTrainer(Trainer):
         args: TrainingArguments,
         *,
         validation: Validation | None,
-        watch: LossMonitor,
+        loss_monitor: LossMonitor,
     ) -> None:
-        self.setup, self.progress, self.validation, self.watch = setup, progress, validation, watch
+        self.setup, self.progress, self.validation, self.loss_monitor = setup, progress, validation, loss_monitor
         self._passes: deque[tuple[int, list[Tensor]]] = deque(maxlen=IN_SUCCESSION)  # losses of the last steps
         # Every process must run the same parts of the model, or those that wait for a part's weights or gradients wait
-        # for ever: a batch of text alone gets a blank image from which nothing is learnt.
+        # for ever: a batch of text alone gets a blank image from which nothing is learned.
         blank = dataset.blank(setup.model.tokens_per_image) if args.world_size > 1 else None
         packs = setup.packs
         super().__init__(
@@ -89,14 +89,14 @@ class StageTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         train, samples = self.setup.recipe.train, self.setup.samples
-        if self.setup.packs is not None:  # they are in the order in which they are learnt from
+        if self.setup.packs is not None:  # they are in the order in which they are learned from
             return SequentialSampler(self.setup.packs)
-        return TrainingOrder(
+        return TrainingSampler(
             len(samples),
             total=self.setup.plan.samples,
             batch_size=self.setup.plan.per_step,
             seed=train.seed,
-            lengths=samples.likeness if train.group_by_length else None,
+            lengths=samples.sort_keys if train.group_by_length else None,
         )
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -124,7 +124,7 @@ class StageTrainer(Trainer):
         self._passes[-1][1].append(loss)
         if self.accelerator.sync_gradients:
             total = float(self.accelerator.reduce(torch.stack(self._passes[-1][1]).sum(), "mean"))
-            self._end_if(self.watch.wrong(total))
+            self._end_if(self.loss_monitor.wrong(total))
         return loss
 
     def _end_if(self, wrong: str | None) -> None:
@@ -136,8 +136,8 @@ class StageTrainer(Trainer):
         for step, losses in self._passes:
             samples = islice(batches, (step - 1) * accumulation, (step - 1) * accumulation + len(losses))
             for number, (loss, batch) in enumerate(zip(losses, samples, strict=True), 1):
-                learnt = batch if packs is None else [sample for each in batch for sample in packs[each]]
-                passes.append(Pass(step, rank, number, float(loss), learnt))
+                learned = batch if packs is None else [sample for each in batch for sample in packs[each]]
+                passes.append(Pass(step, rank, number, float(loss), learned))
         raise stop(wrong, passes, self.setup.samples.name, Path(self.args.output_dir))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -161,7 +161,7 @@ class StageTrainer(Trainer):
         return str(Path(self.args.output_dir) / checkpoints.PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.watch.high:  # perhaps a spike: what was kept before it shall be the last checkpoint
+        if self.loss_monitor.high:  # perhaps a spike: what was kept before it shall be the last checkpoint
             return
         self._end_if(None if all(distributed.all_gather(_is_finite(self.setup.model))) else "weights are not finite")
         output = Path(self.args.output_dir)
@@ -172,7 +172,7 @@ class StageTrainer(Trainer):
 
     def _publish(self, output: Path, name: str) -> None:
         written = output / checkpoints.PARTIAL / name
-        state = self.setup.fingerprint() | {"losses": list(self.watch.losses)}
+        state = self.setup.fingerprint() | {"losses": list(self.loss_monitor.losses)}
         (written / STATE).write_text(json.dumps(state), encoding="utf-8")
         checkpoints.publish(written, output / name)
         checkpoints.rotate(output, self.setup.recipe.train.save_total_limit)
@@ -215,7 +215,7 @@ def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | N
 def training_arguments(recipe: Recipe) -> TrainingArguments:
     """transformers' arguments, whose making also lets the processes of a training find each other.
 
-    Nothing is reported by them, and all passes are one epoch of :class:`TrainingOrder`. The steps of warm-up are
+    Nothing is reported by them, and all passes are one epoch of :class:`TrainingSampler`. The steps of warm-up are
     still to be set.
 
     Raises:
@@ -229,7 +229,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         if train.precision != "fp32" and not accelerator:
             raise RecipeError("DeepSpeed trains in fp32 on a CPU; set train.precision=fp32 or train.deepspeed=null.")
         options["deepspeed"] = deepspeed_config(train.deepspeed, accelerator=accelerator)
-        options |= join(accelerator=accelerator, patience=_PATIENCE)
+        options |= join(accelerator=accelerator, timeout=_TIMEOUT)
     elif not accelerator and distributed.world_size() > 1:
         options["ddp_backend"] = "gloo"
     return TrainingArguments(
@@ -239,7 +239,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         gradient_accumulation_steps=recipe.accumulation(distributed.world_size()),
         num_train_epochs=1,
         lr_scheduler_type=_SCHEDULES[train.schedule],
-        ddp_timeout=_PATIENCE,
+        ddp_timeout=_TIMEOUT,
         max_grad_norm=train.max_grad_norm,
         bf16=train.precision == "bf16",
         seed=train.seed,

@@ -13,7 +13,7 @@ from mobillama_v.prompt import SHORT_ANSWER, TEMPLATES
 
 if TYPE_CHECKING:
     from mobillama_v.train.data.check import Report
-    from mobillama_v.train.data.preprocess import Encoding
+    from mobillama_v.train.data.encoding import Encoding
     from mobillama_v.train.data.preview import View
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ LengthOption = Annotated[
 ]
 WorkersOption = Annotated[int | None, typer.Option(min=1, help="Processes; by default all cores.")]
 
-_STYLES = {False: ("", "underline"), True: ("green", "green underline")}  # of a token, learnt or not; they alternate
+_STYLES = {False: ("", "underline"), True: ("green", "green underline")}  # of a token, learned or not; they alternate
 _SHOWN = 3  # examples of each kind of problem in the terminal
 
 
@@ -62,7 +62,7 @@ def check(
 
     encoding = None if model is None else encoding_of(model, template, max_length)
     with Progress() as bar:
-        found = run(files, image_root=image_root, encoding=encoding, images=images, workers=workers, tell=bar)
+        found = run(files, image_root=image_root, encoding=encoding, images=images, workers=workers, progress=bar)
     _print_report(found)
     if report is not None:
         found.write(report)
@@ -88,7 +88,7 @@ def preview(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write one page with the images, instead of the terminal.")] = None,
 ) -> None:
-    """Show records as the model will see them, with the tokens that are learnt in color."""
+    """Show records as the model will see them, with the tokens that are learned in color."""
     from mobillama_v.hub import find_model, read_spec
     from mobillama_v.train.data.check import replacing
     from mobillama_v.train.data.preview import page, views
@@ -108,7 +108,7 @@ def preview(
 
 
 def _print_view(view: View) -> None:
-    """A record in the terminal; where there are no colors, what is learnt stands in brackets."""
+    """A record in the terminal; where there are no colors, what is learned stands in brackets."""
     from rich.console import Console
     from rich.text import Text
 
@@ -116,13 +116,13 @@ def _print_view(view: View) -> None:
     console.print(f"{printable(view.record)} ({view.place}): {printable(view.summary())}")
     text, open_bracket = Text(), False
     for number, token in enumerate(view.tokens):
-        if not console.is_terminal and token.learnt != open_bracket:
-            text.append("⟦" if token.learnt else "⟧")
-            open_bracket = token.learnt
+        if not console.is_terminal and token.learned != open_bracket:
+            text.append("⟦" if token.learned else "⟧")
+            open_bracket = token.learned
         if token.image is not None:
             text.append(f"[{token.text}]", "magenta")
         else:
-            text.append(printable(token.text), _STYLES[token.learnt][number % 2])
+            text.append(printable(token.text), _STYLES[token.learned][number % 2])
     if open_bracket:
         text.append("⟧")
     for path in view.images:
@@ -190,7 +190,7 @@ def encoding_of(model: str, template: str | None, max_length: int | None) -> Enc
         RecipeError: a length that is more than the model's context.
     """
     from mobillama_v.hub import find_model, read_spec
-    from mobillama_v.train.data.preprocess import Encoding
+    from mobillama_v.train.data.encoding import Encoding
 
     folder = find_model(model)
     return Encoding.of(folder, read_spec(folder), template=template, max_length=max_length, key="--max-length")

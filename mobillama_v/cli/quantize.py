@@ -116,7 +116,8 @@ def _moments(
     from mobillama_v.prompt import IGNORE_INDEX
     from mobillama_v.train.data.collate import Collator
     from mobillama_v.train.data.dataset import TrainingSet, load_samples
-    from mobillama_v.train.data.preprocess import Encoding, check_images
+    from mobillama_v.train.data.encoding import Encoding
+    from mobillama_v.train.data.preprocess import check_images
     from mobillama_v.train.recipe import DataFile
 
     encoding = Encoding.of(folder, spec, template=None, max_length=None, key="the context")

@@ -114,12 +114,12 @@ def _plan(recipe: Recipe, gpu: str | None, gpus: str, mfu: float | None) -> str:
         from mobillama_v.train.build import Setup
 
         setup = Setup.of(recipe)
-        spec, figures, lines = setup.model.config.spec, setup.figures(), [setup.describe()]
+        spec, stats, lines = setup.model.config.spec, setup.stats(), [setup.describe()]
     else:
-        spec, figures = plan.assumed_spec(recipe), plan.assumed_figures(recipe)
-        lines = [plan.describe_assumed(recipe, spec, figures)]
+        spec, stats = plan.assumed_spec(recipe), plan.assumed_stats(recipe)
+        lines = [plan.describe_assumed(recipe, spec, stats)]
     lines.append(plan.describe_checkpoints(recipe, spec))
     if kind is not None:
-        mfu = plan.default_mfu(recipe, spec, figures) if mfu is None else mfu
-        lines.append(plan.describe_gpus(recipe, spec, figures, kind, counts, mfu))
+        mfu = plan.default_mfu(recipe, spec, stats) if mfu is None else mfu
+        lines.append(plan.describe_gpus(recipe, spec, stats, kind, counts, mfu))
     return "\n".join(lines)

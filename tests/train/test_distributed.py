@@ -17,7 +17,7 @@ import tiny
 from mobillama_v import MobiLlamaVForConditionalGeneration
 from mobillama_v.train.build import Setup
 from mobillama_v.train.data.collate import Collator
-from mobillama_v.train.data.sampler import TrainingOrder
+from mobillama_v.train.data.sampler import TrainingSampler
 from mobillama_v.train.deepspeed_config import deepspeed_config
 from mobillama_v.train.monitor.val_samples import read_answers
 from mobillama_v.train.recipe_files import load_recipe
@@ -81,13 +81,13 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny
 tiny.register_tower(Path(sys.argv.pop(1)))
-from mobillama_v.train import watch
+from mobillama_v.train.monitor import loss_monitor
 from mobillama_v.train.__main__ import main
-bad, judged, seen = int(sys.argv.pop(1)), watch.LossMonitor.wrong, []
+bad, judged, seen = int(sys.argv.pop(1)), loss_monitor.LossMonitor.wrong, []
 def wrong(self, loss):
     seen.append(loss)
     return judged(self, float("nan") if len(seen) == bad else loss)
-watch.LossMonitor.wrong = wrong
+loss_monitor.LossMonitor.wrong = wrong
 if __name__ == "__main__":
     main()
 """
@@ -266,7 +266,7 @@ def test_the_shared_networks_gradient_is_the_sum_over_its_uses(
     single = overrides(start_folder, corpus, tmp_path / "o", "train.batch_size=4", "train.max_steps=1")
     setup = Setup.of(load_recipe(recipes["instruct"], single))
     dataset, plan = setup.dataset(), setup.plan
-    order = TrainingOrder(len(dataset), total=plan.samples, batch_size=plan.per_step, seed=setup.recipe.train.seed)
+    order = TrainingSampler(len(dataset), total=plan.samples, batch_size=plan.per_step, seed=setup.recipe.train.seed)
     decoder = setup.model.language_model
     assert decoder.feed_forward is not None
     for block in decoder.layers:
@@ -324,7 +324,7 @@ def test_two_processes_stop_together_and_name_the_records_of_both(
     assert "exitcode  : 2 " in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "wrong" / "suspect-records.jsonl").read_text().splitlines()]
     setup = Setup.of(load_recipe(recipes["instruct"], [*args, "train.deepspeed=null", "train.batch_size=4"]))
-    order = list(TrainingOrder(len(setup.samples), total=48, batch_size=8, seed=setup.recipe.train.seed))
+    order = list(TrainingSampler(len(setup.samples), total=48, batch_size=8, seed=setup.recipe.train.seed))
     assert [line["record"] for line in lines] == [setup.samples.records[i][1] for i in order[:24]]
     places = [(step, number, device) for step in (1, 2, 3) for number in (1, 2) for device in (0, 1) for _ in "ab"]
     assert [(line["step"], line["pass"], line["device"]) for line in lines] == places

@@ -16,12 +16,13 @@ from typing import Literal, TextIO
 import numpy as np
 
 from mobillama_v.errors import DataError
+from mobillama_v.train.data.encoding import SUPERVISED, Encoding
 from mobillama_v.train.data.json_stream import record_texts
-from mobillama_v.train.data.preprocess import SUPERVISED, Encoding, Outcome, Problem, check_images, image_problem, scan
+from mobillama_v.train.data.preprocess import Outcome, Problem, check_images, partition, preprocess
 
 Images = Literal["decode", "exists", "skip"]
-Tell = Callable[[str, int, int], None]
-"""Is told a stage (``records``, ``images``), how much of it is done, and of how much: bytes of records, images."""
+Progress = Callable[..., None]
+"""Called with a stage (``records``, ``images``), how much of it is done, and ``total``: bytes of records, images."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ def check(
     encoding: Encoding | None = None,
     images: Images = "decode",
     workers: int | None = None,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Report:
-    """Judge every record of the files, which are one mix: a duplicate may be in another file.
+    """Check every record of the files, which are one mix: a duplicate may be in another file.
 
     Args:
         files: JSON lists or JSON lines of records.
@@ -71,48 +72,42 @@ def check(
         encoding: also find records of which no answer would be left; None: texts are not measured.
         images: decode every image, look whether it exists, or leave images alone.
         workers: processes; None means all cores.
-        tell: of progress.
+        progress: shows how far it is.
 
     Raises:
         DataError: a file that cannot be read at all.
         CheckpointError: no tokenizer where the encoding says.
     """
     size = sum(path.stat().st_size for path in files if path.is_file())
-    told = None if tell is None else functools.partial(_tell, tell, "records", size)
-    problems: list[tuple[int, Problem]] = []
-    good: list[tuple[int, Outcome]] = []
-    tokens = supervised = shortened = 0
-    for place, outcome in enumerate(scan(files, encoding, workers=workers, read=told)):
-        if outcome.problem is not None:
-            problems.append((place, outcome.problem))
-            continue
-        if outcome.tokens is not None:
-            tokens += len(outcome.tokens.flags)
-            supervised += int(np.count_nonzero(np.frombuffer(outcome.tokens.flags, np.uint8) & SUPERVISED))
-            shortened += outcome.tokens.shortened
-        good.append((place, outcome._replace(tokens=None, digest=b"")))
-    records = len(problems) + len(good)
-    paths = list(dict.fromkeys(path for _, outcome in good for path in outcome.images))
-    if images != "skip":
-        done = None if tell is None else functools.partial(_tell, tell, "images", len(paths))
-        bad = check_images(paths, image_root, decode=images == "decode", workers=workers, done=done)
-        for place, outcome in good:
-            if (problem := image_problem(outcome, bad)) is not None:
-                problems.append((place, problem))
-    measured = encoding is not None
+    counts = Counter[str]()
+
+    def measured() -> Iterator[Outcome]:
+        """The outcomes without their tokens, which are counted and need not stay in memory."""
+        read = None if progress is None else functools.partial(progress, "records", total=size)
+        for outcome in preprocess(files, encoding, workers=workers, read=read):
+            counts["records"] += 1
+            if outcome.tokens is not None and outcome.problem is None:
+                counts["tokens"] += len(outcome.tokens.flags)
+                counts["supervised"] += int(np.count_nonzero(outcome.tokens.flags & SUPERVISED))
+                counts["shortened"] += outcome.tokens.shortened
+            yield outcome._replace(tokens=None, digest=b"")
+
+    def unusable(paths: list[str]) -> dict[str, tuple[str, str]]:
+        if images == "skip":
+            return {}
+        done = None if progress is None else functools.partial(progress, "images", total=len(paths))
+        return check_images(paths, image_root, decode=images == "decode", workers=workers, done=done)
+
+    _, problems, paths = partition(measured(), unusable)
     return Report(
         files=[str(path) for path in files],
-        records=records,
+        records=counts["records"],
         images=len(paths),
-        tokens=tokens if measured else None,
-        supervised=supervised if measured else None,
-        shortened=shortened if measured else None,
-        problems=[problem for _, problem in sorted(problems, key=lambda item: item[0])],
+        tokens=None if encoding is None else counts["tokens"],
+        supervised=None if encoding is None else counts["supervised"],
+        shortened=None if encoding is None else counts["shortened"],
+        problems=problems,
     )
-
-
-def _tell(tell: Tell, stage: str, total: int, done: int) -> None:
-    tell(stage, done, total)
 
 
 def write_clean(report: Report, path: Path) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -68,11 +67,9 @@ class PackCollator:
     def __call__(self, packs: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """Collate the items of a :class:`~mobillama_v.train.data.dataset.PackedSet`."""
         items = _with_image([item for pack in packs for item in pack], self.blank)
-        # The token before a sample's first one is another's: what is not learnt alone is not learnt here.
-        labels = [F.pad(item["labels"][1:], (1, 0), value=IGNORE_INDEX) for item in items]
         batch = {
             "input_ids": torch.cat([item["input_ids"] for item in items])[None],
-            "labels": torch.cat(labels)[None],
+            "labels": torch.cat([item["labels"] for item in items])[None],
             "sample_lengths": tuple(len(item["input_ids"]) for item in items),
         }
         if images := _images(items):

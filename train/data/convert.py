@@ -70,7 +70,7 @@ def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value = json.loads(text)
         except ValueError as error:
-            raise DataError(f"{path}, {place} is not valid JSON ({error}); mend it.") from error
+            raise DataError(f"{path}, {place} is not valid JSON ({error}); fix it.") from error
         if not isinstance(value, dict):
             raise DataError(f"{path}, {place} is no object with columns; write it as one.")
         yield place, value

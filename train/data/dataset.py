@@ -1,4 +1,4 @@
-"""Records as tokens, ready to be learnt from.
+"""Records as tokens, ready to be learned from.
 
 All samples are tokenized before training starts, by all cores, and lie in three flat arrays, so that a token costs five
 bytes and so that whatever is wrong with the data is said before the first step.
@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.prompt import IGNORE_INDEX
+from mobillama_v.train.data.encoding import IMAGE, SUPERVISED, Encoding, labels_of
 from mobillama_v.train.data.features import FeatureCache
-from mobillama_v.train.data.preprocess import IMAGE, SUPERVISED, Encoding, Outcome, Problem, image_problem, scan
+from mobillama_v.train.data.preprocess import Outcome, Problem, partition, preprocess
 from mobillama_v.train.data.sampler import Packs
 from mobillama_v.train.recipe import DataFile
 
@@ -50,13 +51,13 @@ class Samples:
         return np.diff(self.offsets)
 
     @property
-    def likeness(self) -> np.ndarray:
+    def sort_keys(self) -> np.ndarray:
         """Keys whose order puts samples with images together, those without, and like lengths in each."""
         return self.lengths + (np.array([bool(paths) for paths in self.images], np.int64) << 32)
 
     @property
     def supervised(self) -> int:
-        """Tokens that are learnt, over all samples."""
+        """Tokens that are learned, over all samples."""
         return int(np.count_nonzero(self.flags & SUPERVISED))
 
     def name(self, index: int) -> dict[str, object]:
@@ -78,11 +79,11 @@ class Samples:
 
 
 class BadRecordsError(DataError):
-    """Records that cannot be learnt from, and nobody has said that they may be left out."""
+    """Records that cannot be learned from, and nobody has said that they may be left out."""
 
     def __init__(self, problems: Sequence[Problem], total: int) -> None:
         super().__init__(
-            f"{len(problems):,} of {total:,} records cannot be learnt from ({count_kinds(problems)}); the first: "
+            f"{len(problems):,} of {total:,} records cannot be learned from ({count_kinds(problems)}); the first: "
             f"{problems[0].reason} `mobillama-v data check` lists and removes them, data.skip_bad=true trains without "
             "them."
         )
@@ -118,7 +119,7 @@ def load_samples(
         files: what to read.
         encoding: how records become tokens.
         images: told every path once, gives those that cannot be used with kind and reason.
-        skip_bad: leave out what cannot be learnt from, instead of refusing it.
+        skip_bad: leave out what cannot be learned from, instead of refusing it.
         keep_duplicates: exact duplicates are no problem.
         workers: processes; None means all cores.
 
@@ -126,26 +127,17 @@ def load_samples(
         The samples, and the problems of what was left out.
 
     Raises:
-        BadRecordsError: records that cannot be learnt from, and not ``skip_bad``.
+        BadRecordsError: records that cannot be learned from, and not ``skip_bad``.
         DataError: a file that cannot be read, or no record is left.
     """
-    good: list[Outcome] = []
-    problems: list[Problem] = []
     repeats = {file.path: file.repeat for file in files}
     paths = [Path(file.path) for file in files]
-    for outcome in scan(paths, encoding, workers=workers, keep_duplicates=keep_duplicates):
-        if outcome.problem is None:
-            good.append(outcome)
-        else:
-            problems.append(outcome.problem)
-    total = len(good) + len(problems)
-    bad = images(list(dict.fromkeys(path for each in good for path in each.images)))
-    problems += [problem for each in good if (problem := image_problem(each, bad)) is not None]
-    good = [each for each in good if bad.keys().isdisjoint(each.images)]
+    outcomes = preprocess(paths, encoding, workers=workers, keep_duplicates=keep_duplicates)
+    good, problems, _ = partition(outcomes, images)
     if problems and not skip_bad:
-        raise BadRecordsError(problems, total)
+        raise BadRecordsError(problems, len(good) + len(problems))
     if not good:
-        raise DataError("the data files hold no record that can be learnt from; check data.json of the recipe.")
+        raise DataError("the data files hold no record that can be learned from; check data.json of the recipe.")
     by_file: dict[str, list[Outcome]] = {}
     for outcome in good:
         by_file.setdefault(outcome.source, []).append(outcome)
@@ -155,13 +147,9 @@ def load_samples(
 def _samples(outcomes: Sequence[Outcome]) -> Samples:
     tokens = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
     offsets = np.cumsum([0, *(len(each.flags) for each in tokens)], dtype=np.int64)
-    ids, flags = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.uint8)
-    for start, end, each in zip(offsets[:-1], offsets[1:], tokens, strict=True):
-        ids[start:end] = np.frombuffer(each.ids, np.int32)
-        flags[start:end] = np.frombuffer(each.flags, np.uint8)
     return Samples(
-        ids=ids,
-        flags=flags,
+        ids=np.concatenate([each.ids for each in tokens]),
+        flags=np.concatenate([each.flags for each in tokens]),
         offsets=offsets,
         images=[outcome.images[: each.images] for outcome, each in zip(outcomes, tokens, strict=True)],
         records=[(outcome.source, outcome.record) for outcome in outcomes],
@@ -172,7 +160,7 @@ def _samples(outcomes: Sequence[Outcome]) -> Samples:
 class TrainingSet(Dataset[dict[str, Any]]):
     """Samples with their pictures: decoded when asked for, or the tower's cached outputs.
 
-    An item has ``input_ids`` [T] int64, ``labels`` [T] int64 (-100 where not supervised), ``image_mask`` [T] bool, and
+    An item has ``input_ids`` [T] int64, ``labels`` [T] int64 (see :func:`labels_of`), ``image_mask`` [T] bool, and
     where the sample has images ``pixel_values`` [n,3,S,S] float32 or ``image_features`` [n,E+P,Dv] float16.
     """
 
@@ -191,12 +179,11 @@ class TrainingSet(Dataset[dict[str, Any]]):
             ImageError: an image that cannot be decoded.
         """
         span = slice(self.samples.offsets[index], self.samples.offsets[index + 1])
-        flags = torch.from_numpy(self.samples.flags[span])
-        input_ids = torch.from_numpy(self.samples.ids[span]).long()
+        ids, flags = self.samples.ids[span], self.samples.flags[span]
         item: dict[str, Any] = {
-            "input_ids": input_ids,
-            "labels": input_ids.masked_fill((flags & SUPERVISED) == 0, IGNORE_INDEX),
-            "image_mask": (flags & IMAGE) != 0,
+            "input_ids": torch.from_numpy(ids).long(),
+            "labels": torch.from_numpy(labels_of(ids, flags)),
+            "image_mask": torch.from_numpy(flags & IMAGE) != 0,
         }
         paths = self.samples.images[index]
         if paths and self.features is not None:
@@ -206,7 +193,7 @@ class TrainingSet(Dataset[dict[str, Any]]):
         return item
 
     def blank(self, slots: int) -> dict[str, Any] | None:
-        """An item of one image in ``slots`` tokens, from which nothing is learnt; None where no sample has images."""
+        """An item of one image in ``slots`` tokens, from which nothing is learned; None where no sample has images."""
         if not any(self.samples.images):
             return None
         item: dict[str, Any] = {

@@ -139,4 +139,4 @@ class _Window:
             DataError: always.
         """
         line = self.line + self.text.count("\n", 0, self.start)
-        raise DataError(f"{self.path} is not valid JSON (line {line}: {reason}); mend it or export it again.")
+        raise DataError(f"{self.path} is not valid JSON (line {line}: {reason}); fix it or export it again.")

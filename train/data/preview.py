@@ -1,4 +1,4 @@
-"""Records as the model will see them: images after the transform, the template's text, and which tokens are learnt.
+"""Records as the model will see them: images after the transform, the template's text, and which tokens are learned.
 
 A view is made by the code that makes training samples, not by a second one that imitates it.
 """
@@ -12,15 +12,15 @@ from io import BytesIO
 from itertools import groupby, islice
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from mobillama_v.errors import ImageError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.markup import Html, tag
 from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train.data.encoding import IMAGE, SUPERVISED, Encoding
 from mobillama_v.train.data.json_stream import record_texts
-from mobillama_v.train.data.preprocess import IMAGE, SUPERVISED, Encoding, Outcome, judge, record_id
+from mobillama_v.train.data.preprocess import Outcome, preprocess_record, record_id
 
 _STYLE = """
 body { font: 15px/1.6 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222;
@@ -31,28 +31,28 @@ p { color: #555; margin: .2rem 0 .6rem; }
 img { max-width: 14rem; border: 1px solid #ccc; margin-right: .5rem; vertical-align: top; }
 pre { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 span { border-right: 1px solid #bbb; padding: 1px 0; }
-.learnt { background: #b7e4c0; color: #06310f; } .image { background: #d9d2ef; color: #2b1a5e; padding: 1px 4px; }
+.learned { background: #b7e4c0; color: #06310f; } .image { background: #d9d2ef; color: #2b1a5e; padding: 1px 4px; }
 .bad { color: #a00; }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616; } p { color: #aaa; }
   article, img { border-color: #444; } span { border-color: #555; } .bad { color: #f88; }
-  .learnt { background: #1d5a2b; color: #e5ffe9; } .image { background: #43367a; color: #eee; } }
+  .learned { background: #1d5a2b; color: #e5ffe9; } .image { background: #43367a; color: #eee; } }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token's text and id, and whether it is learnt; or, with ``image``, all slots of the image of that number."""
+    """A token's text and id, and whether it is learned; or, with ``image``, all slots of the image of that number."""
 
     text: str
     id: int
-    learnt: bool
+    learned: bool
     image: int | None = None
 
 
 @dataclass(frozen=True)
 class View:
-    """One record; ``problem`` in place of all else where it cannot be learnt from."""
+    """One record; ``problem`` in place of all else where it cannot be learned from."""
 
     record: str
     place: str
@@ -64,16 +64,16 @@ class View:
     problem: str | None = None
 
     @property
-    def learnt(self) -> int:
-        """Tokens that are learnt."""
-        return sum(token.learnt for token in self.tokens)
+    def learned(self) -> int:
+        """Tokens that are learned."""
+        return sum(token.learned for token in self.tokens)
 
     def summary(self) -> str:
         """What it is, in a line."""
         if self.problem is not None:
             return self.problem
         cut = ", its last turns are left out to fit" if self.shortened else ""
-        return f"{len(self.images)} images, {self.length} tokens, {self.learnt} of them learnt{cut}"
+        return f"{len(self.images)} images, {self.length} tokens, {self.learned} of them learned{cut}"
 
 
 def views(files: Sequence[Path], encoding: Encoding, *, count: int, records: Sequence[str] = ()) -> Iterator[View]:
@@ -87,7 +87,7 @@ def views(files: Sequence[Path], encoding: Encoding, *, count: int, records: Seq
     found = ((path, place, text) for path in files for place, text in record_texts(path))
     chosen = (each for each in found if record_id(each[2], each[1]) in records) if records else islice(found, count)
     for path, place, text in chosen:
-        yield _view(judge((str(path), place, text), encoding=encoding), encoding, tokenizer)
+        yield _view(preprocess_record((str(path), place, text), encoding=encoding), encoding, tokenizer)
 
 
 def _view(outcome: Outcome, encoding: Encoding, tokenizer: TextTokenizer) -> View:
@@ -95,7 +95,7 @@ def _view(outcome: Outcome, encoding: Encoding, tokenizer: TextTokenizer) -> Vie
         return View(outcome.record, outcome.place, problem=outcome.problem.reason)
     found = outcome.tokens
     assert found is not None
-    ids, flags = np.frombuffer(found.ids, np.int32).tolist(), np.frombuffer(found.flags, np.uint8).tolist()
+    ids, flags = found.ids.tolist(), found.flags.tolist()
     tokens: list[Token] = []
     image = start = 0
     for is_image, run in groupby(flags, lambda flag: bool(flag & IMAGE)):
@@ -138,7 +138,7 @@ def page(found: Sequence[View], *, image_root: Path, transform: ImageTransform, 
     """All views as one HTML page that needs nothing but itself."""
     legend = tag(
         "p",
-        "Green is learnt; lines part the tokens, whose ids show under the pointer. Images are as the tower sees them.",
+        "Green is learned; lines part the tokens, whose ids show under the pointer. Images are as the tower sees them.",
     )
     articles = [_article(view, image_root, transform) for view in found]
     return document(title, _STYLE, tag("h1", title), legend, *articles)
@@ -166,7 +166,7 @@ def _article(view: View, image_root: Path, transform: ImageTransform) -> Html:
 def _span(token: Token) -> Html:
     if token.image is not None:
         return tag("span", token.text, class_="image")
-    return tag("span", token.text, title=str(token.id), class_="learnt" if token.learnt else "")
+    return tag("span", token.text, title=str(token.id), class_="learned" if token.learned else "")
 
 
 def _picture(path: str, image_root: Path, transform: ImageTransform) -> Html:

@@ -64,7 +64,7 @@ def parse_text(text: str, *, source: str, place: str) -> Record:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{source}, {place} is not valid JSON ({error}); mend it.") from error
+        raise RecordError(f"{source}, {place} is not valid JSON ({error}); fix it.") from error
     return parse_record(value, source=source, place=place)
 
 
@@ -131,7 +131,7 @@ def _check_order(messages: tuple[Message, ...], where: str) -> None:
             raise RecordError(reason, ORDER)
     if not body or len(body) % 2:
         raise RecordError(
-            f"{where} does not end with a gpt turn; nothing could be learnt from its last question.", ORDER
+            f"{where} does not end with a gpt turn; nothing could be learned from its last question.", ORDER
         )
 
 

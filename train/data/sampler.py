@@ -1,4 +1,4 @@
-"""The order in which samples are learnt from: a function of the seed alone, so that resuming is exact."""
+"""The order in which samples are learned from: a function of the seed alone, so that resuming is exact."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def shuffled(samples: int, *, total: int, seed: int) -> np.ndarray:
     return np.concatenate([np.random.default_rng([seed, p]).permutation(samples) for p in passes])[:total]
 
 
-class TrainingOrder(Sampler[int]):
+class TrainingSampler(Sampler[int]):
     """Indices of a whole training: one shuffled pass over the data after the other.
 
-    With ``lengths`` (or other keys of likeness) each run of 50 batches is sorted by them and its batches shuffled
+    With ``lengths`` (or other keys of sort_keys) each run of 50 batches is sorted by them and its batches shuffled
     again: a batch then needs little padding, and still long and short batches alternate.
     """
 

@@ -16,7 +16,7 @@ METRICS = "metrics.jsonl"
 """In an output folder: what a training said, an object a line."""
 
 
-def forget_after(step: int, path: Path) -> None:
+def drop_lines_after(step: int, path: Path) -> None:
     """Drop the lines of a file about steps that a resumed training does again."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
@@ -33,7 +33,7 @@ class Progress(TrainerCallback):
     def __init__(self, output: Path, *, resumed_step: int) -> None:
         self.path, self.tokens, self.resumed_step = output / METRICS, 0, resumed_step
         if distributed.rank() == 0:
-            forget_after(resumed_step, self.path)
+            drop_lines_after(resumed_step, self.path)
         self._since = self._started = time.monotonic()
         self._steps_before = 0
 
@@ -54,7 +54,7 @@ class Progress(TrainerCallback):
             self._write_validation(state, logs)
 
     def _write_validation(self, state: Any, logs: dict[str, float]) -> None:
-        self._since += logs["eval_seconds"]  # in which nothing was learnt
+        self._since += logs["eval_seconds"]  # in which nothing was learned
         found = {name.replace("eval_", "validation_"): value for name, value in logs.items() if name != "epoch"}
         self._append({"step": state.global_step, **found})
         exact = f"  exact match {logs['eval_exact_match']:.1%}" if "eval_exact_match" in logs else ""

@@ -1,4 +1,4 @@
-"""The watch over the loss: a training that has gone wrong ends, and says what it had just learnt from.
+"""The loss monitor: a training that has gone wrong ends, and says what it had just learned from.
 
 A loss that is not finite ends it at once. A single high loss does not: a batch may be hard, and gradients are clipped.
 Three in succession are a spike, each above twice the median of the last 100 steps *and* ``factor`` times as far above

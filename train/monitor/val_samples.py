@@ -16,7 +16,7 @@ from mobillama_v.errors import ImageError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.markup import Html, tag
 from mobillama_v.train.data.preview import data_url, document
-from mobillama_v.train.monitor.log import METRICS, forget_after
+from mobillama_v.train.monitor.log import METRICS, drop_lines_after
 
 FOLDER, ANSWERS, PAGE = "validation", "answers.jsonl", "index.html"
 _QUESTIONS, _STEPS = 24, 8  # shown on the page: the first questions, the last validations
@@ -56,7 +56,7 @@ class Answer:
         return self.text == self.expected
 
 
-def keep_answers(output: Path, answers: Sequence[Answer]) -> None:
+def append_answers(output: Path, answers: Sequence[Answer]) -> None:
     """Add the answers of one validation to the file."""
     folder = output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,11 +65,11 @@ def keep_answers(output: Path, answers: Sequence[Answer]) -> None:
         file.writelines(lines)
 
 
-def forget_answers(output: Path, *, after: int) -> None:
+def drop_answers_after(output: Path, *, after: int) -> None:
     """Drop the answers of steps that a resumed training does again."""
     path = output / FOLDER / ANSWERS
     if path.is_file():
-        forget_after(after, path)
+        drop_lines_after(after, path)
 
 
 def read_answers(output: Path) -> list[Answer]:

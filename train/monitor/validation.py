@@ -28,9 +28,9 @@ from mobillama_v.train import checkpoints
 from mobillama_v.train.build import Setup, encoding_of, unusable_images
 from mobillama_v.train.data.collate import Collator
 from mobillama_v.train.data.dataset import Samples, TrainingSet, load_samples
-from mobillama_v.train.data.preprocess import IMAGE, SUPERVISED
+from mobillama_v.train.data.encoding import IMAGE, SUPERVISED
 from mobillama_v.train.lora import add_adapters
-from mobillama_v.train.monitor.val_samples import Answer, keep_answers, write_page
+from mobillama_v.train.monitor.val_samples import Answer, append_answers, write_page
 from mobillama_v.train.recipe import DataFile, LoraSection
 
 SCORES = "validation.json"
@@ -52,9 +52,9 @@ class Question:
         """That of the sample."""
         span = slice(samples.offsets[sample], samples.offsets[sample + 1])
         ids, flags = samples.ids[span], samples.flags[span]
-        learnt, slots = (flags & SUPERVISED) != 0, (flags & IMAGE) != 0
-        start = int(learnt.argmax())
-        end = start + int((~np.append(learnt[start:], False)).argmax())
+        learned, slots = (flags & SUPERVISED) != 0, (flags & IMAGE) != 0
+        start = int(learned.argmax())
+        end = start + int((~np.append(learned[start:], False)).argmax())
         prompt = tokenizer.decode(ids[:start][~slots[:start]].tolist())
         return cls(
             sample,
@@ -134,7 +134,7 @@ class Validation:
         if best:
             self._keep(trainer, metrics)
         if answers and distributed.rank() == 0:
-            keep_answers(self.output, answers)
+            append_answers(self.output, answers)
             write_page(self.output, answers[0].step, metrics, self.dataset.image_root, self.dataset.transform)
         return metrics | {"eval_best": float(best), "eval_seconds": time.monotonic() - started}
 
@@ -145,8 +145,8 @@ class Validation:
         model.eval()
         try:
             with torch.no_grad():
-                likeness = self.dataset.samples.likeness
-                ordered = sorted(self.samples, key=lambda sample: int(likeness[sample]))
+                sort_keys = self.dataset.samples.sort_keys
+                ordered = sorted(self.samples, key=lambda sample: int(sort_keys[sample]))
                 total, count = self._loss(model, trainer, _chunks(ordered, size)[rank::shares])
                 numbers = sorted(range(len(self.questions)), key=lambda i: self.questions[i].length)
                 said: dict[int, str] = {}
@@ -168,7 +168,7 @@ class Validation:
         for batch in loader:
             inputs = trainer._prepare_inputs(batch)
             total += float(model(**inputs, num_items_in_batch=1, use_cache=False).loss)
-            count += int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+            count += int((batch["labels"] != IGNORE_INDEX).sum())
         return total, count
 
     def _answers(self, model: Any, questions: list[Question]) -> list[str]:

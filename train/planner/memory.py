@@ -99,7 +99,7 @@ def adapter_parameters(spec: DecoderConfig, lora: LoraSection) -> int:
     return total
 
 
-def estimate(spec: ModelConfig, train: TrainSection, load: BatchShape, *, devices: int, accumulation: int) -> Memory:
+def estimate(spec: ModelConfig, train: TrainSection, batch: BatchShape, *, devices: int, accumulation: int) -> Memory:
     """Memory of a training step on each of ``devices``."""
     counts = Counts.of(spec, train)
     zero, _, offload = (train.deepspeed or "").partition("-")
@@ -120,8 +120,8 @@ def estimate(spec: ModelConfig, train: TrainSection, load: BatchShape, *, device
         buffers = 2 * _BUCKET * size
     elif devices > 1:
         buffers = gradients  # DDP's buckets
-    saved, passing = activations(spec, train, load)
-    logits = 12 * load.supervised * spec.decoder.vocab_size  # fp32: log-probabilities, their gradient, the logits'
+    saved, passing = activations(spec, train, batch)
+    logits = 12 * batch.supervised * spec.decoder.vocab_size  # fp32: log-probabilities, their gradient, the logits'
     held = weights + states + buffers
     if stage:
         peak = held + gradients + max(saved + max(logits, passing), 0 if offload or not half else 4 * share)
@@ -144,26 +144,26 @@ def _early_gradients(spec: DecoderConfig, train: TrainSection) -> int:
     return 4 * (spec.vocab_size * spec.hidden_size + network + network // 3 * (spec.ffn_sharing == "all"))
 
 
-def activations(spec: ModelConfig, train: TrainSection, load: BatchShape) -> tuple[int, int]:
+def activations(spec: ModelConfig, train: TrainSection, batch: BatchShape) -> tuple[int, int]:
     """Bytes that the forward pass keeps for the backward pass, and those that pass by while a layer goes back."""
-    decoder, tokens = spec.decoder, load.rows * load.length
+    decoder, tokens = spec.decoder, batch.rows * batch.length
     size = 4 if train.precision == "fp32" else 2
     hidden, inner, layers = decoder.hidden_size, decoder.intermediate_size, decoder.num_hidden_layers
     stream = hidden * (2 if size == 2 and train.deepspeed else 4)  # under autocast the residual stream is fp32
-    block = tokens * _block(decoder, train, size, stream, packed=load.packed) + load.mask * size
+    block = tokens * _block(decoder, train, size, stream, packed=batch.packed) + batch.mask * size
     passing = tokens * size * (3 * inner + 2 * hidden)
     kept = layers * block
     if train.gradient_checkpointing:
         kept = layers * tokens * stream + block
     if size == 2 and not train.deepspeed:
         kept += _casts(decoder, train)
-    ends = tokens * (3 * stream) + load.supervised * hidden * size  # final norm, and what the head reads
-    kept += ends + load.mask
+    ends = tokens * (3 * stream) + batch.supervised * hidden * size  # final norm, and what the head reads
+    kept += ends + batch.mask
     shape = spec.tower_shape()
-    kept += load.images * shape.patches * size * (shape.width + 2 * hidden)  # projector
-    if load.cached:
+    kept += batch.images * shape.patches * size * (shape.width + 2 * hidden)  # projector
+    if batch.cached:
         return kept, passing
-    return kept + _tower(shape, train, load.images, size), passing
+    return kept + _tower(shape, train, batch.images, size), passing
 
 
 def _block(spec: DecoderConfig, train: TrainSection, size: int, stream: int, *, packed: bool) -> int:

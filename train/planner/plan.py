@@ -52,7 +52,7 @@ def assumed_spec(recipe: Recipe) -> ModelConfig:
     return spec
 
 
-def assumed_figures(recipe: Recipe) -> DataStats:
+def assumed_stats(recipe: Recipe) -> DataStats:
     """What the recipe takes for granted of its data.
 
     Raises:
@@ -66,7 +66,7 @@ def assumed_figures(recipe: Recipe) -> DataStats:
     )
 
 
-def describe_assumed(recipe: Recipe, spec: ModelConfig, figures: DataStats) -> str:
+def describe_assumed(recipe: Recipe, spec: ModelConfig, stats: DataStats) -> str:
     """The part of a dry run that start folder and data would say, from what is assumed of them."""
     train, counts = recipe.train, Counts.of(spec, recipe.train)
     start = recipe.model.start or f"preset {recipe.assume.preset if recipe.assume else ''} (assumed)"
@@ -78,15 +78,13 @@ def describe_assumed(recipe: Recipe, spec: ModelConfig, figures: DataStats) -> s
             f"{part:<9}{count:>13,} parameters  " + ("frozen" if lr is None else f"learns, lr {lr:g}{adapters}")
         )
     lines.append(
-        f"data     assumed: {figures.samples:,} samples of {figures.mean:,.0f} tokens ({figures.supervised:,.0f} "
-        f"supervised; longest {figures.longest:,}); give model.start and data.json to measure yours"
+        f"data     assumed: {stats.samples:,} samples of {stats.mean:,.0f} tokens ({stats.supervised:,.0f} "
+        f"supervised; longest {stats.longest:,}); give model.start and data.json to measure yours"
     )
     return "\n".join(lines)
 
 
-def floating_point_operations(
-    recipe: Recipe, spec: ModelConfig, figures: DataStats, samples: int
-) -> tuple[float, float]:
+def floating_point_operations(recipe: Recipe, spec: ModelConfig, stats: DataStats, samples: int) -> tuple[float, float]:
     """Of the whole training: those that it is made of, and those that are done, recomputing included.
 
     A multiplication and an addition are two. Going back costs as much as going forward for each of: the gradient of a
@@ -97,12 +95,12 @@ def floating_point_operations(
     layers = decoder.num_hidden_layers
     uses = layers if decoder.ffn_sharing == "all" else 1
     matrices = parts["attention"] + uses * parts["feed-forward"]
-    tokens = samples * figures.mean
-    blocks = 2 * matrices * tokens + 2 * layers * decoder.hidden_size * figures.mean * tokens  # causal attention
-    head = 2 * parts["head"] * samples * figures.supervised
+    tokens = samples * stats.mean
+    blocks = 2 * matrices * tokens + 2 * layers * decoder.hidden_size * stats.mean * tokens  # causal attention
+    head = 2 * parts["head"] * samples * stats.supervised
     times = 3 if train.modules.decoder is not None and train.lora is None else 2
     counts, shape = Counts.of(spec, train), spec.tower_shape()
-    visual = samples * figures.images
+    visual = samples * stats.images
     tower = 0.0 if recipe.data.features else 2 * shape.parameters * (shape.patches + shape.prefix) * visual
     projector = 6 * counts.all["projector"] * spec.tokens_per_image() * visual
     useful = times * (blocks + head) + projector + tower * (1 if train.modules.tower is None else 3)
@@ -123,7 +121,7 @@ def batch_on(recipe: Recipe, devices: int) -> tuple[int, int]:
 
 
 def describe_gpus(
-    recipe: Recipe, spec: ModelConfig, figures: DataStats, kind: Gpu, counts: Sequence[int], mfu: float
+    recipe: Recipe, spec: ModelConfig, stats: DataStats, kind: Gpu, counts: Sequence[int], mfu: float
 ) -> str:
     """Memory, steps and hours for each number of GPUs, and what was assumed.
 
@@ -145,9 +143,9 @@ def describe_gpus(
         if size != train.batch_size:
             small.append(f"{devices} GPUs: train.batch_size={size}")
         fitting = dataclasses.replace(recipe, train=dataclasses.replace(train, batch_size=size))
-        plan = Plan.of(fitting, figures.samples, devices, batch_size=packed_samples(train, figures))
-        memory = estimate(spec, train, largest(recipe, figures, size), devices=devices, accumulation=accumulation)
-        useful, _ = floating_point_operations(recipe, spec, figures, plan.samples)
+        plan = Plan.of(fitting, stats.samples, devices, batch_size=packed_samples(train, stats))
+        memory = estimate(spec, train, largest(recipe, stats, size), devices=devices, accumulation=accumulation)
+        useful, _ = floating_point_operations(recipe, spec, stats, plan.samples)
         hours = useful / (devices * peak * 1e12 * mfu) / 3600
         batch = f"{size if train.pack_tokens is None else train.pack_tokens} x {accumulation}"
         lines.append(_row(devices, batch, plan.steps, memory, kind, hours))
@@ -170,30 +168,30 @@ def _row(devices: int, batch: str, steps: int, memory: Memory, kind: Gpu, hours:
     )
 
 
-def packed_samples(train: TrainSection, figures: DataStats) -> int | None:
+def packed_samples(train: TrainSection, stats: DataStats) -> int | None:
     """Samples of a pack on average, if samples are packed: the last of those that would fill it is half outside."""
-    return None if train.pack_tokens is None else max(1, round(train.pack_tokens / figures.mean - 0.5))
+    return None if train.pack_tokens is None else max(1, round(train.pack_tokens / stats.mean - 0.5))
 
 
-def largest(recipe: Recipe, figures: DataStats, rows: int) -> BatchShape:
-    """The largest batch that there can be: every row as long, and as much learnt from, as the one that is most so.
+def largest(recipe: Recipe, stats: DataStats, rows: int) -> BatchShape:
+    """The largest batch that there can be: every row as long, and as much learned from, as the one that is most so.
 
-    Of packs it is a full one, with as much learnt from and as many images as in the pack that has most of them; while
-    they are not known, with samples of mean length, each as much learnt from as the one that is most so.
+    Of packs it is a full one, with as much learned from and as many images as in the pack that has most of them; while
+    they are not known, with samples of mean length, each as much learned from as the one that is most so.
     """
-    if figures.pack is not None:
-        return figures.pack
+    if stats.pack is not None:
+        return stats.pack
     cached, tokens = bool(recipe.data.features), recipe.train.pack_tokens
     if tokens is None:
-        return BatchShape(rows, figures.longest, rows * figures.most_supervised, round(rows * figures.images), cached)
-    samples = math.ceil(tokens / figures.mean)
-    supervised = min(tokens, samples * figures.most_supervised)
-    return BatchShape(1, tokens, supervised, math.ceil(samples * figures.images), cached, packed=True)
+        return BatchShape(rows, stats.longest, rows * stats.most_supervised, round(rows * stats.images), cached)
+    samples = math.ceil(tokens / stats.mean)
+    supervised = min(tokens, samples * stats.most_supervised)
+    return BatchShape(1, tokens, supervised, math.ceil(samples * stats.images), cached, packed=True)
 
 
-def default_mfu(recipe: Recipe, spec: ModelConfig, figures: DataStats) -> float:
+def default_mfu(recipe: Recipe, spec: ModelConfig, stats: DataStats) -> float:
     """:data:`MFU`, less the share of arithmetic that only recomputes."""
-    useful, done = floating_point_operations(recipe, spec, figures, figures.samples)
+    useful, done = floating_point_operations(recipe, spec, stats, stats.samples)
     return MFU * useful / done
 
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from mobillama_v.errors import DataError
 from mobillama_v.train.data.check import check, write_clean
+from mobillama_v.train.data.encoding import TOO_LONG, Encoding
 from mobillama_v.train.data.json_stream import record_texts
-from mobillama_v.train.data.preprocess import DUPLICATE, MISSING, TOO_LONG, UNREADABLE, Encoding
+from mobillama_v.train.data.preprocess import DUPLICATE, MISSING, UNREADABLE
 from mobillama_v.train.data.records import COUNT, EMPTY, MALFORMED, ORDER
 
 HUMAN = {"from": "human", "value": "<image>\nWhat?"}
@@ -116,8 +117,12 @@ def test_processes_find_what_one_finds_in_the_same_order(images, encoding, tmp_p
     first = write(tmp_path / "a.jsonl", records)
     second = write(tmp_path / "b.json", [good(5), good(2000)])
     told: list[tuple[str, int, int]] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        told.append((stage, done, total))
+
     reports = [
-        check([first, second], image_root=images, encoding=encoding, workers=workers, tell=lambda *a: told.append(a))
+        check([first, second], image_root=images, encoding=encoding, workers=workers, progress=progress)
         for workers in (1, 2)
     ]
     assert reports[0] == reports[1]

@@ -19,9 +19,9 @@ from mobillama_v.prompt import IGNORE_INDEX, TEMPLATES, Message, Slot, assistant
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.collate import Collator
 from mobillama_v.train.data.dataset import BadRecordsError, Samples, TrainingSet, load_samples
-from mobillama_v.train.data.preprocess import Encoding
+from mobillama_v.train.data.encoding import Encoding
 from mobillama_v.train.data.records import Record
-from mobillama_v.train.data.sampler import TrainingOrder
+from mobillama_v.train.data.sampler import TrainingSampler
 from mobillama_v.train.recipe import DataFile
 
 SLOTS = 5
@@ -138,19 +138,19 @@ def test_batches_are_padded_on_the_right(make_samples, tmp_path: Path) -> None:
 
 
 def test_order_sees_every_sample_once_a_pass_and_depends_on_the_seed() -> None:
-    order = list(TrainingOrder(10, total=25, batch_size=4, seed=1))
+    order = list(TrainingSampler(10, total=25, batch_size=4, seed=1))
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
     assert order[:10] != order[10:20]
     assert len(set(order[20:])) == 5
-    assert order == list(TrainingOrder(10, total=25, batch_size=4, seed=1))
-    assert order != list(TrainingOrder(10, total=25, batch_size=4, seed=2))
+    assert order == list(TrainingSampler(10, total=25, batch_size=4, seed=1))
+    assert order != list(TrainingSampler(10, total=25, batch_size=4, seed=2))
 
 
 def test_batches_of_like_samples_have_images_or_none(make_samples) -> None:
     rng = np.random.default_rng(0)
     records = [record("A", "b" * int(rng.integers(1, 60)), images=int(i % 3 > 0)) for i in range(600)]
     samples = make_samples(*[dataclasses.replace(each, id=str(i)) for i, each in enumerate(records)], keep=True)
-    order = np.array(list(TrainingOrder(600, total=600, batch_size=6, seed=0, lengths=samples.likeness)))
+    order = np.array(list(TrainingSampler(600, total=600, batch_size=6, seed=0, lengths=samples.sort_keys)))
     assert sorted(order.tolist()) == list(range(600))
     pictured = np.array([bool(paths) for paths in samples.images])[order].reshape(-1, 6).sum(1)
     assert np.count_nonzero((pictured > 0) & (pictured < 6)) <= 2  # one in each run of 50 batches
@@ -160,7 +160,7 @@ def test_batches_of_like_samples_have_images_or_none(make_samples) -> None:
 
 def test_grouped_order_has_little_padding_and_still_mixes() -> None:
     lengths = np.random.default_rng(0).integers(10, 500, 4000)
-    grouped = np.array(list(TrainingOrder(4000, total=8000, batch_size=8, seed=0, lengths=lengths)))
+    grouped = np.array(list(TrainingSampler(4000, total=8000, batch_size=8, seed=0, lengths=lengths)))
     assert np.array_equal(np.bincount(grouped), np.full(4000, 2))
     batches = lengths[grouped].reshape(-1, 8)
     padding = (batches.max(1, keepdims=True) - batches).mean()

@@ -13,8 +13,8 @@ from mobillama_v.errors import DataError, ImageError, PromptError
 from mobillama_v.images import load_image
 from mobillama_v.train.data.collate import Collator
 from mobillama_v.train.data.dataset import TrainingSet, load_samples
+from mobillama_v.train.data.encoding import Encoding
 from mobillama_v.train.data.features import FeatureCache, compute, fingerprint
-from mobillama_v.train.data.preprocess import Encoding
 from mobillama_v.train.recipe import DataFile
 
 

@@ -1,4 +1,4 @@
-"""Packed samples: each is learnt from as if it were alone, and packs are as exact to resume and to name as batches."""
+"""Packed samples: each is learned from as if it were alone, and packs are as exact to resume and to name as batches."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_pack_has_the_losses_and_the_gradients_of_its_samples_alone(setup, che
         start = end
 
 
-def test_a_samples_neighbours_do_not_see_it(setup) -> None:
+def test_a_samples_neighbors_do_not_see_it(setup) -> None:
     dataset = setup.dataset()
     items = [dataset[i] for i in (1, 26, 2)]
     before = PackCollator()([items])
@@ -107,7 +107,7 @@ def test_a_samples_neighbours_do_not_see_it(setup) -> None:
     assert not same[first : first + second].any()
 
 
-def test_a_blank_image_is_a_sample_of_which_nothing_is_learnt(setup) -> None:
+def test_a_blank_image_is_a_sample_of_which_nothing_is_learned(setup) -> None:
     dataset = setup.dataset()
     texts, blank = [dataset[i] for i in (24, 27)], dataset.blank(setup.model.tokens_per_image)
     plain, with_blank = PackCollator()([texts]), PackCollator(blank)([texts])
@@ -128,7 +128,7 @@ def test_what_no_pack_can_be_is_refused(setup) -> None:
 # --- the order ------------------------------------------------------------------------------------------------------
 
 
-def test_packs_are_neighbours_of_the_shuffled_order_and_as_many_as_fit() -> None:
+def test_packs_are_neighbors_of_the_shuffled_order_and_as_many_as_fit() -> None:
     lengths = np.random.default_rng(0).integers(5, 90, 200)
     packs = pack(lengths, tokens=200, seed=3, total=500)
     assert packs.order.tolist() == shuffled(200, total=500, seed=3).tolist()
@@ -223,7 +223,7 @@ def test_the_records_that_are_named_are_those_of_the_packs(setup, start_folder, 
 
 
 def test_validation_is_that_of_a_training_without_packs(start_folder, corpus, tmp_path) -> None:
-    """Of the same weights, those that nothing has been learnt by: at a rate that changes no number."""
+    """Of the same weights, those that nothing has been learned by: at a rate that changes no number."""
     more = (f"validation.json={corpus / 'pictures.json'}", "validation.steps=1", "validation.max_new_tokens=2")
     more += ("train.modules={projector: 1e-30}", "train.optimizer=adamw", "train.max_steps=1", "train.batch_size=4")
     found = {}

@@ -1,4 +1,4 @@
-"""Views of records: what they show is what is learnt."""
+"""Views of records: what they show is what is learned."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mobillama_v.images import ImageTransform
-from mobillama_v.train.data.preprocess import Encoding
+from mobillama_v.train.data.encoding import Encoding
 from mobillama_v.train.data.preview import page, views
 
 TURNS = [
@@ -40,12 +40,12 @@ def encoding(folder: Path, max_length: int = 400) -> Encoding:
     return Encoding(folder / "tokenizer.json", 1, 2, 0, "v1", 49, max_length)
 
 
-def test_a_view_shows_every_token_and_what_is_learnt(data: Path, nano_like: Path) -> None:
+def test_a_view_shows_every_token_and_what_is_learned(data: Path, nano_like: Path) -> None:
     found = list(views([data], encoding(nano_like), count=9))
     assert [view.record for view in found] == ["good", "bad", "text<i>", "gone"]
     good = found[0]
     assert (good.images, good.shortened) == (("a.png",), False)
-    assert "".join(token.text for token in good.tokens if token.learnt) == " A café ☕.</s> Yes.</s>"
+    assert "".join(token.text for token in good.tokens if token.learned) == " A café ☕.</s> Yes.</s>"
     text = "".join(token.text for token in good.tokens)
     assert text.startswith("<s>A chat between")
     assert (
@@ -76,8 +76,8 @@ def test_the_page_is_escaped_and_holds_the_pictures(data: Path, nano_like: Path)
     assert "<b>" not in html and "<i>" not in html and "a <title>" not in html
     assert html.count("<img ") == 1
     assert "none.png" in html
-    learnt = re.findall(r'<span title="\d+" class="learnt">([^<]*)</span>', html)
-    assert "".join(learnt).startswith(" A café ☕.&lt;/s&gt; Yes.&lt;/s&gt; Ho.")
+    learned = re.findall(r'<span title="\d+" class="learned">([^<]*)</span>', html)
+    assert "".join(learned).startswith(" A café ☕.&lt;/s&gt; Yes.&lt;/s&gt; Ho.")
     assert "http" not in html.replace("http-equiv", "")
 
 

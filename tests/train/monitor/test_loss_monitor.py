@@ -1,4 +1,4 @@
-"""The watch over the loss: what ends a training, what does not, and what is left of it."""
+"""The loss monitor: what ends a training, what does not, and what is left of it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
 
 
-def verdicts(watch: LossMonitor, losses: list[float]) -> list[int]:
+def verdicts(monitor: LossMonitor, losses: list[float]) -> list[int]:
     """At which of the losses something was wrong."""
-    return [i for i, loss in enumerate(losses) if watch.wrong(loss) is not None]
+    return [i for i, loss in enumerate(losses) if monitor.wrong(loss) is not None]
 
 
 def steady(count: int, seed: int = 0) -> list[float]:
@@ -39,9 +39,9 @@ def test_three_high_losses_in_succession_are_a_spike_and_fewer_are_not() -> None
     quiet = steady(80)
     assert verdicts(LossMonitor(5.0), [*quiet, 9.0, 9.0, *steady(20, 1), 9.0, 9.0, *steady(5, 2)]) == []
     assert verdicts(LossMonitor(5.0), [*quiet, 9.0, 9.0, 9.0]) == [82]
-    watch = LossMonitor(5.0)
-    verdicts(watch, [*quiet, 9.0, 9.0])
-    wrong = watch.wrong(9.0)
+    monitor = LossMonitor(5.0)
+    verdicts(monitor, [*quiet, 9.0, 9.0])
+    wrong = monitor.wrong(9.0)
     assert wrong is not None and "for 3 steps" in wrong
     assert verdicts(LossMonitor(None), [*quiet, *[9.0] * 9]) == []
 
@@ -62,7 +62,7 @@ def test_what_trainings_do_raises_no_alarm() -> None:
         assert verdicts(LossMonitor(5.0), losses.tolist()) == []
 
 
-def test_nothing_is_judged_before_enough_is_known_and_a_resumed_watch_knows_it() -> None:
+def test_nothing_is_judged_before_enough_is_known_and_a_resumed_monitor_knows_it() -> None:
     start = steady(FEWEST - IN_SUCCESSION)
     assert verdicts(LossMonitor(5.0), [*start, *[9.0] * IN_SUCCESSION]) == []
     before = LossMonitor(5.0)
@@ -95,7 +95,7 @@ def losses(output: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_training_that_goes_wrong_names_its_records_and_goes_on_once_that_is_mended(
+def test_a_training_that_goes_wrong_names_its_records_and_goes_on_once_that_is_fixed(
     start_folder, corpus, tmp_path, tmp_path_factory
 ) -> None:
     """The features of one image are spoiled in the cache, as by a broken disk; without the cache all is well again."""

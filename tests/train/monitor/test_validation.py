@@ -199,7 +199,7 @@ def test_bad_validations_are_named(start_folder, corpus, tmp_path) -> None:
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps([{"id": "x", "conversations": [{"from": "human", "value": "Hi"}]}]))
     args = overrides(start_folder, corpus, tmp_path / "run", f"validation.json={bad}")
-    with pytest.raises(DataError, match="1 of 1 records cannot be learnt from"):
+    with pytest.raises(DataError, match="1 of 1 records cannot be learned from"):
         run(load_recipe("nano-instruct", args))
     assert (tmp_path / "run" / "bad-records.jsonl").is_file()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -37,7 +37,7 @@ class Case:
     supervised: int  # positions of a row
 
     @property
-    def load(self) -> BatchShape:
+    def batch(self) -> BatchShape:
         """What the estimate is told."""
         supervised = self.rows * self.supervised
         if self.train.pack_tokens is not None:
@@ -80,7 +80,7 @@ CASES = {
 
 def predicted(case: Case) -> int:
     """Bytes by the memory model."""
-    return estimate(case.spec, case.train, case.load, devices=1, accumulation=1).peak
+    return estimate(case.spec, case.train, case.batch, devices=1, accumulation=1).peak
 
 
 def measured(case: Case) -> int:
@@ -130,7 +130,7 @@ def main() -> None:
     tiny.register_tower(Path(tempfile.mkdtemp()))
     for name in sys.argv[1:] or CASES:
         case = CASES[name]
-        parts = dataclasses.asdict(estimate(case.spec, case.train, case.load, devices=1, accumulation=1))
+        parts = dataclasses.asdict(estimate(case.spec, case.train, case.batch, devices=1, accumulation=1))
         print(json.dumps({"case": name, "measured": measured(case), "predicted": predicted(case)} | parts), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Dry runs: the flagship's plan before anything is there, and figures that follow what they should."""
+"""Dry runs: the flagship's plan before anything is there, and stats that follow what they should."""
 
 from __future__ import annotations
 
@@ -89,27 +89,27 @@ def test_recomputing_and_fewer_logits_save_memory_and_cost_time() -> None:
     assert one.activations < other.activations / 3
     fewer = dataclasses.replace(LOAD, supervised=64)
     assert estimate(SPEC, keep.train, fewer, devices=8, accumulation=1).logits * 100 == other.logits
-    figures = plan.assumed_figures(recipe)
-    useful, done = plan.floating_point_operations(recipe, SPEC, figures, 1000)
-    assert plan.floating_point_operations(keep, SPEC, figures, 1000) == (useful, useful)
+    stats = plan.assumed_stats(recipe)
+    useful, done = plan.floating_point_operations(recipe, SPEC, stats, 1000)
+    assert plan.floating_point_operations(keep, SPEC, stats, 1000) == (useful, useful)
     assert 1.2 < done / useful < 4 / 3
 
 
 def test_the_largest_batch_of_packs_is_their_budget() -> None:
     recipe = load_recipe("instruct-665k", ["train.pack_tokens=14000", "train.global_batch_size=null"])
-    figures = plan.assumed_figures(recipe)  # 900 tokens, of which 200 are learnt and 400 at most
-    load = plan.largest(recipe, figures, recipe.train.batch_size)
-    assert load == BatchShape(1, 14000, 16 * 400, 16, packed=True)
-    assert plan.packed_samples(recipe.train, figures) == 15
-    row = dataclasses.replace(load, packed=False)
-    less, more = (estimate(SPEC, recipe.train, each, devices=8, accumulation=1) for each in (load, row))
+    stats = plan.assumed_stats(recipe)  # 900 tokens, of which 200 are learned and 400 at most
+    batch = plan.largest(recipe, stats, recipe.train.batch_size)
+    assert batch == BatchShape(1, 14000, 16 * 400, 16, packed=True)
+    assert plan.packed_samples(recipe.train, stats) == 15
+    row = dataclasses.replace(batch, packed=False)
+    less, more = (estimate(SPEC, recipe.train, each, devices=8, accumulation=1) for each in (batch, row))
     assert more.activations - less.activations > 14000**2  # a mask over the row, which packs do not have
     assert less.logits == more.logits
-    known = dataclasses.replace(figures, pack=BatchShape(1, 14000, 77, 9, packed=True))
+    known = dataclasses.replace(stats, pack=BatchShape(1, 14000, 77, 9, packed=True))
     assert plan.largest(recipe, known, 16) == known.pack
-    told = plan.describe_gpus(recipe, SPEC, figures, gpu("a100-80gb"), [1, 8], 0.4)
-    assert [line.split()[1:4] for line in told.splitlines()[2:4]] == [["14000", "x", "1"]] * 2
-    steps = [int(line.split()[4].replace(",", "")) for line in told.splitlines()[2:4]]
+    text = plan.describe_gpus(recipe, SPEC, stats, gpu("a100-80gb"), [1, 8], 0.4)
+    assert [line.split()[1:4] for line in text.splitlines()[2:4]] == [["14000", "x", "1"]] * 2
+    steps = [int(line.split()[4].replace(",", "")) for line in text.splitlines()[2:4]]
     assert steps == [math.ceil(665_298 / 15), math.ceil(665_298 / (15 * 8))]
 
 
