@@ -1,8 +1,7 @@
 """The trainer: transformers' own, thinly extended.
 
 Added are learning rates by part, an order of samples that resuming cannot disturb, the count of tokens, and checkpoints
-that are model folders, complete or not there at all. The loss is normalized by the supervised tokens of a whole
-optimizer step, over accumulation and ranks: transformers counts them and the model divides by them.
+that are model folders, complete or not there at all. The loss is normalized as :mod:`mobillama_v.train.loss` says.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import deque
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mobillama_v.train.data.collate import Collator, PackCollator
 from mobillama_v.train.data.dataset import PackedSet, TrainingSet
 from mobillama_v.train.data.sampler import TrainingSampler
 from mobillama_v.train.deepspeed_config import deepspeed_config, join
+from mobillama_v.train.loss import scaled_loss, supervised_tokens
 from mobillama_v.train.monitor.log import Progress
 from mobillama_v.train.monitor.loss_monitor import IN_SUCCESSION, LossMonitor, Pass, stop
 from mobillama_v.train.monitor.reporters import reporters
@@ -99,13 +100,26 @@ class StageTrainer(Trainer):
             lengths=samples.sort_keys if train.group_by_length else None,
         )
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
+        """The batches of one optimizer step, and what their losses are divided by."""
+        batches = list(islice(epoch_iterator, num_batches))
+        return batches, supervised_tokens(batches, device)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
         """Keep a frozen tower in evaluation mode (transformers puts the whole model in training mode), count tokens."""
         if self.setup.recipe.train.modules.tower is None:
             self.setup.model.vision_tower.eval()
         exists = inputs.get("attention_mask")
         self.progress.tokens += inputs["input_ids"].numel() if exists is None else int(exists.sum())
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = scaled_loss(model(**inputs, num_items_in_batch=num_items_in_batch).loss)
         # Text alone teaches a projector nothing: such a batch has no gradient, and leaves every weight as it is.
         return loss if loss.requires_grad else loss.requires_grad_()
 
@@ -232,7 +246,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         options |= join(accelerator=accelerator, timeout=_TIMEOUT)
     elif not accelerator and distributed.world_size() > 1:
         options["ddp_backend"] = "gloo"
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=recipe.output,
         use_cpu=not accelerator and train.deepspeed is None,
         per_device_train_batch_size=train.batch_size if train.pack_tokens is None else 1,  # one pack
@@ -257,6 +271,10 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         report_to="none",
         **options,
     )
+    # A process trains on one device. torch's DataParallel, which transformers would take for several, splits a batch
+    # by rows, and images are not one for each row.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
