@@ -43,11 +43,11 @@ def supervised_tokens(batches: Sequence[dict[str, Any]], device: torch.device) -
     """
     count = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batches)
     total = torch.as_tensor(count, device=device).clone()
-    if distributed.size() > 1:
+    if distributed.world_size() > 1:
         dist.all_reduce(total)
     return total.clamp(min=1)
 
 
 def scaled_loss(loss: Tensor) -> Tensor:
     """The loss of one forward pass, already divided by N, for gradients that are averaged over ranks."""
-    return loss * distributed.size()
+    return loss * distributed.world_size()
