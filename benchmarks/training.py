@@ -205,7 +205,7 @@ def measure_align(network: Any, images: int, turns: int, *, seed: int) -> tuple[
         root = Path(folder)
         samples = _captions(network, root, images * turns, seed=seed)
         started = time.perf_counter()
-        cache = compute(network, samples.image_paths(), root, root / "features", every=1e9)
+        cache = compute(network, samples.image_paths(), root, root / "features")
         filling = time.perf_counter() - started
         transform = network.config.spec.image
         sets = {

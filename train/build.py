@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.modeling import MobiLlamaVForConditionalGeneration
+from mobillama_v.hub import find_model
 from mobillama_v.model.vision import build_tower
 from mobillama_v.progress import Progress
 from mobillama_v.tokenization import TextTokenizer
@@ -29,15 +29,25 @@ from mobillama_v.train.data.encoding import SUPERVISED, Encoding
 from mobillama_v.train.data.features import FeatureCache, compute, fingerprint
 from mobillama_v.train.data.parallel import cores
 from mobillama_v.train.data.preprocess import Problem, check_images
-from mobillama_v.train.data.sampler import Packs, pack
+from mobillama_v.train.data.sampler import Packs
 from mobillama_v.train.planner.memory import BatchShape
-from mobillama_v.train.planner.plan import DataStats
+from mobillama_v.train.planner.plan import DataStats, describe_parts
+from mobillama_v.train.planner.steps import StepPlan, packs_of
 from mobillama_v.train.recipe import DataSection, ModulesSection, Recipe
 
 MODULES = {"projector": ("projector",), "decoder": ("language_model", "lm_head"), "tower": ("vision_tower",)}
 """The model's attributes that each part of a recipe's ``train.modules`` means."""
 EMBEDDINGS = ("language_model.embed_tokens", "lm_head")
 """Those with a row for each token, which may have a rate of their own."""
+
+
+def start_folder(recipe: Recipe) -> Path:
+    """The folder of ``model.start``: a model of this package by its name, a folder, or a Hugging Face id.
+
+    Raises:
+        ModelNotFoundError: there is no such model.
+    """
+    return find_model(recipe.model.start)
 
 
 def load_start(folder: Path, *, seed: int) -> MobiLlamaVForConditionalGeneration:
@@ -98,67 +108,6 @@ def parameter_groups(model: nn.Module, modules: ModulesSection, weight_decay: fl
     return groups
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How long a training is."""
-
-    samples: int
-    """Samples learned from, over all passes."""
-    steps: int
-    """Optimizer steps."""
-    warmup_steps: int
-    accumulation: int
-    """Forward passes of a step."""
-    devices: int
-    per_step: int
-    """Samples of a step, over all devices; of packs, on average."""
-
-    @classmethod
-    def of(cls, recipe: Recipe, samples: int, devices: int = 1, *, batch_size: int | None = None) -> Plan:
-        """The plan of ``recipe`` for a data set of ``samples``; all devices see as many whole batches.
-
-        ``batch_size`` stands for that of the recipe: what a pack holds on average, while packs are not known.
-
-        Raises:
-            RecipeError: a global batch that the devices cannot share.
-        """
-        train, accumulation = recipe.train, recipe.accumulation(devices)
-        size = batch_size or train.batch_size
-        per_step = size * accumulation * devices
-        total = max(1, round(train.epochs * samples)) if train.max_steps is None else train.max_steps * per_step
-        if devices > 1:
-            total = math.ceil(total / (size * devices)) * size * devices
-        steps = math.ceil(total / per_step)
-        return cls(total, steps, math.ceil(steps * train.warmup_ratio), accumulation, devices, per_step)
-
-    @classmethod
-    def of_packs(cls, recipe: Recipe, packs: Packs, devices: int) -> Plan:
-        """The plan of ``recipe`` for those packs."""
-        samples, accumulation = len(packs.order), recipe.accumulation(devices)
-        steps = math.ceil(len(packs) / (accumulation * devices))
-        warmup = math.ceil(steps * recipe.train.warmup_ratio)
-        return cls(samples, steps, warmup, accumulation, devices, round(samples / steps))
-
-
-def packs_of(recipe: Recipe, lengths: np.ndarray, devices: int) -> Packs | None:
-    """The packs of samples of these lengths, if the recipe packs them; all devices see as many.
-
-    Raises:
-        RecipeError: a sample that is longer than a pack.
-    """
-    train = recipe.train
-    if train.pack_tokens is None:
-        return None
-    return pack(
-        lengths,
-        tokens=train.pack_tokens,
-        seed=train.seed,
-        total=max(1, round(train.epochs * len(lengths))),
-        count=None if train.max_steps is None else train.max_steps * recipe.accumulation(devices) * devices,
-        multiple=devices,
-    )
-
-
 def encoding_of(recipe: Recipe, spec: ModelConfig) -> Encoding:
     """How records become tokens.
 
@@ -166,7 +115,7 @@ def encoding_of(recipe: Recipe, spec: ModelConfig) -> Encoding:
         RecipeError: a length that is more than the model's context.
     """
     return Encoding.of(
-        Path(recipe.model.start),
+        start_folder(recipe),
         spec,
         template=recipe.data.template,
         max_length=recipe.data.max_length,
@@ -192,7 +141,7 @@ class Setup:
     model: MobiLlamaVForConditionalGeneration
     tokenizer: TextTokenizer
     samples: Samples
-    plan: Plan
+    plan: StepPlan
     skipped: list[Problem]
     """Records that are left out, as the recipe allows."""
     packs: Packs | None = None
@@ -206,7 +155,7 @@ class Setup:
             MobiLlamaVError: the start folder or the data are not what they must be, or the recipe leaves them open.
         """
         recipe.require_paths()
-        start, data = Path(recipe.model.start), recipe.data
+        start, data = start_folder(recipe), recipe.data
         model = load_start(start, seed=recipe.train.seed)
         model.config.template = data.template  # a saved folder asks as it was taught
         if data.image_mode is not None:
@@ -224,7 +173,7 @@ class Setup:
         )
         devices = distributed.world_size()
         packs = packs_of(recipe, samples.lengths, devices)
-        plan = Plan.of(recipe, len(samples), devices) if packs is None else Plan.of_packs(recipe, packs, devices)
+        plan = StepPlan.of(recipe, len(samples), devices, packs=packs)
         return cls(recipe, model, tokenizer, samples, plan, skipped, packs)
 
     def dataset(self) -> TrainingSet:
@@ -253,17 +202,8 @@ class Setup:
 
     def describe(self) -> str:
         """What learns, from what, for how long, as lines of text."""
-        learning, train, plan = self.recipe.train.modules.learning(), self.recipe.train, self.plan
-        lines = [f"recipe   {self.recipe.name}, from {self.recipe.model.start} to {self.recipe.output}"]
-        for part, modules in parts(self.model).items():
-            count = sum(p.numel() for module in modules for p in module.parameters())
-            lr = learning.get(part)
-            rate = "frozen" if lr is None else f"learns, lr {lr:g}"
-            if part == "decoder" and train.modules.embeddings is not None:
-                rate += f", embeddings and head {train.modules.embeddings:g}"
-            lines.append(f"{part:<9}{count:>13,} parameters  {rate}")
-        if train.lora is not None:
-            lines.append(lora.describe(train.lora, self.model))
+        train, plan = self.recipe.train, self.plan
+        lines = describe_parts(self.recipe, self.model.config.spec)
         samples, lengths = self.samples, self.samples.lengths
         lines.append(
             f"data     {len(samples):,} samples, {len(samples.image_paths()):,} images, {lengths.sum():,} tokens "
@@ -313,11 +253,6 @@ class Setup:
             del recipe["train"][name]
         for name in ("skip_bad", "duplicates", "check_images"):
             del recipe["data"][name]  # they choose samples, and those are compared
-        # What is as if it were not there: older checkpoints do not have it.
-        newer = ("global_batch_size", "deepspeed", "lora", "pack_tokens")
-        for section, name in (("data", "image_mode"), *(("train", name) for name in newer)):
-            if recipe[section][name] is None:
-                del recipe[section][name]
         if self.plan.devices > 1:
             recipe["devices"] = self.plan.devices
         del recipe["output"], recipe["assume"]

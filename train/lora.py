@@ -119,14 +119,3 @@ def load_adapters(model: nn.Module, checkpoint: Path) -> None:
             with torch.no_grad():
                 expected[name].copy_(tensor)
     refuse_misfits(path, missing=[name for name in expected if name not in seen], extra=extra, wrong=wrong)
-
-
-def describe(lora: LoraSection, model: nn.Module) -> str:
-    """One line: what the adapters are, and that a shared network has one."""
-    count = sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
-    line = f"lora     {count:,} parameters learn in the decoder: rank {lora.rank}, alpha {lora.alpha:g}"
-    decoder: Any = getattr(model, "language_model", None)
-    shared = decoder is not None and decoder.feed_forward is not None
-    if shared and any(target in ("gate_proj", "up_proj", "down_proj") for target in lora.targets):
-        line += "; one adapter of the shared feed-forward network, applied in all layers"
-    return line

@@ -36,7 +36,8 @@ class ModelSection:
     """What training starts from."""
 
     start: str = _help(
-        "folder with config.json, tokenizer.json and weights; without weights, a fresh model of that config", default=""
+        "a model by its name (nano), a folder or a Hugging Face id; a folder without weights is trained from scratch",
+        default="",
     )
 
 

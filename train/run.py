@@ -142,11 +142,10 @@ def _check_same_training(setup: Setup, checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{checkpoint} is no checkpoint of this trainer ({error}); remove it.") from error
     now = json.loads(json.dumps(setup.fingerprint()))
-    if now["recipe"] != before["recipe"]:
-        changed = ", ".join(_differences(before["recipe"], now["recipe"]))
+    if changed := _differences(before["recipe"], now["recipe"]):
         raise CheckpointError(
-            f"{checkpoint} was trained by a recipe that differs in {changed}; resume with the same recipe, or start "
-            "another training from that folder with model.start."
+            f"{checkpoint} was trained by a recipe that differs in {', '.join(changed)}; resume with the same recipe, "
+            "or start another training from that folder with model.start."
         )
     if now["data"] != before["data"]:
         raise CheckpointError(f"{checkpoint} was trained on other data than data.json now holds; restore them.")
@@ -154,6 +153,7 @@ def _check_same_training(setup: Setup, checkpoint: Path) -> dict[str, Any]:
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """The keys in which two recipes differ; one that is not there is null, as checkpoints have left such out."""
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return [] if before == now else [where]
     keys = dict.fromkeys([*before, *now])

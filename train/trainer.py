@@ -7,6 +7,7 @@ that are model folders, complete or not there at all. The loss is normalized as 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -23,14 +24,14 @@ from transformers.utils import logging
 from mobillama_v import distributed
 from mobillama_v.errors import RecipeError
 from mobillama_v.train import checkpoints, lora
-from mobillama_v.train.build import Setup, parameter_groups
+from mobillama_v.train.build import Setup, parameter_groups, start_folder
 from mobillama_v.train.data.collate import Collator, PackCollator
 from mobillama_v.train.data.dataset import PackedSet, TrainingSet
 from mobillama_v.train.data.sampler import TrainingSampler
 from mobillama_v.train.deepspeed_config import deepspeed_config, join
 from mobillama_v.train.loss import scaled_loss, supervised_tokens
 from mobillama_v.train.monitor.log import Progress
-from mobillama_v.train.monitor.loss_monitor import IN_SUCCESSION, LossMonitor, Pass, stop
+from mobillama_v.train.monitor.loss_monitor import IN_SUCCESSION, LossMonitor, divergence_error
 from mobillama_v.train.monitor.reporters import reporters
 from mobillama_v.train.monitor.validation import Validation
 from mobillama_v.train.muon import Muon
@@ -138,21 +139,23 @@ class StageTrainer(Trainer):
         self._passes[-1][1].append(loss)
         if self.accelerator.sync_gradients:
             total = float(self.accelerator.reduce(torch.stack(self._passes[-1][1]).sum(), "mean"))
-            self._end_if(self.loss_monitor.wrong(total))
+            self._stop_if(self.loss_monitor.wrong(total))
         return loss
 
-    def _end_if(self, wrong: str | None) -> None:
-        if wrong is None:
+    def _stop_if(self, reason: str | None) -> None:
+        """End the training for ``reason``, if there is one; names the records of its last steps."""
+        if reason is None:
             return
         batches = self.callback_handler.train_dataloader.batch_sampler  # of this process
-        accumulation, rank, passes = self.setup.plan.accumulation, self.args.process_index, []
-        packs = self.setup.packs
+        accumulation, packs, rows = self.setup.plan.accumulation, self.setup.packs, []
         for step, losses in self._passes:
             samples = islice(batches, (step - 1) * accumulation, (step - 1) * accumulation + len(losses))
-            for number, (loss, batch) in enumerate(zip(losses, samples, strict=True), 1):
+            for number, (loss, batch) in enumerate(zip(map(float, losses), samples, strict=True), 1):
+                found = {"step": step, "device": self.args.process_index, "pass": number}
+                found["loss"] = loss if math.isfinite(loss) else None
                 learned = batch if packs is None else [sample for each in batch for sample in packs[each]]
-                passes.append(Pass(step, rank, number, float(loss), learned))
-        raise stop(wrong, passes, self.setup.samples.name, Path(self.args.output_dir))
+                rows += [found | self.setup.samples.name(sample) for sample in learned]
+        raise divergence_error(reason, rows, Path(self.args.output_dir))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation of the recipe."""
@@ -177,7 +180,7 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.loss_monitor.high:  # perhaps a spike: what was kept before it shall be the last checkpoint
             return
-        self._end_if(None if all(distributed.all_gather(_is_finite(self.setup.model))) else "weights are not finite")
+        self._stop_if(None if all(distributed.all_gather(_is_finite(self.setup.model))) else "weights are not finite")
         output = Path(self.args.output_dir)
         distributed.on_rank0(lambda: checkpoints.partial_folder(output))
         super()._save_checkpoint(model, trial)
@@ -222,7 +225,7 @@ def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | N
     logging.disable_progress_bar()  # transformers draws one for the shards
     setup.model.save_pretrained(folder, state_dict=state_dict)
     logging.enable_progress_bar()
-    shutil.copyfile(Path(setup.recipe.model.start) / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(start_folder(setup.recipe) / "tokenizer.json", folder / "tokenizer.json")
     (folder / "recipe.yaml").write_text(to_yaml(setup.recipe), encoding="utf-8")
 
 

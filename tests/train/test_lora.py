@@ -82,7 +82,6 @@ def test_the_shared_network_has_one_adapter_which_all_layers_apply(start_folder:
     module.register_forward_hook(lambda *_: calls.append(1))
     model(input_ids=torch.arange(5)[None])
     assert len(calls) == len(model.language_model.layers)
-    assert "one adapter of the shared feed-forward network" in lora.describe(LoraSection(), model)
 
 
 @pytest.mark.parametrize("targets", [LORA_TARGETS, ("q_proj", "up_proj")])

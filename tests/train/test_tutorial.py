@@ -42,7 +42,6 @@ def test_the_install_is_one_that_the_project_offers() -> None:
 
 def test_the_commands_work_as_they_are_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mobillama_v").symlink_to(ROOT / "mobillama_v")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     install, tables, *rest = blocks()

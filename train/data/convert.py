@@ -38,20 +38,23 @@ class Pair(NamedTuple):
 def table(path: Path, *, image: str = "image", question: str = "question", answer: str = "answer") -> Iterator[Pair]:
     """Rows of a CSV file (TSV by its name) or objects of JSON or JSON lines, with a column for each field.
 
-    A row whose image is empty, or a table without that column, is text only.
+    A row without an image is text only, and so is a table without that column.
 
     Raises:
         DataError: the file cannot be read, or lacks a column.
     """
     rows = _csv(path) if path.suffix.lower() in (".csv", ".tsv") else _objects(path)
     for place, row in rows:
-        missing = [name for name in (question, answer) if row.get(name) is None]
-        if missing:
-            raise DataError(
-                f"{path}, {place} has no {', '.join(missing)}; its columns are {', '.join(map(str, row))}: name the "
-                "right ones with --question and --answer."
-            )
+        _require_columns(f"{path}, {place}", row, [name for name in (question, answer) if row.get(name) is None])
         yield Pair(str(row.get("id", place)), row.get(image) or None, str(row[question]), str(row[answer]))
+
+
+def _require_columns(where: str, columns: Iterable[str], missing: list[str]) -> None:
+    if missing:
+        raise DataError(
+            f"{where} has no column {', '.join(missing)}; its columns are {', '.join(map(str, columns))}: name the "
+            "right ones with --question and --answer."
+        )
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -145,12 +148,8 @@ def hugging_face(
     """
     with reading(folder):
         rows = open_rows(folder if is_saved(folder) else _parquet_files(folder, split), split)
-        missing = [name for name in (question, answer) if name not in rows.column_names]
-        if missing:
-            raise DataError(
-                f"the dataset in {folder} has no column {', '.join(missing)}; its columns are "
-                f"{', '.join(rows.column_names)}: name the right ones with --question and --answer."
-            )
+        columns = rows.column_names
+        _require_columns(f"the dataset in {folder}", columns, [n for n in (question, answer) if n not in columns])
         for number, row in enumerate(rows):
             given = row.get(image) or None
             if not isinstance(given, dict | str | None):
@@ -171,8 +170,8 @@ def _parquet_files(folder: Path, split: str | None) -> list[Path]:
     splits = sorted({match[1] for match in files.values() if match})
     found = [path for path, at in files.items() if split is None or (split == at[1] if at else split in path.name)]
     if not found or (split is None and len(splits) > 1):
-        told = f"has the splits {', '.join(splits)}; choose one with" if splits else "is not split; leave out"
-        raise DataError(f"the dataset in {folder} {told} --split.")
+        problem = f"has the splits {', '.join(splits)}; choose one with" if splits else "is not split; leave out"
+        raise DataError(f"the dataset in {folder} {problem} --split.")
     return found
 
 

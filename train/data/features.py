@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ import numpy as np
 
 from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform, load_image
+from mobillama_v.progress_bar import ProgressBar
 
 _VERSION = 1
 
@@ -166,7 +166,7 @@ def fingerprint(tower: Any, transform: ImageTransform) -> str:
 
 
 def compute(
-    model: Any, image_paths: Sequence[str], image_root: Path, folder: Path, *, batch_size: int = 32, every: float = 10.0
+    model: Any, image_paths: Sequence[str], image_root: Path, folder: Path, *, batch_size: int = 32
 ) -> FeatureCache:
     """Fill a cache with the outputs of ``model.vision_tower``, going on where a killed call stopped.
 
@@ -176,7 +176,6 @@ def compute(
         image_root: what they are relative to.
         folder: of the cache.
         batch_size: images of one forward pass.
-        every: seconds between two progress lines on stdout.
 
     Raises:
         ImageError: an image that cannot be read.
@@ -189,21 +188,18 @@ def compute(
     cache = FeatureCache.create(folder, image_paths, shape, fingerprint(tower, transform))
     todo = cache.missing()
     weight = next(tower.parameters())
-    was_training, started, said = tower.training, time.monotonic(), time.monotonic()
+    was_training = tower.training
     tower.eval()
-    for first in range(0, len(todo), batch_size):
-        batch = todo[first : first + batch_size]
-        pictures = [load_image(image_root / path, target=transform.size) for path in batch]
-        pixels = torch.from_numpy(transform.batch(pictures)).to(weight.device, weight.dtype)
-        with torch.inference_mode():
-            features = tower(pixels).float().cpu().numpy()
-        for path, array in zip(batch, features, strict=True):
-            cache.write(cache.keys[path], array)
-        done, now = first + len(batch), time.monotonic()
-        if now - said >= every or done == len(todo):
-            said, speed = now, done / max(now - started, 1e-9)
-            left = (len(todo) - done) / speed
-            print(f"features {done}/{len(todo)} images  {speed:.1f}/s  {left:.0f} s left", flush=True)
+    with ProgressBar() as bar:
+        for first in range(0, len(todo), batch_size):
+            batch = todo[first : first + batch_size]
+            pictures = [load_image(image_root / path, target=transform.size) for path in batch]
+            pixels = torch.from_numpy(transform.batch(pictures)).to(weight.device, weight.dtype)
+            with torch.inference_mode():
+                features = tower(pixels).float().cpu().numpy()
+            for path, array in zip(batch, features, strict=True):
+                cache.write(cache.keys[path], array)
+            bar("features", first + len(batch), len(todo))
     tower.train(was_training)
     cache.flush()
     return cache

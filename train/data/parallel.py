@@ -12,8 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import TypeVar
 
-from mobillama_v.errors import DataError
 from mobillama_v.backends.select import processors
+from mobillama_v.errors import DataError
 
 T = TypeVar("T")
 R = TypeVar("R")

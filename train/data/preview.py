@@ -5,39 +5,26 @@ A view is made by the code that makes training samples, not by a second one that
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import groupby, islice
 from pathlib import Path
 
-from PIL import Image
-
-from mobillama_v.errors import ImageError
-from mobillama_v.images import ImageTransform, load_image
+from mobillama_v.images import ImageTransform
 from mobillama_v.markup import Html, tag
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.encoding import IMAGE, SUPERVISED, Encoding
 from mobillama_v.train.data.json_stream import record_texts
+from mobillama_v.train.data.page import document, picture
 from mobillama_v.train.data.preprocess import Outcome, preprocess_record, record_id
 
 _STYLE = """
-body { font: 15px/1.6 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222;
-  background: #fff; }
-article { border-top: 1px solid #ccc; padding: 1rem 0; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin: 0; }
-p { color: #555; margin: .2rem 0 .6rem; }
-img { max-width: 14rem; border: 1px solid #ccc; margin-right: .5rem; vertical-align: top; }
 pre { font: 14px/1.9 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
 span { border-right: 1px solid #bbb; padding: 1px 0; }
 .learned { background: #b7e4c0; color: #06310f; } .image { background: #d9d2ef; color: #2b1a5e; padding: 1px 4px; }
-.bad { color: #a00; }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616; } p { color: #aaa; }
-  article, img { border-color: #444; } span { border-color: #555; } .bad { color: #f88; }
-  .learned { background: #1d5a2b; color: #e5ffe9; } .image { background: #43367a; color: #eee; } }
+@media (prefers-color-scheme: dark) { span { border-color: #555; } .learned { background: #1d5a2b; color: #e5ffe9; }
+  .image { background: #43367a; color: #eee; } }
 """
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -141,24 +128,15 @@ def page(found: Sequence[View], *, image_root: Path, transform: ImageTransform, 
         "Green is learned; lines part the tokens, whose ids show under the pointer. Images are as the tower sees them.",
     )
     articles = [_article(view, image_root, transform) for view in found]
-    return document(title, _STYLE, tag("h1", title), legend, *articles)
-
-
-def document(title: str, style: str, *body: Html) -> str:
-    """A page that loads nothing from anywhere."""
-    head = [
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("title", title),
-        tag("style", Html(style)),
-    ]
-    return "<!doctype html>\n" + tag("html", tag("head", *head), tag("body", *body), lang="en") + "\n"
+    return document(title, _STYLE, legend, *articles)
 
 
 def _article(view: View, image_root: Path, transform: ImageTransform) -> Html:
-    head = [tag("h2", f"{view.record} ({view.place})"), tag("p", view.summary(), class_="bad" if view.problem else "")]
-    images = [_picture(path, image_root, transform) for path in view.images]
+    head = [
+        tag("h2", f"{view.record} ({view.place})"),
+        tag("p", view.summary(), class_="wrong" if view.problem else "small"),
+    ]
+    images = [picture(path, image_root, transform) for path in view.images]
     tokens = [_span(token) for token in view.tokens]
     return tag("article", *head, *images, *([tag("pre", *tokens)] if tokens else []))
 
@@ -167,18 +145,3 @@ def _span(token: Token) -> Html:
     if token.image is not None:
         return tag("span", token.text, class_="image")
     return tag("span", token.text, title=str(token.id), class_="learned" if token.learned else "")
-
-
-def _picture(path: str, image_root: Path, transform: ImageTransform) -> Html:
-    try:
-        seen = transform.apply(load_image(image_root / path, target=transform.size))
-    except (ImageError, OSError, ValueError) as error:
-        return tag("p", str(error), class_="bad")
-    return tag("img", src=data_url(seen), alt=path, title=path)
-
-
-def data_url(image: Image.Image) -> str:
-    """An image inside a page."""
-    buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

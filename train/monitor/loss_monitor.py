@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,44 +55,20 @@ class LossMonitor:
         return float(max(2 * middle, middle + self.factor * (upper - middle)))
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass of one process: its part of the step's loss, and the samples it was made on."""
-
-    step: int
-    device: int
-    number: int
-    loss: float
-    samples: Sequence[int]
-
-
-def stop(wrong: str, passes: list[Pass], name: Callable[[int], dict[str, object]], output: Path) -> DataError:
-    """The error that ends a training; the records of ``passes``, of all processes, are written down.
+def divergence_error(reason: str, rows: list[dict[str, Any]], output: Path) -> DataError:
+    """The error that ends a training, once the records of its last steps are written down.
 
     Args:
-        wrong: what is wrong.
-        passes: of this process, in its last steps.
-        name: of a sample: what tells a user which record it is.
+        reason: what is wrong.
+        rows: of this process, one for each record in its last steps: ``step``, ``device``, ``pass``, ``loss`` (of the
+            forward pass; None where it is not finite), and what names the record.
         output: folder of the training.
     """
-    found = sorted(
-        (each for some in distributed.all_gather(passes) for each in some), key=lambda p: (p.step, p.number, p.device)
-    )
-    lines = [
-        {
-            "step": each.step,
-            "device": each.device,
-            "pass": each.number,
-            "loss": each.loss if math.isfinite(each.loss) else None,
-            **name(sample),
-        }
-        for each in found
-        for sample in each.samples
-    ]
+    found = [row for each in distributed.all_gather(rows) for row in each]
+    found.sort(key=lambda row: (row["step"], row["pass"], row["device"]))
     path = output / SUSPECTS
-    distributed.on_rank0(lambda: write_records(path, (json.dumps(line, ensure_ascii=False) for line in lines)))
-    step = found[-1].step
+    distributed.on_rank0(lambda: write_records(path, (json.dumps(row, ensure_ascii=False) for row in found)))
     return DataError(
-        f"{wrong} at step {step}; look at the records of the last steps in {path}, or lower the learning rates: the "
-        "last good checkpoint is kept, and --resume goes on from it."
+        f"{reason} at step {found[-1]['step']}; look at the records of the last steps in {path}, or lower the learning "
+        "rates: the last good checkpoint is kept, and --resume goes on from it."
     )

@@ -12,29 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobillama_v.errors import ImageError
-from mobillama_v.images import ImageTransform, load_image
+from mobillama_v.images import ImageTransform
 from mobillama_v.markup import Html, tag
-from mobillama_v.train.data.preview import data_url, document
+from mobillama_v.train.data.page import document, picture
 from mobillama_v.train.monitor.log import METRICS, drop_lines_after
 
 FOLDER, ANSWERS, PAGE = "validation", "answers.jsonl", "index.html"
 _QUESTIONS, _STEPS = 24, 8  # shown on the page: the first questions, the last validations
 _THUMBNAIL = 224  # pixels of a side
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222;
-  background: #fff; }
-h1 { font-size: 1.3rem; }
-article { display: flex; flex-wrap: wrap; gap: 1rem; border-top: 1px solid #ccc; padding: 1rem 0; }
+article { display: flex; flex-wrap: wrap; gap: 1rem; }
 article > div { flex: 1 1 20rem; }
-img { max-width: 14rem; border: 1px solid #ccc; vertical-align: top; }
-p { margin: 0 0 .4rem; white-space: pre-wrap; overflow-wrap: anywhere; } .small { color: #555; }
+p { white-space: pre-wrap; }
 table { border-collapse: collapse; } th { font-weight: 600; text-align: left; }
 th, td { padding: .1rem .8rem .1rem 0; vertical-align: top; overflow-wrap: anywhere; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; }
-.right { color: #17602a; } .wrong { color: #a00; }
-@media (prefers-color-scheme: dark) { body { color: #ddd; background: #161616; } .small { color: #aaa; }
-  article, img { border-color: #444; } .right { color: #7fd495; } .wrong { color: #f88; } }
 """
 
 
@@ -52,8 +44,8 @@ class Answer:
 
     @property
     def right(self) -> bool:
-        """Whether it is the expected answer to the letter."""
-        return self.text == self.expected
+        """Whether it is the expected answer; upper and lower case are the same."""
+        return self.text.casefold() == self.expected.casefold()
 
 
 def append_answers(output: Path, answers: Sequence[Answer]) -> None:
@@ -96,7 +88,7 @@ def write_page(output: Path, step: int, metrics: dict[str, float], image_root: P
         asked.setdefault((answer.source, answer.record, answer.prompt), []).append(answer)
     articles = [_article(answers, image_root, transform) for answers in list(asked.values())[:_QUESTIONS]]
     title = f"Answers of {output.resolve().name} after {step:,} steps"
-    text = document(title, _STYLE, tag("h1", title), _table(scores), *articles)
+    text = document(title, _STYLE, _table(scores), *articles)
     path = output / FOLDER / PAGE
     path.write_text(text, encoding="utf-8")
 
@@ -112,7 +104,7 @@ def _table(scores: dict[int, tuple[float, float]]) -> Html:
 
 def _article(answers: Sequence[Answer], image_root: Path, transform: ImageTransform) -> Html:
     first = answers[0]
-    pictures = [_thumbnail(path, image_root, transform) for path in first.images]
+    pictures = [picture(path, image_root, transform, side=_THUMBNAIL) for path in first.images]
     rows = [
         tag(
             "tr",
@@ -128,12 +120,3 @@ def _article(answers: Sequence[Answer], image_root: Path, transform: ImageTransf
         tag("p", f"{first.record} of {Path(first.source).name}", class_="small"),
     ]
     return tag("article", *pictures, tag("div", *words))
-
-
-def _thumbnail(path: str, image_root: Path, transform: ImageTransform) -> Html:
-    try:
-        seen = transform.apply(load_image(image_root / path, target=transform.size))
-    except (ImageError, OSError, ValueError) as error:
-        return tag("p", str(error), class_="wrong")
-    seen.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return tag("img", src=data_url(seen), alt=path, title=path)

@@ -6,14 +6,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import RecipeError
-from mobillama_v.hub import read_spec
+from mobillama_v.hub import find_model, read_spec
 from mobillama_v.presets import preset
 from mobillama_v.train.planner.gpus import Gpu
 from mobillama_v.train.planner.memory import BatchShape, Counts, Memory, estimate
+from mobillama_v.train.planner.steps import StepPlan
 from mobillama_v.train.recipe import Recipe, TrainSection
 
 MFU = 0.4
@@ -43,7 +43,7 @@ def assumed_spec(recipe: Recipe) -> ModelConfig:
         MobiLlamaVError: a start folder that is not what it must be.
     """
     if recipe.model.start:
-        return read_spec(Path(recipe.model.start))
+        return read_spec(find_model(recipe.model.start))
     if recipe.assume is None:
         raise RecipeError(f"recipe {recipe.name} leaves model.start open and assumes nothing; give model.start=….")
     spec = preset(recipe.assume.preset).spec
@@ -56,7 +56,7 @@ def assumed_stats(recipe: Recipe) -> DataStats:
     """What the recipe takes for granted of its data.
 
     Raises:
-        RecipeError: nothing.
+        RecipeError: the recipe assumes nothing.
     """
     guess = recipe.assume
     if guess is None:
@@ -66,22 +66,35 @@ def assumed_stats(recipe: Recipe) -> DataStats:
     )
 
 
-def describe_assumed(recipe: Recipe, spec: ModelConfig, stats: DataStats) -> str:
-    """The part of a dry run that start folder and data would say, from what is assumed of them."""
+def describe_parts(recipe: Recipe, spec: ModelConfig) -> list[str]:
+    """Lines: what training starts from, and how many parameters of each part learn at which rate."""
     train, counts = recipe.train, Counts.of(spec, recipe.train)
     start = recipe.model.start or f"preset {recipe.assume.preset if recipe.assume else ''} (assumed)"
-    lines = [f"recipe   {recipe.name}, from {start}"]
+    lines = [f"recipe   {recipe.name}, from {start} to {recipe.output or '(output is open)'}"]
     for part, count in counts.all.items():
         lr = train.modules.learning().get(part)
-        adapters = f", {counts.learning[part]:,} of them: adapters" if part == "decoder" and train.lora else ""
-        lines.append(
-            f"{part:<9}{count:>13,} parameters  " + ("frozen" if lr is None else f"learns, lr {lr:g}{adapters}")
-        )
-    lines.append(
-        f"data     assumed: {stats.samples:,} samples of {stats.mean:,.0f} tokens ({stats.supervised:,.0f} "
-        f"supervised; longest {stats.longest:,}); give model.start and data.json to measure yours"
+        rate = "frozen" if lr is None else f"learns, lr {lr:g}"
+        if part == "decoder" and train.modules.embeddings is not None:
+            rate += f", embeddings and head {train.modules.embeddings:g}"
+        lines.append(f"{part:<9}{count:>13,} parameters  {rate}")
+    if train.lora is not None:
+        lora = train.lora
+        line = f"lora     {counts.learning['decoder']:,} of the decoder learn: rank {lora.rank}, alpha {lora.alpha:g}"
+        if spec.decoder.ffn_sharing == "all" and not {"gate_proj", "up_proj", "down_proj"}.isdisjoint(lora.targets):
+            line += "; one adapter of the shared feed-forward network, applied in all layers"
+        lines.append(line)
+    return lines
+
+
+def describe_assumed(recipe: Recipe, spec: ModelConfig, stats: DataStats) -> str:
+    """The part of a dry run that start folder and data would say, from what is assumed of them."""
+    return "\n".join(
+        [
+            *describe_parts(recipe, spec),
+            f"data     assumed: {stats.samples:,} samples of {stats.mean:,.0f} tokens ({stats.supervised:,.0f} "
+            f"supervised; longest {stats.longest:,}); give model.start and data.json to measure yours",
+        ]
     )
-    return "\n".join(lines)
 
 
 def floating_point_operations(recipe: Recipe, spec: ModelConfig, stats: DataStats, samples: int) -> tuple[float, float]:
@@ -128,8 +141,6 @@ def describe_gpus(
     Raises:
         RecipeError: a global batch that so many devices cannot share.
     """
-    from mobillama_v.train.build import Plan
-
     train = recipe.train
     peak = kind.bf16 if train.precision == "bf16" else kind.fp32
     lines = [
@@ -143,7 +154,7 @@ def describe_gpus(
         if size != train.batch_size:
             small.append(f"{devices} GPUs: train.batch_size={size}")
         fitting = dataclasses.replace(recipe, train=dataclasses.replace(train, batch_size=size))
-        plan = Plan.of(fitting, stats.samples, devices, batch_size=packed_samples(train, stats))
+        plan = StepPlan.of(fitting, stats.samples, devices, batch_size=packed_samples(train, stats))
         memory = estimate(spec, train, largest(recipe, stats, size), devices=devices, accumulation=accumulation)
         useful, _ = floating_point_operations(recipe, spec, stats, plan.samples)
         hours = useful / (devices * peak * 1e12 * mfu) / 3600

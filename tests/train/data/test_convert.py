@@ -39,7 +39,7 @@ def test_tables(tmp_path: Path) -> None:
         (record,) = read_records(tmp_path / "out.jsonl")
         assert (record.id, record.images) == ("7", ("b.png",))
         assert record.messages[0].text == "\nHow many?\nAnswer the question using a single word or phrase."
-    with pytest.raises(DataError, match=r"line 2 has no question, answer; its columns are picture, q, a:"):
+    with pytest.raises(DataError, match=r"line 2 has no column question, answer; its columns are picture, q, a:"):
         list(convert.table(tmp_path / "a.csv"))
 
 

@@ -37,6 +37,7 @@ def test_a_flagship_has_a_plan_before_anything_is_there(recipe: str) -> None:
     assert peaks == sorted(peaks, reverse=True)
     assert hours[0] == pytest.approx(8 * hours[1], rel=0.1)
     assert "assumed" in done.stdout and "312 TFLOP/s" in done.stdout
+    assert ("one adapter of the shared feed-forward network" in done.stdout) == (recipe == "lora")
 
 
 @pytest.mark.parametrize(
