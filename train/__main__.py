@@ -10,7 +10,7 @@ from mobillama_v.errors import MobiLlamaVError
 
 
 def main() -> None:
-    """Run the command; an error that the user can fix is one line on stderr and exit code 2."""
+    """Run the command; a user error is one line on stderr and exit code 2."""
     try:
         app()
     except MobiLlamaVError as error:

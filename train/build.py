@@ -129,8 +129,8 @@ def unusable_images(data: DataSection, paths: list[str]) -> dict[str, tuple[str,
         return {}
     decode, workers = data.check_images == "decode", cores(alone=True)  # the other ranks wait for the first
     with Progress() as bar:
-        told = functools.partial(bar, "images", total=len(paths))
-        return check_images(paths, Path(data.image_root), decode=decode, workers=workers, done=told)
+        done = functools.partial(bar, "images", total=len(paths))
+        return check_images(paths, Path(data.image_root), decode=decode, workers=workers, done=done)
 
 
 @dataclass
@@ -157,7 +157,7 @@ class Setup:
         recipe.require_paths()
         start, data = start_folder(recipe), recipe.data
         model = load_start(start, seed=recipe.train.seed)
-        model.config.template = data.template  # a saved folder asks as it was taught
+        model.config.template = data.template  # a saved folder prompts as in training
         if data.image_mode is not None:
             model.config.image = {**(model.config.image or {}), "mode": data.image_mode}
         freeze_all_but(model, recipe.train.modules.learning())

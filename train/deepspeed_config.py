@@ -1,6 +1,6 @@
 """DeepSpeed's configuration, derived from a recipe: ZeRO 1, 2 or 3 (arXiv 1910.02054), with or without CPU offload.
 
-What a recipe says already (batch, accumulation, clipping, precision) is ``auto``: transformers fills it in. Optimizer
+What a recipe holds already (batch, accumulation, clipping, precision) is ``auto``: transformers fills it in. Optimizer
 and schedule are the recipe's own, the same as without DeepSpeed.
 """
 
@@ -17,7 +17,7 @@ from mobillama_v.errors import MissingExtraError
 _NEVER = 1 << 40  # steps
 
 
-def join(*, accelerator: bool, timeout: float) -> dict[str, Any]:
+def init_processes(*, accelerator: bool, timeout: float) -> dict[str, Any]:
     """Let the processes of a DeepSpeed training find each other; one alone, without a launcher, is a training of one.
 
     Args:
@@ -40,7 +40,7 @@ def join(*, accelerator: bool, timeout: float) -> dict[str, Any]:
         os.environ.setdefault(name, str(value))
     if accelerator:
         return {}
-    # accelerate ignores DeepSpeed without a word where it is told of a CPU; what it finds set up already, it keeps.
+    # With use_cpu, accelerate ignores DeepSpeed silently. A state that is configured already is used as it is.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     import deepspeed.ops

@@ -49,7 +49,7 @@ class DataSection:
     image_root: str = _help("folder that image paths are relative to", default=".")
     template: str = _help("conversation template: plain is image and caption, v1 a chat", default="v1")
     image_mode: Literal["pad", "crop", "squash"] | None = _help(
-        "how images are made square, from here on in the model's config; null: as it says already", default=None
+        "how images are made square, also written into the model's config; null: as that config has it", default=None
     )
     max_length: int | None = _help(
         "tokens of a sample, images included; null: the model's context", default=None, least=2
@@ -156,7 +156,7 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class ValidationSection:
-    """What the model is tried on while it learns, and never learns from."""
+    """Held-out records: the model is measured on them while it trains, and never learns from them."""
 
     json: tuple[str, ...] = _help("JSON or JSON lines files of records; none: no validation", default=())
     image_root: str | None = _help("folder that image paths are relative to; null: data.image_root", default=None)
@@ -166,9 +166,7 @@ class ValidationSection:
     )
     answers: int = _help("of those, how many have their first question answered greedily", default=100, least=0)
     max_new_tokens: int = _help("tokens of an answer, at most", default=64, least=1)
-    best: Literal["loss", "exact_match"] = _help(
-        "what makes a model the best one, which is kept in best/", default="loss"
-    )
+    best: Literal["loss", "exact_match"] = _help("measure of the best model, which is saved in best/", default="loss")
 
 
 @dataclass(frozen=True)
@@ -190,7 +188,7 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection, metadata={"help": "what it starts from"})
     data: DataSection = field(default_factory=DataSection, metadata={"help": "what is learned from"})
     train: TrainSection = field(default_factory=TrainSection, metadata={"help": "how it is learned"})
-    validation: ValidationSection = field(default_factory=ValidationSection, metadata={"help": "what it is tried on"})
+    validation: ValidationSection = field(default_factory=ValidationSection, metadata={"help": "held-out records"})
     assume: AssumeSection | None = field(
         default=None, metadata={"help": "for --dry-run before start folder and data are there; {}: as below"}
     )
@@ -283,7 +281,7 @@ def _check_lora(lora: LoraSection, train: TrainSection) -> None:
 
 
 def require(condition: bool, message: str) -> None:
-    """Refuse a recipe for what ``message`` says, unless ``condition`` holds.
+    """Refuse a recipe with ``message`` unless ``condition`` holds.
 
     Raises:
         RecipeError: it does not.

@@ -28,7 +28,7 @@ from mobillama_v.train.build import Setup, parameter_groups, start_folder
 from mobillama_v.train.data.collate import Collator, PackCollator
 from mobillama_v.train.data.dataset import PackedSet, TrainingSet
 from mobillama_v.train.data.sampler import TrainingSampler
-from mobillama_v.train.deepspeed_config import deepspeed_config, join
+from mobillama_v.train.deepspeed_config import deepspeed_config, init_processes
 from mobillama_v.train.loss import scaled_loss, supervised_tokens
 from mobillama_v.train.monitor.log import Progress
 from mobillama_v.train.monitor.loss_monitor import IN_SUCCESSION, LossMonitor, divergence_error
@@ -62,8 +62,8 @@ class StageTrainer(Trainer):
     ) -> None:
         self.setup, self.progress, self.validation, self.loss_monitor = setup, progress, validation, loss_monitor
         self._passes: deque[tuple[int, list[Tensor]]] = deque(maxlen=IN_SUCCESSION)  # losses of the last steps
-        # Every process must run the same parts of the model, or those that wait for a part's weights or gradients wait
-        # for ever: a batch of text alone gets a blank image from which nothing is learned.
+        # Every process must run the same parts of the model. Otherwise those that wait for the weights or gradients of
+        # a part never go on. A batch of text alone gets a blank image from which nothing is learned.
         blank = dataset.blank(setup.model.tokens_per_image) if args.world_size > 1 else None
         packs = setup.packs
         super().__init__(
@@ -166,7 +166,7 @@ class StageTrainer(Trainer):
         return metrics
 
     def _get_learning_rate(self) -> float:
-        """The largest of all parts: transformers tells the first group's, and all follow one schedule."""
+        """The largest of all parts: transformers reports the first group's, and all follow one schedule."""
         return float(max(self.lr_scheduler.get_last_lr()))
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
@@ -178,7 +178,7 @@ class StageTrainer(Trainer):
         return str(Path(self.args.output_dir) / checkpoints.PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self.loss_monitor.high:  # perhaps a spike: what was kept before it shall be the last checkpoint
+        if self.loss_monitor.high:  # perhaps a spike: the checkpoint before it stays the last one
             return
         self._stop_if(None if all(distributed.all_gather(_is_finite(self.setup.model))) else "weights are not finite")
         output = Path(self.args.output_dir)
@@ -237,7 +237,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
 
     Raises:
         RecipeError: a global batch that the processes cannot share, or a precision that they cannot train in.
-        MissingExtraError: DeepSpeed is asked for and not installed.
+        MissingExtraError: the recipe needs DeepSpeed, which is not installed.
     """
     train = recipe.train
     accelerator = torch.accelerator.is_available()
@@ -246,7 +246,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         if train.precision != "fp32" and not accelerator:
             raise RecipeError("DeepSpeed trains in fp32 on a CPU; set train.precision=fp32 or train.deepspeed=null.")
         options["deepspeed"] = deepspeed_config(train.deepspeed, accelerator=accelerator)
-        options |= join(accelerator=accelerator, timeout=_TIMEOUT)
+        options |= init_processes(accelerator=accelerator, timeout=_TIMEOUT)
     elif not accelerator and distributed.world_size() > 1:
         options["ddp_backend"] = "gloo"
     args = TrainingArguments(

@@ -1,4 +1,4 @@
-"""The check of a data set before any training: what is wrong with which record, and a file without those."""
+"""Check a data set before training: the problems of its records, and a file without the bad ones."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def is_dataset(folder: Path) -> bool:
 
 
 def _parquet_files(folder: Path, split: str | None) -> list[Path]:
-    """The files of a split, which names such as ``train-00000-of-00002.parquet`` tell; never those of several."""
+    """The files of a split, which names such as ``train-00000-of-00002.parquet`` name; never those of several."""
     files = {path: _SHARD.fullmatch(path.name) for path in sorted(folder.rglob("*.parquet"))}
     splits = sorted({match[1] for match in files.values() if match})
     found = [path for path, at in files.items() if split is None or (split == at[1] if at else split in path.name)]
@@ -206,7 +206,7 @@ def records_of(pairs: Iterable[Pair], *, suffix: str = "", turns: int = 1) -> It
     """Records of the pairs, in their order.
 
     Args:
-        pairs: what is asked; the image is shown with the first question of a record.
+        pairs: questions and answers; the image goes before the first question of a record.
         suffix: goes after every question.
         turns: up to how many neighboring pairs of one image share a record, which encodes the image once for them.
     """
@@ -214,13 +214,13 @@ def records_of(pairs: Iterable[Pair], *, suffix: str = "", turns: int = 1) -> It
         asked = list(group)
         step = turns if image is not None else 1
         for first in range(0, len(asked), step):
-            some = asked[first : first + step]
-            said: list[dict[str, str]] = []
-            for place, pair in enumerate(some):
+            chosen = asked[first : first + step]
+            messages: list[dict[str, str]] = []
+            for place, pair in enumerate(chosen):
                 lead = f"{IMAGE_MARKER}\n" if image is not None and place == 0 else ""
                 question = pair.question.replace(IMAGE_MARKER, "").strip()
-                said += [
+                messages += [
                     {"from": "human", "value": f"{lead}{question}{suffix}"},
                     {"from": "gpt", "value": pair.answer},
                 ]
-            yield {"id": some[0].id, **({} if image is None else {"image": image}), "conversations": said}
+            yield {"id": chosen[0].id, **({} if image is None else {"image": image}), "conversations": messages}

@@ -1,7 +1,7 @@
 """Records as tokens, ready to be learned from.
 
 All samples are tokenized before training starts, by all cores, and lie in three flat arrays, so that a token costs five
-bytes and so that whatever is wrong with the data is said before the first step.
+bytes and so that problems of the data are reported before the first step.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Samples:
         return int(np.count_nonzero(self.flags & SUPERVISED))
 
     def name(self, index: int) -> dict[str, object]:
-        """What tells a user which record a sample is."""
+        """File, id and images of the record that a sample is made of."""
         source, record = self.records[index]
         return {"source": source, "record": record, "images": list(self.images[index])}
 
@@ -79,7 +79,7 @@ class Samples:
 
 
 class BadRecordsError(DataError):
-    """Records that cannot be learned from, and nobody has said that they may be left out."""
+    """Records that cannot be learned from, in a training that may not leave any out."""
 
     def __init__(self, problems: Sequence[Problem], total: int) -> None:
         super().__init__(
@@ -118,7 +118,7 @@ def load_samples(
     Args:
         files: what to read.
         encoding: how records become tokens.
-        images: told every path once, gives those that cannot be used with kind and reason.
+        images: given every path once, returns those that cannot be used with kind and reason.
         skip_bad: leave out what cannot be learned from, instead of refusing it.
         keep_duplicates: exact duplicates are no problem.
         workers: processes; None means all cores.

@@ -21,7 +21,7 @@ import numpy as np
 
 from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform, load_image
-from mobillama_v.progress_bar import ProgressBar
+from mobillama_v.progress import Progress
 
 _VERSION = 1
 
@@ -190,7 +190,7 @@ def compute(
     weight = next(tower.parameters())
     was_training = tower.training
     tower.eval()
-    with ProgressBar() as bar:
+    with Progress() as bar:
         for first in range(0, len(todo), batch_size):
             batch = todo[first : first + batch_size]
             pictures = [load_image(image_root / path, target=transform.size) for path in batch]

@@ -27,7 +27,7 @@ def record_texts(path: Path, *, read: Callable[[int], None] | None = None) -> It
 
     Args:
         path: the file.
-        read: is told, from time to time, how many bytes have been read.
+        read: called from time to time with the number of bytes that have been read.
 
     Raises:
         DataError: the file cannot be read, or is a list that is not JSON.

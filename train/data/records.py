@@ -2,7 +2,7 @@
 
 A file is a JSON list or JSON lines of ``{"id", "image": path or list of paths, "conversations": [{"from", "value"}]}``;
 ``from`` is ``human``, ``gpt`` or (first only) ``system``, ``<image>`` in a human turn is the place of an image, and a
-record without ``image`` is text only. What is wrong with a record is said with the file and the record's id.
+record without ``image`` is text only. An error names the file and the record's id.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a training says while it runs: a line on stdout and a line in ``metrics.jsonl``, every few steps."""
+"""The log of a training: every few steps, a line on stdout and a line in ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mobillama_v import distributed
 from mobillama_v.train.data.check import replacing
 
 METRICS = "metrics.jsonl"
-"""In an output folder: what a training said, an object a line."""
+"""In an output folder: the metrics of a training, an object a line."""
 
 
 def drop_lines_after(step: int, path: Path) -> None:
@@ -45,8 +45,8 @@ class Progress(TrainerCallback):
         self._steps_before = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """One line; the trainer's other reporters, which come after this one, are told the tokens per second too."""
-        if not logs or distributed.rank() > 0:
+        """Log one line; the trainer's other reporters come after this one and get the tokens per second too."""
+        if not logs or distributed.rank() != 0:
             return
         if "loss" in logs:
             self._write_training(state, logs)

@@ -1,4 +1,4 @@
-"""The loss monitor: a training that has gone wrong ends, and says what it had just learned from.
+"""The loss monitor: it ends a training whose loss diverges, and names the records of the last steps.
 
 A loss that is not finite ends it at once. A single high loss does not: a batch may be hard, and gradients are clipped.
 Three in succession are a spike, each above twice the median of the last 100 steps *and* ``factor`` times as far above
@@ -28,7 +28,7 @@ WINDOW, FEWEST, IN_SUCCESSION = 100, 50, 3  # steps
 
 
 class LossMonitor:
-    """Judges the loss of one step after the other; the last ``losses`` of a training that goes on may be given."""
+    """Checks the loss of every step; ``losses`` are the last ones of a training that is resumed."""
 
     def __init__(self, factor: float | None, losses: Iterable[float] = ()) -> None:
         self.factor = factor
@@ -37,7 +37,7 @@ class LossMonitor:
         """How many steps in succession have had a high loss by now."""
 
     def wrong(self, loss: float) -> str | None:
-        """What is wrong after a step with this loss, if anything."""
+        """Add the loss of a step; why the training has to end, or None."""
         if not math.isfinite(loss):
             return f"the loss is {loss}"
         limit = self.limit()

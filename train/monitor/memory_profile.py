@@ -1,4 +1,4 @@
-"""Measuring how much memory torch takes on a CPU, where no counter is kept of it."""
+"""Measure the peak memory of torch on a CPU, where torch itself counts none."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _SMOOTHED = 50  # lines of progress, from which on a running mean is drawn over 
 
 
 def read_metrics(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What a training said of its steps, and of its validations, in order.
+    """The logged steps of a training and its validations, in order.
 
     Raises:
         DataError: no metrics there, or a line that is none.
@@ -44,7 +44,7 @@ def draw(run: Path, path: Path) -> None:
         ConfigError: the file cannot be written.
     """
     plot = pyplot("train plot", "plot")
-    steps, tried = read_metrics(run)
+    steps, validations = read_metrics(run)
     figure, (loss, rate, speed) = plot.subplots(
         3, sharex=True, figsize=(9, 8), layout="constrained", height_ratios=(3, 1, 1)
     )
@@ -57,14 +57,13 @@ def draw(run: Path, path: Path) -> None:
         loss.plot(at, _running_mean(losses), label="training, running mean", color="tab:blue", lw=1.5)
     loss.set_ylabel("loss (nats a token)")
     handles = loss.get_lines()
-    if tried:
-        when = [entry["step"] for entry in tried]
-        handles += loss.plot(
-            when, [entry["validation_loss"] for entry in tried], "o-", ms=3, color="tab:orange", label="validation"
-        )
-        if all("validation_exact_match" in entry for entry in tried):
+    if validations:
+        when = [entry["step"] for entry in validations]
+        held_out = [entry["validation_loss"] for entry in validations]
+        handles += loss.plot(when, held_out, "o-", ms=3, color="tab:orange", label="validation")
+        if all("validation_exact_match" in entry for entry in validations):
             share = loss.twinx()
-            exact = [100 * entry["validation_exact_match"] for entry in tried]
+            exact = [100 * entry["validation_exact_match"] for entry in validations]
             handles += share.plot(when, exact, "s--", ms=3, lw=1, color="tab:green", label="exact match")
             share.set_ylim(0, 100)
             share.set_ylabel("exact match (%)")

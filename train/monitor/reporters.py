@@ -30,7 +30,7 @@ def require_reporters(recipe: Recipe) -> None:
 
 
 def reporters(recipe: Recipe, *, resumed_step: int) -> list[Any]:
-    """The callbacks of the reporters that the recipe names; what was told after ``resumed_step`` is told again."""
+    """The callbacks of the reporters that the recipe names; steps after ``resumed_step`` are reported again."""
     make = {"tensorboard": _tensorboard, "wandb": _wandb}
     return [make[name](recipe, resumed_step) for name in recipe.train.report] if distributed.rank() == 0 else []
 

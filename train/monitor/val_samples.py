@@ -32,7 +32,7 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to a question after ``step`` steps, and what it should have said."""
+    """A model's answer to a question after ``step`` steps, and the expected one."""
 
     step: int
     source: str

@@ -1,4 +1,4 @@
-"""Held-out records, tried while a training runs: the loss on them, and answers that are right to the letter.
+"""Validation on held-out records while a training runs: the loss, and the share of right answers.
 
 Nothing here touches what the training depends on: no random number is drawn from its generators, no weight and no
 optimizer state changes. Every process takes its share; with ZeRO-3, whose processes hold parts of the weights only, the
@@ -101,12 +101,12 @@ class Validation:
         return cls(setup, samples, Path(root), skipped=len(skipped))
 
     def describe(self) -> str:
-        """What is tried and when, as a line of text."""
+        """What is measured and when, as a line of text."""
         section = self.setup.recipe.validation
         without = f" ({self.skipped:,} bad records left out)" if self.skipped else ""
         return (
-            f"tried    every {section.steps:,} steps on {len(self.samples):,} samples{without}, "
-            f"{len(self.questions):,} questions answered; the best by {section.best.replace('_', ' ')} is kept"
+            f"validate every {section.steps:,} steps on {len(self.samples):,} samples{without}, "
+            f"{len(self.questions):,} questions answered; the best by {section.best.replace('_', ' ')} is saved"
         )
 
     def run(self, trainer: Any) -> dict[str, float]:
@@ -122,11 +122,11 @@ class Validation:
         shares = 1 if zero3 else distributed.world_size()
         found = (0.0, 0, {}) if model is None else self._try(model, trainer, shares)
         total, count = 0.0, 0
-        said: dict[int, str] = {}
+        replies: dict[int, str] = {}
         for loss, tokens, texts in distributed.all_gather(found):
             total, count = total + loss, count + tokens
-            said |= texts
-        answers = [self._answer(i, said[i], trainer.state.global_step) for i in range(len(self.questions))]
+            replies |= texts
+        answers = [self._answer(i, replies[i], trainer.state.global_step) for i in range(len(self.questions))]
         metrics = {"eval_loss": total / max(count, 1)}
         if answers:
             metrics["eval_exact_match"] = sum(answer.right for answer in answers) / len(answers)
@@ -149,12 +149,12 @@ class Validation:
                 ordered = sorted(self.samples, key=lambda sample: int(sort_keys[sample]))
                 total, count = self._loss(model, trainer, _chunks(ordered, size)[rank::shares])
                 numbers = sorted(range(len(self.questions)), key=lambda i: self.questions[i].length)
-                said: dict[int, str] = {}
+                replies: dict[int, str] = {}
                 for batch in _chunks(numbers, size)[rank::shares]:
-                    said |= zip(batch, self._answers(model, [self.questions[i] for i in batch]), strict=True)
+                    replies |= zip(batch, self._answers(model, [self.questions[i] for i in batch]), strict=True)
         finally:
             model.train(was_training)
-        return total, count, said
+        return total, count, replies
 
     def _loss(self, model: Any, trainer: Any, batches: list[list[int]]) -> tuple[float, int]:
         loader = DataLoader(
@@ -194,7 +194,7 @@ class Validation:
         return Answer(step, source, record, images, question.prompt, question.answer, text)
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
-        """Whether no earlier model was as good by the recipe's measure; equal answers are told apart by the loss."""
+        """Whether no earlier model was as good by the recipe's measure; the loss decides between equal answers."""
         if not math.isfinite(metrics["eval_loss"]):
             return False
         try:

@@ -1,1 +1,1 @@
-"""What ``--dry-run`` says: memory, disk and time of a training, by arithmetic."""
+"""What ``--dry-run`` prints: memory, disk space and time of a training, by arithmetic."""

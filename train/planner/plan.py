@@ -1,4 +1,4 @@
-"""What ``--dry-run`` says of memory, disk and time, for this many GPUs of that kind; nothing is built for it."""
+"""What ``--dry-run`` prints: memory, disk space and hours for a number of GPUs of one kind. No model is built."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def floating_point_operations(recipe: Recipe, spec: ModelConfig, stats: DataStat
 
 
 def batch_on(recipe: Recipe, devices: int) -> tuple[int, int]:
-    """Samples of a forward pass on one of ``devices``, and forward passes of a step; fewer where the global batch asks.
+    """Samples of a forward pass on one of ``devices``, and forward passes of a step; fewer for a small global batch.
 
     Raises:
         RecipeError: a global batch that so many devices cannot share.
