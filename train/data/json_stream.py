@@ -6,6 +6,7 @@ A file is a JSON list, or JSON lines. Neither torch nor a worker process is need
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -14,6 +15,7 @@ from mobillama_v.errors import DataError
 
 _CHUNK = 1 << 20  # characters read at a time
 _SPACE = " \t\r\n"
+_SPACES = re.compile(f"[{_SPACE}]*")
 _LONGEST_TOKEN = 16  # characters of the longest JSON token that a chunk's end can cut in two, strings aside
 
 _scan = json.JSONDecoder().raw_decode
@@ -36,7 +38,7 @@ def record_texts(path: Path, *, read: Callable[[int], None] | None = None) -> It
         with open(path, encoding="utf-8-sig") as file:
             if file.read(64).lstrip()[:1] == "[":
                 file.seek(0)
-                texts = (("number", text) for text in _items(file, path, read))
+                texts = (("number", text) for text in _ListReader(file, path, read).items())
             else:
                 file.seek(0)
                 texts = (("line", text) for text in _lines(file, read))
@@ -57,37 +59,31 @@ def _lines(file: TextIO, read: Callable[[int], None] | None) -> Iterator[str]:
         yield line
 
 
-def _items(file: TextIO, path: Path, read: Callable[[int], None] | None) -> Iterator[str]:
-    """The texts of a list's items."""
-    window = _Window(file, path, read)
-    window.expect("[")
-    if window.peek() == "]":
-        window.expect("]")
-    else:
-        while True:
-            yield window.value()
-            if window.peek() != ",":
-                window.expect("]")
-                break
-            window.expect(",")
-    if window.peek():
-        window.fail("there is more after the end of the list")
-
-
-class _Window:
-    """A stretch of a file, ``text[start:]`` being what has not been taken."""
+class _ListReader:
+    """Reads the items of a JSON list; ``text[start:]`` is the part of the file that is read and not used yet."""
 
     def __init__(self, file: TextIO, path: Path, read: Callable[[int], None] | None) -> None:
         self.file, self.path, self.read = file, path, read
         self.text, self.start, self.line, self.ended = "", 0, 1, False
 
+    def items(self) -> Iterator[str]:
+        """The texts of the items."""
+        self.expect("[")
+        if self.peek() != "]":
+            yield self.value()
+            while self.peek() == ",":
+                self.expect(",")
+                yield self.value()
+        self.expect("]")
+        if self.peek():
+            self.fail("there is more after the end of the list")
+
     def peek(self) -> str:
         """The next character that is no space; nothing at the end of the file."""
         while True:
-            while self.start < len(self.text):
-                if self.text[self.start] not in _SPACE:
-                    return self.text[self.start]
-                self.start += 1
+            self.start += len(_SPACES.match(self.text, self.start)[0])  # type: ignore[index]
+            if self.start < len(self.text):
+                return self.text[self.start]
             if not self.more(_CHUNK):
                 return ""
 
