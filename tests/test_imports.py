@@ -16,6 +16,7 @@ FOLDERS = {"mobillama_v": "mobillama_v", **{f: f"mobillama_v.{f}" for f in ("pro
 # A module may import modules of a lower number, or of its own unit: the longest name here that begins its own.
 LAYERS = {
     "errors": 0,
+    "output": 1,
     "distributed": 1,
     "fields": 1,
     "progress": 2,

@@ -1,16 +1,35 @@
 """``mobillama-v export``: a model in the format of another program."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: the annotations of a command hold its format's help.
 
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from mobillama_v.errors import CheckpointError, ConfigError
+from mobillama_v.errors import CheckpointError
+from mobillama_v.interop import formats
 
-app = typer.Typer(help="Write a model in another program's format.", no_args_is_help=True, add_completion=False)
+
+class _Formats(TyperGroup):
+    """A command for each format in :data:`mobillama_v.interop.formats.EXPORTERS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(formats.EXPORTERS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in formats.EXPORTERS:
+            return None
+        command = typer.Typer(add_completion=False)
+        command.command(cmd_name)(_export_to(formats.exporter(cmd_name)))
+        return typer.main.get_command(command)
+
+
+app = typer.Typer(
+    cls=_Formats, help="Write a model in another program's format.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.callback()
@@ -18,53 +37,35 @@ def _export() -> None:
     """Write a model in another program's format."""
 
 
-@app.command("gguf")
-def gguf(
-    model: Annotated[str, typer.Argument(help="An embedded model, a model folder, or a Hugging Face id.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write; it must not exist.")],
-    kind: Annotated[str, typer.Option("--type", help="Of the matrices: f32, f16, q8_0 or q4_0.")] = "q8_0",
-) -> None:
-    """Write a model's decoder as a GGUF file, which llama.cpp reads as a Llama.
+def _export_to(exporter: formats.Exporter) -> Callable[..., None]:
+    kinds = f"Number type of the weights: {', '.join(exporter.types[:-1])} or {exporter.types[-1]}."
 
-    The image tower and the projector are not part of it: llama.cpp answers about texts alone.
-    """
-    from mobillama_v.hub import find_model, read_spec
+    def export(
+        model: Annotated[str, typer.Argument(help="An embedded model, a model folder, or a Hugging Face id.")],
+        out: Annotated[
+            Path, typer.Argument(metavar="OUT", help=f"The {exporter.suffix or 'folder'} to write. It must not exist.")
+        ],
+        kind: Annotated[str, typer.Option("--type", help=kinds)] = exporter.default_type,
+    ) -> None:
+        from mobillama_v.hub import find_model, read_spec
+        from mobillama_v.output import refuse_existing, written_whole
 
-    folder = find_model(model)
-    spec = read_spec(folder)
-    if out.exists():
-        raise ConfigError(f"{str(out)!r} is there already; name a file that is not.")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(
-            f"there is no folder {str(out.absolute().parent)!r} to write {out.name!r} into; make it first."
-        )
+        folder = find_model(model)
+        spec = read_spec(folder)
+        refuse_existing(out)
 
-    from mobillama_v.backends.native.packed_format import is_packed
-    from mobillama_v.interop.gguf import library, refuse_type, write_gguf
-    from mobillama_v.model.vlm import load_network
+        from mobillama_v.backends.native.packed_format import is_packed
+        from mobillama_v.model.vlm import load_network
 
-    refuse_type(kind, spec.decoder)
-    library()
-    if is_packed(folder):
-        raise CheckpointError(f"{str(folder)!r} is packed; give the model that it was made from.")
-    network = load_network(folder, spec)
-    try:
-        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
-            made = Path(work) / out.name
-            notes = write_gguf(
-                made,
-                network.language_model,
-                network.lm_head,
-                spec.decoder,
-                kind=kind,
-                name=folder.name,
-                tokenizer=folder / "tokenizer.json",
-            )
-            made.rename(out)  # whole or not there
-    except OSError as error:
-        raise ConfigError(
-            f"{str(out)!r} cannot be written ({error.strerror or error}); choose another place."
-        ) from error
-    for note in notes:
-        print(note)
-    print(f"{out}: {out.stat().st_size / 1e6:,.1f} MB, {kind}.")
+        exporter.check(spec, kind)
+        if is_packed(folder):
+            raise CheckpointError(f"{str(folder)!r} is packed; give the model that it was made from.")
+        network = load_network(folder, spec)
+        with written_whole(out) as made:
+            notes = exporter.write(made, network, spec, kind=kind, folder=folder)
+        for note in notes:
+            print(note)
+        print(f"{out}: {out.stat().st_size / 1e6:,.1f} MB, {kind}.")
+
+    export.__doc__ = exporter.help
+    return export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,49 +12,61 @@ from mobillama_v.projector import PROJECTORS
 
 
 def init(
-    out: Annotated[Path, typer.Argument(help="New folder, for model.start of a recipe.")],
+    out: Annotated[Path, typer.Argument(help="New folder. A training recipe names it as model.start.")],
     decoder: Annotated[
         str,
         typer.Option(
-            help="A MobiLlama or Llama checkpoint (folder or Hugging Face id, such as MBZUAI/MobiLlama-05B), or "
-            "fresh:PRESET for random weights."
+            help="The language model: a MobiLlama or Llama checkpoint (a folder, or a Hugging Face id such as "
+            "MBZUAI/MobiLlama-05B), or random:PRESET for random weights."
         ),
     ],
     tower: Annotated[
-        str, typer.Option(help="open_clip model and weights, MODEL:TAG or MODEL:FILE; MODEL alone: random.")
+        str,
+        typer.Option(help="The image tower, from open_clip: MODEL:TAG or MODEL:FILE; MODEL alone has random weights."),
     ] = "ViT-L-14-336-quickgelu:openai",
-    projector: Annotated[str, typer.Option(help=f"Its type: {', '.join(PROJECTORS)}.")] = "mlp2x_gelu",
+    projector: Annotated[
+        str, typer.Option(help=f"Its type, which turns image features into visual tokens: {', '.join(PROJECTORS)}.")
+    ] = "mlp2x_gelu",
     factor: Annotated[
-        int, typer.Option(min=1, help="Side of the square of patches that a merging projector makes one of.")
+        int, typer.Option(min=1, help="A projector that merges patches merges squares of this many patches a side.")
     ] = 1,
-    feature_layer: Annotated[int, typer.Option(max=-1, help="Layer of the tower that is read, from its end.")] = -2,
+    feature_layer: Annotated[
+        int, typer.Option(max=-1, help="Layer of the tower whose features are used, counted from its end.")
+    ] = -2,
     image_mode: Annotated[Literal["pad", "crop", "squash"], typer.Option(help="How images are made square.")] = "pad",
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels; by default the tower's own.")] = None,
     ffn: Annotated[
-        Literal["auto", "per-layer", "fold"],
+        Literal["auto", "per-layer", "average", "fold"],
         typer.Option(
-            help="auto: the feed-forward networks of all layers must be equal and become one; per-layer: keep one in "
-            "each layer; fold: start from their mean, and say how far each is from it."
+            help="auto: share one feed-forward network; the layers' must be equal. per-layer: keep one in each layer. "
+            "average: share the mean of the layers' networks, and report how far each is from it. (fold: the old name "
+            "of average.)"
         ),
     ] = "auto",
     tokenizer: Annotated[
         Path | None, typer.Option(help="A tokenizer.json; by default the decoder checkpoint's.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
 ) -> None:
-    """Put a decoder, an image tower and a fresh projector into one folder, from which a training starts."""
+    """Make a model to train: a language model, an image tower and a new projector in one folder."""
     from mobillama_v.config import ProjectorConfig, TowerConfig
-    from mobillama_v.interop.init_checkpoint import write_start
+    from mobillama_v.interop.init_checkpoint import RANDOM, write_initial_model
 
+    if decoder.startswith("fresh:"):
+        decoder = RANDOM + decoder.removeprefix("fresh:")
+        _warn("--decoder fresh:PRESET", f"{RANDOM}PRESET")
+    if ffn == "fold":
+        ffn = "average"
+        _warn("--ffn fold", "average")
     model, _, pretrained = tower.partition(":")
-    made = write_start(
+    made = write_initial_model(
         out,
         decoder=decoder,
         tower=TowerConfig(model=model, pretrained=pretrained or None, feature_layer=feature_layer),
         projector=ProjectorConfig(type=projector, factor=factor),
         image_mode=image_mode,
         image_size=image_size,
-        sharing=ffn,
+        ffn=ffn,
         tokenizer=tokenizer,
         seed=seed,
     )
@@ -62,9 +75,13 @@ def init(
     print(f"decoder: {shape.num_hidden_layers} layers of width {shape.hidden_size}, {shared}")
     for note in made.decoder.notes:
         print(f"  {note}")
-    for each in made.decoder.folded:
+    for each in made.decoder.averaged:
         print(
-            f"  layer {each.layer} is {each.weights:.1%} of its weights from the folded network, {each.outputs:.1%} of "
-            "its outputs"
+            f"  layer {each.layer} is {each.weights:.1%} of its weights from the average, {each.outputs:.1%} of its "
+            "outputs"
         )
     print(f"{made.tensors:,} tensors written and read back: {out}")
+
+
+def _warn(old: str, new: str) -> None:
+    print(f"warning: {old} is now called {new}; the next version will not know the old name.", file=sys.stderr)

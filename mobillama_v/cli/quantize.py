@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,29 +18,28 @@ if TYPE_CHECKING:
 
 _CHOICES = (4, 8)
 _RECORDS = 256  # that are run for --calibrate
-_SIGHT = ("vision_tower.", "projector.")
+_VISION = ("vision_tower.", "projector.")
 
 
 def quantize(
     model: Annotated[str, typer.Argument(help="An embedded model, a model folder, or a Hugging Face id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist.")],
-    bits: Annotated[int, typer.Option(help="Of the decoder's weights: 4 or 8.")] = 4,
+    bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 4 or 8.")] = 4,
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="Records as a training reads them (JSON): the 4-bit weights are rounded to serve what they ask."
+            help="Training records (JSON) for GPTQ calibration: the 4-bit weights are rounded to err least on them."
         ),
     ] = None,
-    image_root: Annotated[Path, typer.Option(help="Folder that their image paths are relative to.")] = Path("."),
+    image_root: Annotated[Path, typer.Option(help="Folder that the records' image paths are relative to.")] = Path("."),
 ) -> None:
-    """Pack a model's decoder to 4 or 8 bits for the CPU engine.
+    """Make a smaller copy of a model, with 4-bit or 8-bit weights, for the CPU engine.
 
-    Large linear layers of the image tower and the projector are packed to 8 bits. The folder is used like any other:
-    describe --model OUT.
+    The bits are those of the decoder. Large linear layers of the image tower and the projector get 8 bits. Use the new
+    folder like any other: describe --model OUT.
     """
-    from safetensors import SafetensorError
-
     from mobillama_v.hub import find_model, read_spec
+    from mobillama_v.output import written_whole
 
     if bits not in _CHOICES:
         raise ConfigError(f"--bits is {bits} and must be 4 or 8.")
@@ -49,22 +47,9 @@ def quantize(
         raise ConfigError(f"--calibrate is for 4 bits, and --bits is {bits}; leave one of them out.")
     folder = find_model(model)
     spec = read_spec(folder)
-    if out.exists():
-        raise ConfigError(f"{str(out)!r} is there already; name a folder that is not.")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(
-            f"there is no folder {str(out.absolute().parent)!r} to write {out.name!r} into; make it first."
-        )
-    try:
-        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
-            made = Path(work) / "model"
-            made.mkdir()
-            before, after = _write(folder, spec, bits, made, calibrate, image_root)
-            made.rename(out)  # whole or not there
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."
-        ) from error
+    with written_whole(out) as made:
+        made.mkdir()
+        before, after = _write(folder, spec, bits, made, calibrate, image_root)
     print(
         f"The decoder takes {after / 1e6:,.1f} MB at {bits} bits ({before / 1e6:,.1f} MB before). "
         f"Use it with: mobillama-v describe --model {out} photo.jpg"
@@ -89,13 +74,13 @@ def _write(
     packed = pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments)
     packed_format.write(packed, made)
     packed_vision.pack(network)
-    kept = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(_SIGHT)}
+    kept = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(_VISION)}
     before = 0
     for path in weight_files(folder):
         for name, tensor in iterate_tensors(path):
             if name in kept:  # as it is in the file, not as torch computes with it
                 kept[name] = tensor
-            elif not name.startswith(_SIGHT):
+            elif not name.startswith(_VISION):
                 before += tensor.nbytes
     kept = {name: tensor.contiguous() for name, tensor in kept.items()}
     save_file(kept, made / "model.safetensors", metadata={"format": "pt"})

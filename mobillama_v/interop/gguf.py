@@ -1,10 +1,10 @@
 """The decoder as a GGUF file, which llama.cpp reads as a Llama.
 
-The format (github.com/ggml-org/ggml, docs/gguf.md) knows no shared feed-forward network: it stands in the file once a
+The format (github.com/ggml-org/ggml, docs/gguf.md) has no shared feed-forward network: it is written once for every
 layer. llama.cpp rotates neighboring channels of a head where this project rotates its two halves, so the rows of
 queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of
-:mod:`mobillama_v.backends.native.tiles`: both formats are blocks of 32 codes with one fp16 scale. Image tower and
-projector are not part of the file.
+:mod:`mobillama_v.backends.native.tiles`: both formats are blocks of 32 codes with one fp16 scale. The file is a text
+decoder only.
 
 Shapes: N rows, K columns, C head width.
 """
@@ -16,23 +16,54 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from mobillama_v.backends.native.pack import refuse_odd
 from mobillama_v.backends.native.packed_format import BLOCK
-from mobillama_v.backends.native.tiles import quantize
-from mobillama_v.config import DecoderConfig
+from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
+from mobillama_v.interop.formats import Exporter
 from mobillama_v.tokenization import check_vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mobillama_v.model.vlm import VisionLanguageModel
 
 TYPES = {"f32": None, "f16": None, "q8_0": 8, "q4_0": 4}
 """Types of a file's matrices, and the bits of those that are quantized."""
 _BLOCK_BYTES = {8: 2 + BLOCK, 4: 2 + BLOCK // 2}
 _AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class GGUFExporter(Exporter):
+    """See :func:`write_gguf`."""
+
+    help = """Write a model's decoder as a GGUF file, which llama.cpp reads as a Llama.
+
+    The file is a text decoder only: it holds neither the image tower nor the projector.
+    """
+    suffix = ".gguf"
+    types = tuple(TYPES)
+    default_type = "q8_0"
+
+    def check(self, spec: ModelConfig, kind: str) -> None:
+        """As :func:`refuse_type`, and see that the package gguf is installed."""
+        refuse_type(kind, spec.decoder)
+        library()
+
+    def write(self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path) -> tuple[str, ...]:
+        """The decoder and its tokenizer, under the folder's name."""
+        return write_gguf(
+            path,
+            network.language_model,
+            network.lm_head,
+            spec.decoder,
+            kind=kind,
+            name=folder.name,
+            tokenizer=folder / "tokenizer.json",
+        )
 
 
 def library() -> ModuleType:
@@ -81,11 +112,11 @@ def write_gguf(
     """
     refuse_type(kind, spec)
     gguf = library()
-    words = read_vocabulary(tokenizer, spec) if tokenizer else Vocabulary("none")
+    vocabulary = read_vocabulary(tokenizer, spec) if tokenizer else Vocabulary("none")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
     _add_shape(writer, spec)
-    _add_vocabulary(writer, words, spec)
+    _add_vocabulary(writer, vocabulary, spec)
     writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
     if TYPES[kind]:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -96,7 +127,7 @@ def write_gguf(
         writer.write_tensors_to_file()
     finally:
         writer.close()
-    return words.notes
+    return vocabulary.notes
 
 
 def refuse_type(kind: str, spec: DecoderConfig) -> None:
@@ -126,6 +157,10 @@ def blocks(weight: Tensor, bits: int, *, search: bool = True) -> Tensor:
     A block is an fp16 scale d, then 32 codes: of 8 bits a byte each; of 4 bits plus 8 and two in a byte, the first 16
     in the low halves.
     """
+    import torch
+
+    from mobillama_v.backends.native.tiles import quantize
+
     rows, columns = weight.shape
     out = torch.empty(rows, columns // BLOCK, _BLOCK_BYTES[bits], dtype=torch.uint8)
     step = max(1, _AT_ONCE // columns)
@@ -165,7 +200,7 @@ def _add_tensors(
         refuse_odd(weight.detach().float().numpy(), name)
         if bits:
             return blocks(weight, bits, search=search).numpy()
-        return weight.to(torch.float32 if kind == "f32" else torch.float16).contiguous().numpy()
+        return (weight.float() if kind == "f32" else weight.half()).contiguous().numpy()
 
     def add(name: str, array: Any) -> None:
         writer.add_tensor(f"{name}.weight", array, raw_dtype=raw)
@@ -256,20 +291,20 @@ def _type(index: int, token: str | None, special: dict[int, tuple[str, bool]], u
     return "BYTE" if _BYTE.fullmatch(token) else "NORMAL"
 
 
-def _add_vocabulary(writer: Any, words: Vocabulary, spec: DecoderConfig) -> None:
-    writer.add_tokenizer_model(words.model)
-    if words.model == "none":
+def _add_vocabulary(writer: Any, vocabulary: Vocabulary, spec: DecoderConfig) -> None:
+    writer.add_tokenizer_model(vocabulary.model)
+    if vocabulary.model == "none":
         return
-    writer.add_token_list(list(words.tokens))
+    writer.add_token_list(list(vocabulary.tokens))
     kinds = library().TokenType
-    writer.add_token_types([kinds[each] for each in words.types])
-    if words.model == "gpt2":
+    writer.add_token_types([kinds[each] for each in vocabulary.types])
+    if vocabulary.model == "gpt2":
         writer.add_tokenizer_pre("gpt-2")
-        writer.add_token_merges(list(words.merges))
+        writer.add_token_merges(list(vocabulary.merges))
     else:
         writer.add_tokenizer_pre("default")
-        writer.add_token_scores(list(words.scores))
-        writer.add_add_space_prefix(words.boundary)
+        writer.add_token_scores(list(vocabulary.scores))
+        writer.add_add_space_prefix(vocabulary.boundary)
     writer.add_bos_token_id(spec.bos_token_id)
     writer.add_eos_token_id(spec.eos_token_id)
     writer.add_pad_token_id(spec.pad_token_id)

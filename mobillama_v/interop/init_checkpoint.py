@@ -1,4 +1,4 @@
-"""A model folder to start a training from: an imported or fresh decoder, an open_clip tower, a fresh projector.
+"""A model folder to train from: an imported or random decoder, an open_clip tower, and a random projector.
 
 Shapes are those of :class:`~mobillama_v.config.ModelConfig`; tensors keep the precision that they were published in.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,28 +20,29 @@ from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, Towe
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.hub import find_checkpoint
 from mobillama_v.images import ImageTransform
-from mobillama_v.interop.llama import Imported, Sharing, import_decoder
+from mobillama_v.interop.formats import FFN, ImportedDecoder, import_decoder
 from mobillama_v.model.vision import HYBRID, build_tower
 from mobillama_v.model.vision.image_tower import ImageTower
+from mobillama_v.output import refuse_existing, written_whole
 from mobillama_v.presets import preset
 from mobillama_v.tokenization import TextTokenizer
 
-FRESH = "fresh:"
-"""Before the name of a preset: its decoder at random, instead of an imported one."""
+RANDOM = "random:"
+"""Before the name of a preset: a decoder of its shape with random weights, in place of an imported one."""
 ORIGIN = "origin.json"
-"""In a start folder: what it was made from, what was noticed, and the errors of a fold."""
+"""In the new folder: what it was made from, what was noticed, and how far an average is from each layer."""
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a start folder was made of."""
+class InitialModel:
+    """What a folder to train from was made of."""
 
     spec: ModelConfig
-    decoder: Imported
+    decoder: ImportedDecoder
     tensors: int
 
 
-def write_start(
+def write_initial_model(
     out: Path,
     *,
     decoder: str,
@@ -50,79 +50,71 @@ def write_start(
     projector: ProjectorConfig,
     image_mode: str = "pad",
     image_size: int | None = None,
-    sharing: Sharing = "auto",
+    ffn: FFN = "auto",
     tokenizer: Path | None = None,
     seed: int = 0,
-) -> Start:
+) -> InitialModel:
     """Make the folder ``out``: ``config.json``, ``model.safetensors``, ``tokenizer.json`` and ``origin.json``.
 
     Every tensor is read back and compared before the folder gets its name.
 
     Args:
         out: must not be there yet.
-        decoder: a checkpoint's folder or Hugging Face id, or ``fresh:PRESET``.
+        decoder: a checkpoint's folder or Hugging Face id, or ``random:PRESET``.
         tower: with ``pretrained`` the weights to start from; None leaves them random.
-        projector: made by ``seed``.
+        projector: its weights are random.
         image_mode: of :class:`~mobillama_v.images.ImageTransform`.
         image_size: side in pixels; None means the tower's own.
-        sharing: as of :func:`~mobillama_v.interop.llama.import_decoder`.
+        ffn: as of :func:`~mobillama_v.interop.formats.import_decoder`.
         tokenizer: a ``tokenizer.json``; None means the decoder's.
         seed: of all random weights.
 
     Raises:
         MobiLlamaVError: what is named is not there, does not fit, or is damaged.
     """
-    if out.exists():
-        raise CheckpointError(f"{out} is there already; name a new folder.")
-    image = _image(tower, image_size, image_mode)  # first: what cannot be is said before gigabytes are read
+    refuse_existing(out, parents=True)
+    image = _image(tower, image_size, image_mode)  # before gigabytes are read
     torch.manual_seed(seed)
-    source = None if decoder.startswith(FRESH) else find_checkpoint(decoder)
-    imported = _fresh(decoder) if source is None else import_decoder(source, sharing=sharing)
+    source = None if decoder.startswith(RANDOM) else find_checkpoint(decoder)
+    imported = _random_decoder(decoder) if source is None else import_decoder(source, ffn=ffn)
     vocabulary = tokenizer or (source / "tokenizer.json" if source is not None else None)
-    _check_tokenizer(vocabulary, imported.spec, decoder)
-    made = build_tower(tower, image_size=image.size, pretrained=tower.pretrained is not None)
+    vocabulary = _checked_tokenizer(vocabulary, imported.spec, decoder)
+    vision = build_tower(tower, image_size=image.size, pretrained=tower.pretrained is not None)
     spec = ModelConfig(
         decoder=imported.spec, tower=dataclasses.replace(tower, pretrained=None), projector=projector, image=image
     )
-    tensors = _tensors(imported, made, projector)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        _write(partial, spec, tensors)
-        assert vocabulary is not None
-        shutil.copyfile(vocabulary, partial / "tokenizer.json")
-        origin = {
-            "decoder": decoder,
-            "tower": dataclasses.asdict(tower),
-            "seed": seed,
-            "notes": imported.notes,
-            "folded": [dataclasses.asdict(each) for each in imported.folded],
-        }
-        (partial / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, out)
-    except OSError as error:
-        raise CheckpointError(f"{out} cannot be written ({error.strerror or error}); choose another place.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return Start(spec, imported, len(tensors))
+    tensors = _tensors(imported, vision, projector)
+    origin = {
+        "decoder": decoder,
+        "tower": dataclasses.asdict(tower),
+        "seed": seed,
+        "notes": imported.notes,
+        "folded": [dataclasses.asdict(each) for each in imported.averaged],
+    }
+    with written_whole(out, parents=True) as made:
+        made.mkdir()
+        _write(made, spec, tensors)
+        shutil.copyfile(vocabulary, made / "tokenizer.json")
+        (made / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return InitialModel(spec, imported, len(tensors))
 
 
-def _fresh(name: str) -> Imported:
-    """A preset's decoder at random, as this project's models are initialized."""
+def _random_decoder(name: str) -> ImportedDecoder:
+    """A preset's decoder with random weights, as this project's models are initialized."""
     from mobillama_v.hf.configuration import MobiLlamaConfig
     from mobillama_v.hf.modeling import MobiLlamaForCausalLM
 
-    spec = preset(name.removeprefix(FRESH)).decoder
+    spec = preset(name.removeprefix(RANDOM)).decoder
     state = MobiLlamaForCausalLM(MobiLlamaConfig(**dataclasses.asdict(spec))).state_dict()
     head = state.pop("lm_head.weight")
-    return Imported(spec, {name.removeprefix("model."): tensor for name, tensor in state.items()}, head, ())
+    return ImportedDecoder(spec, {name.removeprefix("model."): tensor for name, tensor in state.items()}, head)
 
 
-def _check_tokenizer(path: Path | None, spec: DecoderConfig, decoder: str) -> None:
+def _checked_tokenizer(path: Path | None, spec: DecoderConfig, decoder: str) -> Path:
     if path is None or not path.is_file():
         raise CheckpointError(f"{decoder} comes without a tokenizer.json; give one with --tokenizer.")
     TextTokenizer.of_decoder(path, spec)
+    return path
 
 
 def _image(tower: TowerConfig, size: int | None, mode: str) -> ImageTransform:
@@ -146,7 +138,7 @@ def _image(tower: TowerConfig, size: int | None, mode: str) -> ImageTransform:
     return ImageTransform(size=size or own, **options)
 
 
-def _tensors(imported: Imported, tower: ImageTower, spec: ProjectorConfig) -> dict[str, Tensor]:
+def _tensors(imported: ImportedDecoder, tower: ImageTower, spec: ProjectorConfig) -> dict[str, Tensor]:
     projector = spec.build(tower_width=tower.width, decoder_width=imported.spec.hidden_size)
     for module in projector.modules():
         if isinstance(module, nn.Linear):

@@ -12,11 +12,10 @@ Shapes: V vocabulary, D hidden, F feed-forward width, K key/value heads, C head 
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,92 +24,66 @@ from torch import Tensor
 from mobillama_v.checkpoint import iterate_tensors, refuse_misfits, weight_files
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
+from mobillama_v.interop.formats import FFN, AverageError, ImportedDecoder, Importer
 from mobillama_v.model.decoder import Decoder
 
-Sharing = Literal["auto", "per-layer", "fold"]
 MATRICES = ("gate_proj", "up_proj", "down_proj")
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _NETWORK = re.compile(r"mlp\.(gate_proj|up_proj|down_proj)\.weight")
 _SHARED = re.compile(r"model\.(?:mlp|feed_forward)\.(gate_proj|up_proj|down_proj)\.weight")
 _BUFFER = re.compile(r"model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-_PROBES = 256  # random inputs on which a folded network is compared with those that it stands for
+_PROBES = 256  # random inputs on which an averaged network is compared with those that it replaces
 _MODEL_TYPES = ("llama", "mobillama", None)
 
 
-@dataclass(frozen=True)
-class FoldError:
-    """How far one layer's network is from the folded one: ||theirs - folded|| / ||theirs||."""
+class LlamaImporter(Importer):
+    """Folders with ``config.json`` and weights, as transformers saves a Llama."""
 
-    layer: int
-    weights: float
-    """Over the three matrices."""
-    outputs: float
-    """Over answers to random normalized inputs."""
+    title = "Llama and MobiLlama"
 
+    def detect(self, config: dict[str, Any]) -> bool:
+        """By its ``model_type``, which the authors' first checkpoints lack."""
+        return config.get("model_type") in _MODEL_TYPES
 
-@dataclass(frozen=True)
-class Imported:
-    """A decoder in this project's names: tensors of :class:`~mobillama_v.model.decoder.Decoder`, and the head."""
+    def load(self, folder: Path, config: dict[str, Any], *, ffn: FFN) -> ImportedDecoder:
+        """Read the decoder, and compare every tensor's name and shape.
 
-    spec: DecoderConfig
-    decoder: dict[str, Tensor]
-    head: Tensor  # [V,D]
-    notes: tuple[str, ...]
-    """What differs from what the checkpoint says of itself, and what was done about it; a sentence each."""
-    folded: tuple[FoldError, ...] = ()
-
-
-def import_decoder(folder: Path, *, sharing: Sharing = "auto") -> Imported:
-    """Read the decoder in ``folder``.
-
-    Args:
-        folder: ``config.json`` and weights, as transformers saves a Llama.
-        sharing: ``auto`` takes networks that are equal in all layers as the shared one, and refuses others;
-            ``per-layer`` keeps a network in each layer (which is a Llama); ``fold`` takes the mean of the layers'
-            networks as the shared one, to start a training from, and measures how far each layer is from it.
-
-    Raises:
-        CheckpointError: missing, extra or mis-shaped tensors, unequal networks, or a configuration that is not a
-            Llama's; each named.
-        ConfigError: shapes that no decoder can have.
-    """
-    config = _read_config(folder / "config.json")
-    tensors = _read_tensors(folder)
-    notes: list[str] = []
-    theta, head_dim = _take_buffers(tensors, config, notes)
-    spec = _spec(tensors, config, theta, notes, folder)
-    if head_dim not in (None, spec.head_dim):
-        raise CheckpointError(
-            f"{folder} has rotary_emb.inv_freq buffers for heads of width {head_dim}, and {spec.num_attention_heads} "
-            f"heads in its config.json make {spec.head_dim}; mend num_attention_heads."
-        )
-    head = tensors.pop("lm_head.weight", None)
-    if head is None and config.get("tie_word_embeddings"):
-        notes.append("the head is a copy of the embeddings, to which the checkpoint ties it")
-        head = tensors["model.embed_tokens.weight"].clone()
-    networks = _networks(tensors, spec, folder)
-    shared, folded = _shared_network(networks, spec, sharing, folder)
-    spec = replace(spec, ffn_sharing="none" if shared is None else "all")
-    found = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    if shared is not None:
-        found |= {f"feed_forward.{name}.weight": tensor for name, tensor in shared.items()}
-    else:
-        for layer, network in networks.items():
-            found |= {f"layers.{layer}.mlp.{name}.weight": tensor for name, tensor in network.items()}
-    _verify(found, head, spec, folder)
-    assert head is not None
-    return Imported(spec, found, head, tuple(notes), folded)
+        Raises:
+            CheckpointError: missing, extra or mis-shaped tensors, unequal networks, or a configuration that this
+                decoder cannot follow; each named.
+            ConfigError: shapes that no decoder can have.
+        """
+        _refuse_features(config, folder / "config.json")
+        tensors = _read_tensors(folder)
+        notes: list[str] = []
+        theta, head_dim = _take_buffers(tensors, config, notes)
+        spec = _spec(tensors, config, theta, notes, folder)
+        if head_dim not in (None, spec.head_dim):
+            raise CheckpointError(
+                f"{folder} has rotary_emb.inv_freq buffers for heads of width {head_dim}, and "
+                f"{spec.num_attention_heads} heads in its config.json make {spec.head_dim}; correct "
+                "num_attention_heads."
+            )
+        head = tensors.pop("lm_head.weight", None)
+        if head is None and config.get("tie_word_embeddings"):
+            notes.append("the head is a copy of the embeddings, to which the checkpoint ties it")
+            head = tensors["model.embed_tokens.weight"].clone()
+        networks = _networks(tensors, spec, folder)
+        shared, averaged = _shared_network(networks, spec, ffn, folder)
+        spec = replace(spec, ffn_sharing="none" if shared is None else "all")
+        found = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        if shared is not None:
+            found |= {f"feed_forward.{name}.weight": tensor for name, tensor in shared.items()}
+        else:
+            for layer, network in networks.items():
+                found |= {f"layers.{layer}.mlp.{name}.weight": tensor for name, tensor in network.items()}
+        _verify(found, head, spec, folder)
+        assert head is not None
+        return ImportedDecoder(spec, found, head, tuple(notes), averaged)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); a decoder's folder needs its config.json.") from error
-    if not isinstance(config, dict) or config.get("model_type") not in _MODEL_TYPES:
-        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        raise CheckpointError(f"{path} describes a model of type {kind!r}; only Llama and MobiLlama can be imported.")
+def _refuse_features(config: dict[str, Any], path: Path) -> None:
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
     refused = {
@@ -123,7 +96,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     wrong = [f"{name} {asked.get(name)!r}" for name, is_wrong in refused.items() if is_wrong]
     if wrong:
         raise CheckpointError(f"{path} asks for {', '.join(wrong)}, which this decoder does not have.")
-    return config
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -164,7 +136,9 @@ def _spec(
     layers = [int(match[1]) for name in tensors if (match := _LAYER.fullmatch(name))]
     keys = ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight")
     missing = [name for name in keys if name not in tensors]
-    widths = {tensor.shape[0] for name, tensor in tensors.items() if (at := _place(name)) and at[1] == MATRICES[0]}
+    widths = {
+        tensor.shape[0] for name, tensor in tensors.items() if (at := _layer_and_matrix(name)) and at[1] == MATRICES[0]
+    }
     if missing or not widths:
         refuse_misfits(folder, missing=missing or ["model.layers.0.mlp.gate_proj.weight"], extra=[], wrong=[])
     vocabulary, hidden = tensors[keys[0]].shape
@@ -207,7 +181,7 @@ def _token_id(config: dict[str, Any], name: str, default: int) -> int:
     return default if value is None else int(value)
 
 
-def _place(name: str) -> tuple[int, str] | None:
+def _layer_and_matrix(name: str) -> tuple[int, str] | None:
     """Layer and matrix of a network's tensor; a network that stands under no layer counts as the first one's."""
     if shared := _SHARED.fullmatch(name):
         return 0, shared[1]
@@ -220,9 +194,9 @@ def _networks(tensors: dict[str, Tensor], spec: DecoderConfig, folder: Path) -> 
     """Take the feed-forward networks: of every layer, or only of one (as layer 0) where the checkpoint holds one."""
     found: dict[int, dict[str, Tensor]] = {}
     for name in list(tensors):
-        if (place := _place(name)) is None:
+        if (found_at := _layer_and_matrix(name)) is None:
             continue
-        layer, matrix = place
+        layer, matrix = found_at
         if matrix in found.setdefault(layer, {}):
             raise CheckpointError(f"{folder} holds the {matrix} of layer {layer} twice, once as {name}; keep one.")
         found[layer][matrix] = tensors.pop(name)
@@ -240,16 +214,16 @@ def _networks(tensors: dict[str, Tensor], spec: DecoderConfig, folder: Path) -> 
 
 
 def _shared_network(
-    networks: dict[int, dict[str, Tensor]], spec: DecoderConfig, sharing: Sharing, folder: Path
-) -> tuple[dict[str, Tensor] | None, tuple[FoldError, ...]]:
+    networks: dict[int, dict[str, Tensor]], spec: DecoderConfig, ffn: FFN, folder: Path
+) -> tuple[dict[str, Tensor] | None, tuple[AverageError, ...]]:
     """The network that all layers share, or None where each has its own."""
     first_layer = min(networks)
     first = networks[first_layer]
     if len(networks) == 1:
-        if sharing == "per-layer" and spec.num_hidden_layers > 1:
+        if ffn == "per-layer" and spec.num_hidden_layers > 1:
             raise CheckpointError(f"{folder} holds one feed-forward network for all layers; it has none per layer.")
         return first, ()
-    if sharing == "per-layer":
+    if ffn == "per-layer":
         return None, ()
     unequal = [
         f"model.layers.{layer}.mlp.{name}.weight"
@@ -259,16 +233,16 @@ def _shared_network(
     ]
     if not unequal:
         return first, ()
-    if sharing == "fold":
-        return _fold(networks)
+    if ffn == "average":
+        return _average(networks)
     raise CheckpointError(
         f"{folder} holds feed-forward networks that are not the same in all layers: {len(unequal)} tensors differ from "
         f"layer {first_layer}'s, the first is {unequal[0]}. A plain Llama is imported with per-layer networks or with "
-        "these folded into one (--ffn per-layer, --ffn fold); a MobiLlama is damaged."
+        "their average as the shared one (--ffn per-layer, --ffn average); a MobiLlama is damaged."
     )
 
 
-def _fold(networks: dict[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], tuple[FoldError, ...]]:
+def _average(networks: dict[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], tuple[AverageError, ...]]:
     """The mean of the networks, in the first one's dtype, and each layer's distance from it."""
     dtype = next(iter(networks.values()))["gate_proj"].dtype
     mean = {
@@ -278,18 +252,18 @@ def _fold(networks: dict[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor], tu
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(_PROBES, mean["gate_proj"].shape[1], generator=generator)
     probe = F.rms_norm(probe, probe.shape[-1:])
-    answer = _run(mean, probe)
+    expected = _feed_forward(mean, probe)
     errors = []
     for layer, network in sorted(networks.items()):
         apart = sum(float((network[name].float() - mean[name].float()).square().sum()) for name in MATRICES)
         size = sum(float(network[name].float().square().sum()) for name in MATRICES)
-        theirs = _run(network, probe)
-        outputs = float((theirs - answer).norm() / theirs.norm().clamp(min=1e-30))
-        errors.append(FoldError(layer, (apart / max(size, 1e-30)) ** 0.5, outputs))
+        theirs = _feed_forward(network, probe)
+        outputs = float((theirs - expected).norm() / theirs.norm().clamp(min=1e-30))
+        errors.append(AverageError(layer, (apart / max(size, 1e-30)) ** 0.5, outputs))
     return mean, tuple(errors)
 
 
-def _run(network: dict[str, Tensor], x: Tensor) -> Tensor:
+def _feed_forward(network: dict[str, Tensor], x: Tensor) -> Tensor:
     gate, up, down = (network[name].float() for name in MATRICES)
     return F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import tiny
 from mobillama_v.config import ProjectorConfig, TowerConfig
 from mobillama_v.errors import CheckpointError, ConfigError, ModelNotFoundError
-from mobillama_v.interop.init_checkpoint import write_start
+from mobillama_v.interop.init_checkpoint import write_initial_model
 from mobillama_v.train.build import load_start, load_tokenizer
 
 
@@ -46,7 +46,7 @@ def tower(tower_name: str, tmp_path: Path) -> TowerConfig:
 
 def test_a_training_starts_from_it(decoder: Path, tower: TowerConfig, tmp_path: Path) -> None:
     out = tmp_path / "start"
-    made = write_start(out, decoder=str(decoder), tower=tower, projector=ProjectorConfig())
+    made = write_initial_model(out, decoder=str(decoder), tower=tower, projector=ProjectorConfig())
     assert made.spec.decoder.ffn_sharing == "all"
     assert made.spec.image.size == tiny.IMAGE_SIZE
     model = load_start(out, seed=1)
@@ -70,24 +70,24 @@ def test_a_training_starts_from_it(decoder: Path, tower: TowerConfig, tmp_path: 
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     origin = json.loads((out / "origin.json").read_text())
     assert origin["decoder"] == str(decoder)
-    with pytest.raises(CheckpointError, match="there already"):
-        write_start(out, decoder=str(decoder), tower=tower, projector=ProjectorConfig())
+    with pytest.raises(ConfigError, match="there already"):
+        write_initial_model(out, decoder=str(decoder), tower=tower, projector=ProjectorConfig())
 
 
-def test_a_fresh_decoder_is_made_by_the_seed(tower_name, decoder, tmp_path, monkeypatch) -> None:
+def test_a_random_decoder_is_made_by_the_seed(tower_name, decoder, tmp_path, monkeypatch) -> None:
     from mobillama_v import presets
 
     spec = dataclasses.replace(presets.PRESETS["nano"].decoder, vocab_size=400, hidden_size=32, num_hidden_layers=2)
     monkeypatch.setitem(presets.PRESETS, "small", presets.Preset("small", "for this test", spec))
-    options = {"decoder": "fresh:small", "tower": TowerConfig(model=tower_name), "projector": ProjectorConfig()}
+    options = {"decoder": "random:small", "tower": TowerConfig(model=tower_name), "projector": ProjectorConfig()}
     vocabulary = decoder / "tokenizer.json"
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_start(tmp_path / name, **options, tokenizer=vocabulary, seed=seed)
+        write_initial_model(tmp_path / name, **options, tokenizer=vocabulary, seed=seed)
     a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["lm_head.weight"], c["lm_head.weight"])
     with pytest.raises(CheckpointError, match="without a tokenizer"):
-        write_start(tmp_path / "d", **options)
+        write_initial_model(tmp_path / "d", **options)
     assert not (tmp_path / "d").exists()
 
 
@@ -96,15 +96,17 @@ def test_what_cannot_be_is_said_before_anything_is_written(decoder, tower, tower
 
     projector, out = ProjectorConfig(), tmp_path / "out"
     with pytest.raises(ModelNotFoundError, match="no checkpoint 'nothing'"):
-        write_start(out, decoder="nothing", tower=tower, projector=projector)
+        write_initial_model(out, decoder="nothing", tower=tower, projector=projector)
     with pytest.raises(ConfigError, match="no model 'vit'"):
-        write_start(out, decoder=str(decoder), tower=TowerConfig(model="vit"), projector=projector)
+        write_initial_model(out, decoder=str(decoder), tower=TowerConfig(model="vit"), projector=projector)
     with pytest.raises(ConfigError, match="no pretrained weights 'none'"):
-        write_start(out, decoder=str(decoder), tower=TowerConfig(tower_name, "none"), projector=projector)
+        write_initial_model(out, decoder=str(decoder), tower=TowerConfig(tower_name, "none"), projector=projector)
     big = Tokenizer(models.WordLevel({str(i): i for i in range(401)}, unk_token="0"))  # the decoder has 400
     big.save(str(tmp_path / "big.json"))
     with pytest.raises(CheckpointError, match="has 401 tokens and the decoder 400 embeddings"):
-        write_start(out, decoder=str(decoder), tower=tower, projector=projector, tokenizer=tmp_path / "big.json")
+        write_initial_model(
+            out, decoder=str(decoder), tower=tower, projector=projector, tokenizer=tmp_path / "big.json"
+        )
     assert not out.exists()
 
 
@@ -115,8 +117,12 @@ def test_the_command(decoder: Path, tower: TowerConfig, tmp_path: Path) -> None:
 
     app = typer.Typer()
     app.command()(init)
-    args = [str(tmp_path / "out"), "--decoder", str(decoder), "--tower", f"{tower.model}:{tower.pretrained}"]
+    place = tmp_path / "new" / "out"
+    args = [str(place), "--decoder", str(decoder), "--tower", f"{tower.model}:{tower.pretrained}"]
     result = CliRunner().invoke(app, [*args, "--projector", "avg_pool_mlp", "--factor", "2"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert "one feed-forward network for all" in result.output
-    assert load_start(tmp_path / "out", seed=0).tokens_per_image == 4
+    assert load_start(place, seed=0).tokens_per_image == 4
+    result = CliRunner().invoke(app, [str(tmp_path / "old"), *args[1:], "--ffn", "fold"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("--ffn fold is now called average") == 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mobillama_v import MobiLlamaConfig, MobiLlamaForCausalLM
 from mobillama_v.errors import CheckpointError
-from mobillama_v.interop.llama import Imported, import_decoder
+from mobillama_v.interop.formats import ImportedDecoder, import_decoder
 
 LAYERS, HEADS, HIDDEN = 4, 4, 32
 NETWORK = ("gate_proj.weight", "up_proj.weight", "down_proj.weight")
@@ -68,7 +68,7 @@ def write(folder: Path, state: dict[str, Tensor], *, kind: str = "safetensors", 
     return folder
 
 
-def logits(found: Imported, ids: Tensor) -> Tensor:
+def logits(found: ImportedDecoder, ids: Tensor) -> Tensor:
     import dataclasses
 
     model = MobiLlamaForCausalLM(MobiLlamaConfig(**dataclasses.asdict(found.spec))).eval()
@@ -77,7 +77,7 @@ def logits(found: Imported, ids: Tensor) -> Tensor:
         return model(input_ids=ids).logits
 
 
-def assert_same(found: Imported, model: Any) -> None:
+def assert_same(found: ImportedDecoder, model: Any) -> None:
     ids = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(logits(found, ids), model(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
@@ -117,7 +117,7 @@ def test_one_copy_of_the_network(name: str, tmp_path: Path) -> None:
     assert found.spec.ffn_sharing == "all"
     assert_same(found, model)
     with pytest.raises(CheckpointError, match="none per layer"):
-        import_decoder(tmp_path, sharing="per-layer")
+        import_decoder(tmp_path, ffn="per-layer")
 
 
 @pytest.mark.parametrize("name", ["model.mlp", "model.feed_forward"])  # one sorts behind the layers, one before them
@@ -141,27 +141,27 @@ def test_a_llama_with_grouped_heads_and_a_tied_head(tmp_path: Path) -> None:
     model = llama(num_key_value_heads=2, tie_word_embeddings=True, rope_theta=50000.0)
     model.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-    found = import_decoder(tmp_path, sharing="per-layer")
+    found = import_decoder(tmp_path, ffn="per-layer")
     assert (found.spec.ffn_sharing, found.spec.num_key_value_heads, found.spec.rope_theta) == ("none", 2, 50000.0)
     assert_same(found, model)
 
 
-def test_a_llama_folded_is_the_mean_and_says_how_far_it_is(tmp_path: Path) -> None:
+def test_a_llama_averaged_is_the_mean_and_says_how_far_it_is(tmp_path: Path) -> None:
     model = llama()
     state = tensors(model)
     write(tmp_path, state)
-    with pytest.raises(CheckpointError, match=r"9 tensors differ .*layers\.1\.mlp\.gate_proj\.weight.*--ffn fold"):
+    with pytest.raises(CheckpointError, match=r"9 tensors differ .*layers\.1\.mlp\.gate_proj\.weight.*--ffn average"):
         import_decoder(tmp_path)
-    found = import_decoder(tmp_path, sharing="fold")
+    found = import_decoder(tmp_path, ffn="average")
     for name in ("gate_proj", "up_proj", "down_proj"):
         mean = torch.stack([state[f"model.layers.{i}.mlp.{name}.weight"] for i in range(LAYERS)]).mean(0)
         torch.testing.assert_close(found.decoder[f"feed_forward.{name}.weight"], mean)
-    assert [each.layer for each in found.folded] == list(range(LAYERS))
+    assert [each.layer for each in found.averaged] == list(range(LAYERS))
     # Independent layers: the mean of n is sqrt(1 - 1/n) of their size away from each.
-    assert all(each.weights == pytest.approx((1 - 1 / LAYERS) ** 0.5, rel=0.1) for each in found.folded)
-    assert all(0.5 < each.outputs < 2 for each in found.folded)
-    same = import_decoder(write(tmp_path / "same", tensors(shared_llama())), sharing="fold")
-    assert same.folded == ()
+    assert all(each.weights == pytest.approx((1 - 1 / LAYERS) ** 0.5, rel=0.1) for each in found.averaged)
+    assert all(0.5 < each.outputs < 2 for each in found.averaged)
+    same = import_decoder(write(tmp_path / "same", tensors(shared_llama())), ffn="average")
+    assert same.averaged == ()
 
 
 @pytest.mark.parametrize(

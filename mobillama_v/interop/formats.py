@@ -1,0 +1,140 @@
+"""The model formats of other programs: those that can be imported and those that can be exported.
+
+To add one, write a module with a subclass of :class:`Importer` or :class:`Exporter`, and give it a line in
+:data:`IMPORTERS` or :data:`EXPORTERS`. ``mobillama-v init`` and ``mobillama-v export`` find it there.
+
+Nothing heavy is imported here: a format's module is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from mobillama_v.config import DecoderConfig, ModelConfig
+from mobillama_v.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mobillama_v.model.vlm import VisionLanguageModel
+
+IMPORTERS = ["mobillama_v.interop.llama:LlamaImporter"]
+"""``MODULE:CLASS`` of each format that can be imported."""
+EXPORTERS = {"gguf": "mobillama_v.interop.gguf:GGUFExporter"}
+"""``MODULE:CLASS`` of each format that can be exported, by its name on the command line."""
+
+FFN = Literal["auto", "per-layer", "average"]
+
+
+@dataclass(frozen=True)
+class AverageError:
+    """How far one layer's feed-forward network is from the average: ||theirs - average|| / ||theirs||."""
+
+    layer: int
+    weights: float
+    """Over the three matrices."""
+    outputs: float
+    """Over answers to random normalized inputs."""
+
+
+@dataclass(frozen=True)
+class ImportedDecoder:
+    """A decoder in this project's names: tensors of :class:`~mobillama_v.model.decoder.Decoder`, and the head."""
+
+    spec: DecoderConfig
+    decoder: dict[str, Tensor]
+    head: Tensor  # [V,D]
+    notes: tuple[str, ...] = ()
+    """What differs from what the checkpoint says of itself, and what was done about it; a sentence each."""
+    averaged: tuple[AverageError, ...] = ()
+    """Of each layer, where the feed-forward networks were averaged."""
+
+
+class Importer(ABC):
+    """A format of decoders that can be read."""
+
+    title: ClassVar[str]
+    """What the format is called in messages."""
+
+    @abstractmethod
+    def detect(self, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this ``config.json`` has the format."""
+
+    @abstractmethod
+    def load(self, folder: Path, config: dict[str, Any], *, ffn: FFN) -> ImportedDecoder:
+        """Read the decoder in ``folder``; ``ffn`` as in :func:`import_decoder`.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or is none that can be imported.
+        """
+
+
+class Exporter(ABC):
+    """A format that models can be written in."""
+
+    help: ClassVar[str]
+    """Help of the command: a line, and after an empty line what else there is to know."""
+    suffix: ClassVar[str]
+    """Of a file, with its dot; empty for a folder."""
+    types: ClassVar[tuple[str, ...]]
+    """Number types that the matrices can have."""
+    default_type: ClassVar[str]
+
+    @abstractmethod
+    def check(self, spec: ModelConfig, kind: str) -> None:
+        """See that a model can be written with matrices of the type ``kind``, before its weights are read.
+
+        Raises:
+            ConfigError: an unknown type, or the format cannot hold this model.
+            MissingExtraError: a package is not installed.
+        """
+
+    @abstractmethod
+    def write(self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path) -> tuple[str, ...]:
+        """Write ``network``, which was loaded from ``folder``, to the new file or folder ``path``.
+
+        Returns:
+            What is not in the file as it was, a sentence each.
+        """
+
+
+def import_decoder(folder: Path, *, ffn: FFN = "auto") -> ImportedDecoder:
+    """Read the decoder in ``folder``, whichever of the known formats it has.
+
+    Args:
+        folder: ``config.json`` and weights.
+        ffn: ``auto`` takes feed-forward networks that are equal in all layers as one shared network, and refuses
+            others. ``per-layer`` keeps a network in each layer. ``average`` takes the mean of the layers' networks as
+            the shared one, to start a training from, and measures how far each layer is from it.
+
+    Raises:
+        CheckpointError: an unknown format, a damaged checkpoint, or unequal networks; named.
+        ConfigError: shapes that no decoder can have.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); a decoder's folder needs its config.json.") from error
+    importers: list[Importer] = [_load(each)() for each in IMPORTERS]
+    found = next((each for each in importers if isinstance(config, dict) and each.detect(config)), None)
+    if found is None:
+        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
+        known = " or ".join(each.title for each in importers)
+        raise CheckpointError(f"{path} describes a model of type {kind!r}; only {known} can be imported.")
+    return found.load(folder, config, ffn=ffn)
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter of that name in :data:`EXPORTERS`."""
+    return _load(EXPORTERS[name])()
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

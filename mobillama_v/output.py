@@ -1,0 +1,48 @@
+"""Files and folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mobillama_v.errors import ConfigError
+
+
+def refuse_existing(out: Path, *, parents: bool = False) -> None:
+    """See that ``out`` can be made.
+
+    Raises:
+        ConfigError: it exists, or (without ``parents``) the folder around it does not.
+    """
+    if out.exists():
+        raise ConfigError(f"{str(out)!r} is there already; name another one.")
+    if not parents and not out.absolute().parent.is_dir():
+        raise ConfigError(
+            f"there is no folder {str(out.absolute().parent)!r} to write {out.name!r} into; make it first."
+        )
+
+
+@contextmanager
+def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
+    """A path to write a new file or folder at. It is renamed to ``out`` when all is written.
+
+    After an error nothing is left. With ``parents`` the folders around it are made too.
+
+    Raises:
+        ConfigError: as :func:`refuse_existing`, or the system refuses to write.
+    """
+    from safetensors import SafetensorError  # which it raises in place of the system's errors
+
+    refuse_existing(out, parents=parents)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
+            made = Path(work) / out.name
+            yield made
+            made.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."
+        ) from error
