@@ -91,7 +91,7 @@ def _torch_parts(folder: Path, config: ModelConfig, plan: BackendPlan) -> tuple[
             device=plan.device,
             dtype=dtype,
             decoder=False,
-            prepare=lambda sketch: packed_vision.hold(sketch, names),
+            prepare=lambda sketch: packed_vision.allocate(sketch, names),
         )
         if plan.decoder == "native":
             return network, packed

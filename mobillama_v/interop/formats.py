@@ -95,7 +95,9 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def write(self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path) -> tuple[str, ...]:
+    def write(
+        self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path
+    ) -> tuple[str, ...]:
         """Write ``network``, which was loaded from ``folder``, to the new file or folder ``path``.
 
         Returns:

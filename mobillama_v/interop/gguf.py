@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mobillama_v.backends.native.pack import refuse_odd
+from mobillama_v.backends.native.pack import check_fp16_range
 from mobillama_v.backends.native.packed_format import BLOCK
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
@@ -53,7 +53,9 @@ class GGUFExporter(Exporter):
         refuse_type(kind, spec.decoder)
         library()
 
-    def write(self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path) -> tuple[str, ...]:
+    def write(
+        self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path
+    ) -> tuple[str, ...]:
         """The decoder and its tokenizer, under the folder's name."""
         return write_gguf(
             path,
@@ -197,7 +199,7 @@ def _add_tensors(
     raw = gguf.GGMLQuantizationType[kind.upper()]
 
     def converted(name: str, weight: Tensor) -> Any:
-        refuse_odd(weight.detach().float().numpy(), name)
+        check_fp16_range(weight.detach().float().numpy(), name)
         if bits:
             return blocks(weight, bits, search=search).numpy()
         return (weight.float() if kind == "f32" else weight.half()).contiguous().numpy()

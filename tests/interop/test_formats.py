@@ -19,7 +19,7 @@ from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.hub import read_spec
 from mobillama_v.interop import formats
 from mobillama_v.interop.formats import FFN, Exporter, ImportedDecoder, Importer, import_decoder
-from mobillama_v.model.vlm import Network
+from mobillama_v.model.vlm import VisionLanguageModel
 
 
 class ToyExporter(Exporter):
@@ -35,7 +35,9 @@ class ToyExporter(Exporter):
         if kind not in self.types:
             raise ConfigError(f"a toy has no type {kind!r}.")
 
-    def write(self, path: Path, network: Network, spec: ModelConfig, *, kind: str, folder: Path) -> tuple[str, ...]:
+    def write(
+        self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path
+    ) -> tuple[str, ...]:
         path.write_text(f"{kind} {tuple(network.lm_head.weight.shape)} {folder.name}")
         return ("A toy has no norms.",)
 

@@ -1,14 +1,13 @@
-"""The native library through ctypes; what the functions do is said in ``native/engine.h``."""
+"""The native library through ctypes; ``csrc/engine.h`` says what its functions do."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from functools import lru_cache
 from pathlib import Path
 
-_ABI = 4
-PATHS = {"auto": 0, "portable": 1, "avx2": 2, "vnni": 3, "neon": 4}
-"""Kernel paths; ``auto`` is the fastest that this processor has."""
+_ABI = 5
 
 
 class Config(ctypes.Structure):
@@ -18,7 +17,8 @@ class Config(ctypes.Structure):
         ("theta", ctypes.c_double),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_int32) for name in ("vocab", "hidden", "ffn", "layers", "heads", "kv_heads", "context")),
-        *((name, ctypes.c_int32) for name in ("ffn_count", "bits", "threads", "path")),
+        *((name, ctypes.c_int32) for name in ("ffn_count", "bits", "threads")),
+        ("path", ctypes.c_char_p),
     )
 
 
@@ -35,10 +35,10 @@ def _open(path: Path) -> ctypes.CDLL:
     pointer, int32, uint64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_uint64
     signatures = {
         "mv_error": (ctypes.c_char_p, ()),
-        "mv_has_path": (int32, (int32,)),
+        "mv_path_name": (ctypes.c_char_p, (int32,)),
         "mv_model_new": (pointer, (ctypes.POINTER(Config), ctypes.POINTER(Span), int32)),
         "mv_model_free": (None, (pointer,)),
-        "mv_model_path": (int32, (pointer,)),
+        "mv_model_path": (ctypes.c_char_p, (pointer,)),
         "mv_model_traffic": (None, (pointer, ctypes.POINTER(uint64), ctypes.POINTER(uint64))),
         "mv_sequence_new": (pointer, (pointer, int32)),
         "mv_sequence_free": (None, (pointer,)),
@@ -47,9 +47,8 @@ def _open(path: Path) -> ctypes.CDLL:
             int32,
             (pointer, ctypes.POINTER(pointer), ctypes.POINTER(int32), int32, pointer, pointer, pointer),
         ),
-        "mv_team_new": (pointer, (int32, int32)),
-        "mv_team_free": (None, (pointer,)),
-        "mv_team_path": (int32, (pointer,)),
+        "mv_thread_pool_new": (pointer, (int32, ctypes.c_char_p)),
+        "mv_thread_pool_free": (None, (pointer,)),
         "mv_linear": (int32, (pointer, ctypes.POINTER(Span), int32, int32, pointer, pointer, int32, pointer)),
     }
     for name, (result, arguments) in signatures.items():
@@ -59,7 +58,7 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 @lru_cache(maxsize=1)
-def _opened() -> tuple[ctypes.CDLL | None, str]:
+def _open_once() -> tuple[ctypes.CDLL | None, str]:
     folder = Path(__file__).parent
     found = [path for path in sorted(folder.glob("_native*")) if path.suffix in (".so", ".pyd", ".dylib")]
     if not found:
@@ -72,8 +71,8 @@ def _opened() -> tuple[ctypes.CDLL | None, str]:
 
 
 def missing() -> str:
-    """Why there is no native library here, and how to mend that; empty where there is one."""
-    return _opened()[1]
+    """Why there is no native library here, and how to get it; empty where there is one."""
+    return _open_once()[1]
 
 
 def library() -> ctypes.CDLL:
@@ -82,15 +81,21 @@ def library() -> ctypes.CDLL:
     Raises:
         RuntimeError: there is none; ask :func:`missing` first.
     """
-    found, why = _opened()
+    found, why = _open_once()
     if found is None:
         raise RuntimeError(f"the native engine is not here: {why}")
     return found
 
 
 def paths() -> list[str]:
-    """The kernel paths that this machine can run, ``auto`` left out."""
-    return [name for name, number in PATHS.items() if number and library().mv_has_path(number)]
+    """Names of the kernel paths that this machine can run, the fastest first."""
+    names = map(library().mv_path_name, itertools.count())
+    return [name.decode() for name in itertools.takewhile(bool, names)]
+
+
+def encoded(path: str | None) -> bytes | None:
+    """The name of a kernel path as the library takes it; None means the fastest."""
+    return None if path is None else path.encode()
 
 
 def error() -> str:

@@ -1,4 +1,4 @@
-"""A decoder's tensors to a packed decoder: which of them make up which matrix. Over numpy, without torch."""
+"""Pack a decoder: which of its tensors make up which packed matrix. Over numpy, without torch."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ _LARGEST, _EXPONENT = 65504.0, np.uint16(0x7C00)  # of fp16: the largest number,
 HEAD = "lm_head.weight"
 
 
-class Take(Protocol):
-    """Gives a tensor by the name that it has in a :class:`~mobillama_v.model.decoder.Decoder`, or :data:`HEAD`, as
-    floats."""
+class GetTensor(Protocol):
+    """A function that returns a decoder's tensor, as floats.
+
+    Names are those in a :class:`~mobillama_v.model.decoder.Decoder`, and :data:`HEAD`.
+    """
 
     def __call__(self, name: str, *shape: int) -> Array:
-        """``shape`` is the one that it has if it is right."""
+        """``shape`` is the one that it must have."""
         ...
 
 
-def refuse_odd(weight: Array, name: str) -> None:
+def check_fp16_range(weight: Array, name: str) -> None:
     """See that fp16 can hold ``weight``.
 
     Raises:
@@ -38,24 +40,24 @@ def refuse_odd(weight: Array, name: str) -> None:
         raise CheckpointError(f"{name} holds weights that are not finite, or too large for 16 bits; it is damaged.")
 
 
-def pack_halves(weight: Array, name: str) -> Array:
+def pack_fp16(weight: Array, name: str) -> Array:
     """Pack ``weight`` [N,K] of any float type to 16-bit tiles [A,B,1024], as :mod:`mobillama_v.backends.native.tiles`
     says.
 
     Raises:
         CheckpointError: numbers that are not finite, or beyond what 16 bits hold.
     """
-    refuse_odd(weight, name)
+    check_fp16_range(weight, name)
     rows, columns = weight.shape
-    bands, blocks, _ = tiles_shape(rows, columns, 16)
-    padded = np.zeros((bands * ROWS, blocks * BLOCK), np.float16)
+    panels, blocks, _ = tiles_shape(rows, columns, 16)
+    padded = np.zeros((panels * ROWS, blocks * BLOCK), np.float16)
     padded[:rows, :columns] = weight
-    tiles = padded.reshape(bands, ROWS, blocks, BLOCK).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(tiles).view(np.uint8).reshape(bands, blocks, -1)
+    tiles = padded.reshape(panels, ROWS, blocks, BLOCK).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(tiles).view(np.uint8).reshape(panels, blocks, -1)
 
 
-def assemble(take: Take, spec: DecoderConfig, bits: int, pack: Callable[[Array, str], Array]) -> Packed:
-    """Pack the decoder whose tensors ``take`` gives; ``pack`` makes tiles of a matrix, whose name it is told.
+def pack_decoder(get: GetTensor, spec: DecoderConfig, bits: int, pack: Callable[[Array, str], Array]) -> Packed:
+    """Pack the decoder whose tensors ``get`` returns; ``pack(matrix, name)`` makes tiles of a matrix.
 
     Raises:
         CheckpointError: weights that are not finite, and whatever ``pack`` raises.
@@ -63,41 +65,41 @@ def assemble(take: Take, spec: DecoderConfig, bits: int, pack: Callable[[Array, 
     tensors: dict[str, Array] = {}
     for name, (dtype, shape) in layout(spec, bits).items():
         if dtype == np.uint8:
-            tensors[name] = pack(_matrix(take, name, spec), name)
+            tensors[name] = pack(_matrix(get, name, spec), name)
         else:
-            tensor = take(original(name), *shape)
-            refuse_odd(tensor, name)
+            tensor = get(decoder_name(name), *shape)
+            check_fp16_range(tensor, name)
             tensors[name] = np.ascontiguousarray(tensor, dtype)
     return Packed(spec, bits, tensors)
 
 
-def original(name: str) -> str:
-    """What a tensor that is not packed is called in the decoder."""
+def decoder_name(name: str) -> str:
+    """The name in the decoder of a tensor that is not packed."""
     name = name.replace(".attention_norm", ".input_layernorm").replace(".ffn_norm", ".post_attention_layernorm")
     return f"{name}.weight"
 
 
-def network_of(layer: str, spec: DecoderConfig) -> str:
-    """What a layer's feed-forward network is called in the decoder."""
+def ffn_name(layer: str, spec: DecoderConfig) -> str:
+    """The name in the decoder of a layer's feed-forward network."""
     return "feed_forward" if spec.ffn_sharing == "all" else f"layers.{layer}.mlp"
 
 
-def _matrix(take: Take, name: str, spec: DecoderConfig) -> Array:
+def _matrix(get: GetTensor, name: str, spec: DecoderConfig) -> Array:
     width, hidden = spec.hidden_size, spec.intermediate_size
     if name == "lm_head":
-        return take(HEAD, spec.vocab_size, width)
+        return get(HEAD, spec.vocab_size, width)
     owner, index, part = name.split(".")
     if owner == "layers":
         attention, keys = f"layers.{index}.self_attn", spec.num_key_value_heads * spec.head_dim
         if part == "out":
-            return take(f"{attention}.o_proj.weight", width, width)
+            return get(f"{attention}.o_proj.weight", width, width)
         rows = zip("qkv", (width, keys, keys), strict=True)
-        return np.concatenate([take(f"{attention}.{each}_proj.weight", count, width) for each, count in rows])
-    network, extra = network_of(index, spec), ffn_rows(spec) - hidden
+        return np.concatenate([get(f"{attention}.{each}_proj.weight", count, width) for each, count in rows])
+    network, extra = ffn_name(index, spec), ffn_rows(spec) - hidden
     if part == "down":
-        return np.pad(take(f"{network}.down_proj.weight", width, hidden), ((0, 0), (0, extra)))
+        return np.pad(get(f"{network}.down_proj.weight", width, hidden), ((0, 0), (0, extra)))
     gate, up = (
-        np.pad(take(f"{network}.{each}_proj.weight", hidden, width), ((0, extra), (0, 0))).reshape(-1, ROWS, width)
+        np.pad(get(f"{network}.{each}_proj.weight", hidden, width), ((0, extra), (0, 0))).reshape(-1, ROWS, width)
         for each in ("gate", "up")
     )
     return np.stack((gate, up), axis=1).reshape(-1, width)

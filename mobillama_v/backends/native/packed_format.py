@@ -62,8 +62,8 @@ class Packed:
     tensors: dict[str, Array]
     mapping: mmap.mmap | None = None
 
-    def give_back(self, name: str) -> None:
-        """Let go of a tensor's pages where a file has them too: who reads it again reads it from there."""
+    def release_pages(self, name: str) -> None:
+        """Release the memory of a tensor that lies in a file; it is read from there again when it is used."""
         if self.mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
             return
         tensor = self.tensors[name]

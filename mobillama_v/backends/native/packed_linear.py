@@ -1,6 +1,6 @@
 """Linear layers and attention outside the decoder, in 8 bits by the native library.
 
-Shapes: N images, T tokens of an image, D width, A bands of 16 rows, B blocks of 32 columns.
+Shapes: N images, T tokens of an image, D width, A row panels of 16 rows, B blocks of 32 columns.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ _MAX_THREADS = 8  # as many as the decoder takes
 class ThreadPool:
     """Threads of the native library that all layers share; calls from several threads take turns."""
 
-    def __init__(self, threads: int, *, path: str = "auto") -> None:
-        """Start ``threads`` (the calling one included) on a kernel path of
-        :data:`mobillama_v.backends.native.library.PATHS`.
+    def __init__(self, threads: int, *, path: str | None = None) -> None:
+        """Start ``threads`` (the calling one included) on a kernel path.
+
+        ``path`` is one of :func:`mobillama_v.backends.native.library.paths`; None means the fastest.
 
         Raises:
             RuntimeError: there is no library, or no such path here.
         """
         lib = library.library()
-        self.handle = lib.mv_team_new(threads, library.PATHS[path])
+        self.handle = lib.mv_thread_pool_new(threads, library.encoded(path))
         if not self.handle:
             raise RuntimeError(f"the native engine: {library.error()}")
-        self._free = weakref.finalize(self, lib.mv_team_free, self.handle)
+        self._free = weakref.finalize(self, lib.mv_thread_pool_free, self.handle)
 
     def linear(self, tiles: Tensor, bias: Tensor | None, x: Tensor, rows: int) -> Tensor:
         """The packed matrix ``tiles`` [A,B,544] times ``x`` [...,columns], plus ``bias`` [rows]; fp32 [...,rows].
@@ -58,13 +59,13 @@ class ThreadPool:
 
 
 @lru_cache(maxsize=1)
-def _team(threads: int) -> ThreadPool:
+def _thread_pool(threads: int) -> ThreadPool:
     return ThreadPool(threads)
 
 
-def team() -> ThreadPool:
-    """This process's, of as many threads as torch uses now."""
-    return _team(min(torch.get_num_threads(), _MAX_THREADS))
+def thread_pool() -> ThreadPool:
+    """The pool of this process, with as many threads as torch uses now."""
+    return _thread_pool(min(torch.get_num_threads(), _MAX_THREADS))
 
 
 class PackedLinear(nn.Module):
@@ -74,11 +75,11 @@ class PackedLinear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, rows: int, columns: int, *, bias: bool, like: Tensor) -> None:
-        """Make room where ``like`` lies; the bias has its type."""
+        """Allocate the tiles on the device of ``like``; the bias has its type."""
         super().__init__()
         self.in_features, self.out_features = columns, rows
-        room = torch.empty(tiles_shape(rows, columns, BITS), dtype=torch.uint8, device=like.device)
-        self.register_buffer("tiles", room)
+        tiles = torch.empty(tiles_shape(rows, columns, BITS), dtype=torch.uint8, device=like.device)
+        self.register_buffer("tiles", tiles)
         self.register_buffer("bias", like.new_empty(rows) if bias else None)
 
     def fill(self, weight: Tensor, bias: Tensor | None, name: str) -> None:
@@ -96,14 +97,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [...,columns] to [...,rows] of the same type."""
-        return team().linear(self.tiles, self.bias, x, self.out_features).to(x.dtype)
+        return thread_pool().linear(self.tiles, self.bias, x, self.out_features).to(x.dtype)
 
 
 class PackedAttention(nn.Module):
     """What an :class:`~torch.nn.MultiheadAttention` computes that attends to its own input without mask or dropout."""
 
     def __init__(self, width: int, heads: int, *, like: Tensor) -> None:
-        """Make room where ``like`` lies."""
+        """Allocate the weights on the device of ``like``."""
         super().__init__()
         self.heads = heads
         self.in_proj = PackedLinear(3 * width, width, bias=True, like=like)

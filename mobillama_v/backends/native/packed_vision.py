@@ -1,4 +1,4 @@
-"""Image tower and projector in 8 bits: which of their layers are packed, and under which names.
+"""Image tower and projector in 8 bits: which layers are packed, and what their tensors are called.
 
 ``model.safetensors`` of a packed folder holds a packed layer's matrix as ``NAME.tiles`` (uint8, as
 :mod:`mobillama_v.backends.native.tiles` says) in place of ``NAME.weight``. An attention of torch's is two of them,
@@ -58,7 +58,7 @@ def _slots(network: VisionLanguageModel) -> Iterator[_Slot]:
                 yield _Slot(f"{path}.{attribute}", owner, attribute)
 
 
-def _can_be_packed(slot: _Slot) -> bool:
+def _can_pack(slot: _Slot) -> bool:
     kind = f"{type(slot.owner).__module__}.{type(slot.owner).__qualname__}"
     layer = slot.layer
     if type(layer) is nn.Linear:
@@ -73,8 +73,8 @@ def _is_plain(block: nn.Module, attention: nn.MultiheadAttention) -> bool:
     return alone and own and attention.batch_first and attention.dropout == 0
 
 
-def _room(layer: Any) -> PackedLinear | PackedAttention:
-    """What takes the place of a layer, with room for its weights."""
+def _packed_layer(layer: Any) -> PackedLinear | PackedAttention:
+    """The packed layer in place of ``layer``, its weights allocated and not filled."""
     if isinstance(layer, nn.Linear):
         rows, columns = layer.weight.shape
         return PackedLinear(rows, columns, bias=layer.bias is not None, like=layer.weight)
@@ -89,9 +89,9 @@ def pack(network: VisionLanguageModel, *, least: int = _LEAST) -> None:
     """
     for slot in list(_slots(network)):
         layer = slot.layer
-        if not _can_be_packed(slot) or sum(each.numel() for each in layer.parameters()) < least:
+        if not _can_pack(slot) or sum(each.numel() for each in layer.parameters()) < least:
             continue
-        packed = _room(layer)
+        packed = _packed_layer(layer)
         if isinstance(packed, PackedLinear):
             packed.fill(layer.weight, layer.bias, slot.name)
         else:
@@ -100,19 +100,19 @@ def pack(network: VisionLanguageModel, *, least: int = _LEAST) -> None:
         slot.layer = packed
 
 
-def hold(network: VisionLanguageModel, names: Iterable[str]) -> None:
-    """Make room for the packed layers among ``names`` of tensors, that a file can be read into.
+def allocate(network: VisionLanguageModel, names: Iterable[str]) -> None:
+    """Put empty packed layers where ``names`` of a file's tensors have them, for the file to be read into.
 
-    A layer that cannot be packed stays, so that reading finds what does not fit.
+    A layer that cannot be packed stays, so that reading reports what does not fit.
     """
     packed = {name.removesuffix(_TILES) for name in names if name.endswith(_TILES)}
     for slot in list(_slots(network)):
-        if {slot.name, f"{slot.name}.in_proj", f"{slot.name}.out_proj"} & packed and _can_be_packed(slot):
-            slot.layer = _room(slot.layer)
+        if {slot.name, f"{slot.name}.in_proj", f"{slot.name}.out_proj"} & packed and _can_pack(slot):
+            slot.layer = _packed_layer(slot.layer)
 
 
 def unpack(network: VisionLanguageModel, dtype: torch.dtype) -> None:
-    """Give torch the layers back, with the numbers that the packed ones mean."""
+    """Put torch's own layers back, with the numbers that the packed ones stand for."""
     for slot in list(_slots(network)):
         layer = slot.layer
         if isinstance(layer, PackedLinear):

@@ -32,13 +32,13 @@ def supports(spec: DecoderConfig, device: str) -> str:
 class NativeModel:
     """A packed decoder in the native library. Calls from several threads take turns."""
 
-    def __init__(self, packed: Packed, *, threads: int, path: str = "auto") -> None:
+    def __init__(self, packed: Packed, *, threads: int, path: str | None = None) -> None:
         """Hand ``packed`` to the library.
 
         Args:
             packed: its tensors stay as long as this object lives; of those in a file, what is read takes memory.
             threads: the calling one included.
-            path: kernel path, one of :data:`mobillama_v.backends.native.library.PATHS`.
+            path: kernel path, one of :func:`mobillama_v.backends.native.library.paths`; None means the fastest.
 
         Raises:
             RuntimeError: there is no library, or it refuses the model.
@@ -60,7 +60,7 @@ class NativeModel:
             ffn_count=ffn_count(spec),
             bits=packed.bits,
             threads=threads,
-            path=library.PATHS[path],
+            path=library.encoded(path),
         )
         self.spec, self.bits, self.threads = spec, packed.bits, threads
         self._packed = packed  # the library reads its tensors where they are
@@ -69,9 +69,8 @@ class NativeModel:
             raise RuntimeError(f"the native engine refuses this model: {library.error()}")
         self._free = weakref.finalize(self, lib.mv_model_free, self.handle)
         for name in packed.tensors:  # it has copied some of them; the others come back as they are needed
-            packed.give_back(name)
-        numbers = {number: name for name, number in library.PATHS.items()}
-        self.path = numbers[lib.mv_model_path(self.handle)]
+            packed.release_pages(name)
+        self.path: str = lib.mv_model_path(self.handle).decode()
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -127,7 +126,7 @@ class NativeModel:
     def _leave_table(self) -> None:
         """Embeddings have been read, which few others will be."""
         if self._packed.tensors[_TABLE].nbytes >= _LARGE:
-            self._packed.give_back(_TABLE)
+            self._packed.release_pages(_TABLE)
 
 
 class NativeSequence:

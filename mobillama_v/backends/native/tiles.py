@@ -4,7 +4,7 @@ A matrix [N,K] is padded with zeros to multiples of 16 and 32 and cut into tiles
 [N/16, K/32, bytes of a tile], uint8. A tile of 4 or 8 bits holds for each of its rows an fp16 scale d and 32 whole
 numbers q, and means d*q; of 16 bits it holds fp16. ``native/kernels.h`` says where in the tile each lies, and why.
 
-Shapes: A bands of 16 rows, B blocks of 32 columns.
+Shapes: A row panels of 16 rows, B blocks of 32 columns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.backends.native.pack import pack_halves, refuse_odd
+from mobillama_v.backends.native.pack import check_fp16_range, pack_fp16
 from mobillama_v.backends.native.packed_format import BLOCK, ROWS, tiles_shape
 
 _AT_ONCE = 1 << 21  # weights, so that what is computed with them stays in the cache
@@ -36,43 +36,43 @@ def pack_matrix(
         CheckpointError: numbers that are not finite, or beyond what 16 bits hold.
     """
     if bits == 16:
-        return torch.from_numpy(pack_halves(weight.detach().float().numpy(), name))
+        return torch.from_numpy(pack_fp16(weight.detach().float().numpy(), name))
     rows, columns = weight.shape
-    bands, blocks, _ = tiles_shape(rows, columns, bits)
+    panels, blocks, _ = tiles_shape(rows, columns, bits)
     out = torch.empty(tiles_shape(rows, columns, bits), dtype=torch.uint8)
     errors = None
     if bits == 4 and moments is not None:
         padding = blocks * BLOCK - len(moments)
         errors = _spread_of_errors(nn.functional.pad(moments, (0, padding, 0, padding)))
     step = max(1, _AT_ONCE // (ROWS * BLOCK * blocks))
-    for band in range(0, bands, step):
-        some = weight[band * ROWS : (band + step) * ROWS].float()
-        refuse_odd(some.detach().numpy(), name)
-        end = min(band + step, bands)
-        padded = some.new_zeros((end - band) * ROWS, blocks * BLOCK)
+    for panel in range(0, panels, step):
+        some = weight[panel * ROWS : (panel + step) * ROWS].float()
+        check_fp16_range(some.detach().numpy(), name)
+        end = min(panel + step, panels)
+        padded = some.new_zeros((end - panel) * ROWS, blocks * BLOCK)
         padded[: len(some), :columns] = some
-        tiles = padded.view(end - band, ROWS, blocks, BLOCK).transpose(1, 2)  # [A,B,16,32]
+        tiles = padded.view(end - panel, ROWS, blocks, BLOCK).transpose(1, 2)  # [A,B,16,32]
         if errors is None:
-            out[band:end] = _pack_codes(*quantize(tiles, bits, search=search), bits)
+            out[panel:end] = _pack_codes(*quantize(tiles, bits, search=search), bits)
         else:
             codes, scales = quantize_for(padded, errors)
-            shape = (end - band, ROWS, blocks)
+            shape = (end - panel, ROWS, blocks)
             codes = codes.view(*shape, BLOCK).transpose(1, 2)
-            out[band:end] = _pack_codes(codes, scales.view(shape).transpose(1, 2), bits)
+            out[panel:end] = _pack_codes(codes, scales.view(shape).transpose(1, 2), bits)
     return out
 
 
 def _pack_codes(codes: Tensor, scales: Tensor, bits: int) -> Tensor:
     """Tiles of codes [A,B,16,32] and scales [A,B,16]."""
-    bands, blocks = codes.shape[:2]
-    halves = codes.reshape(bands, blocks, 2, 8, BLOCK)
+    panels, blocks = codes.shape[:2]
+    halves = codes.reshape(panels, blocks, 2, 8, BLOCK)
     if bits == 4:
-        nibbles = (halves + 8).to(torch.uint8).view(bands, blocks, 2, 8, 4, 2, 4)
+        nibbles = (halves + 8).to(torch.uint8).view(panels, blocks, 2, 8, 4, 2, 4)
         data = nibbles[..., 0, :] | nibbles[..., 1, :] << 4
     else:
-        data = halves.to(torch.int8).view(torch.uint8).view(bands, blocks, 2, 8, 8, 4)
-    data = data.transpose(3, 4).reshape(bands, blocks, -1)
-    return torch.cat((scales.half().contiguous().view(torch.uint8).view(bands, blocks, -1), data), dim=-1)
+        data = halves.to(torch.int8).view(torch.uint8).view(panels, blocks, 2, 8, 8, 4)
+    data = data.transpose(3, 4).reshape(panels, blocks, -1)
+    return torch.cat((scales.half().contiguous().view(torch.uint8).view(panels, blocks, -1), data), dim=-1)
 
 
 def quantize(blocks: Tensor, bits: int, *, search: bool = True) -> tuple[Tensor, Tensor]:
@@ -156,16 +156,16 @@ def _squared_error(tiles: Tensor, scales: Tensor, weights: Tensor | None) -> Ten
 
 def unpack_matrix(tiles: Tensor, bits: int, rows: int, columns: int) -> Tensor:
     """The matrix [rows, columns] that tiles [A,B,bytes] mean, fp32."""
-    bands, blocks, _ = tiles.shape
+    panels, blocks, _ = tiles.shape
     if bits == 16:
-        values = tiles.contiguous().view(torch.float16).view(bands, blocks, BLOCK, ROWS).transpose(2, 3).float()
+        values = tiles.contiguous().view(torch.float16).view(panels, blocks, BLOCK, ROWS).transpose(2, 3).float()
     else:
         scales = tiles[..., : 2 * ROWS].contiguous().view(torch.float16).float()  # [A,B,16]
         data = tiles[..., 2 * ROWS :]
         if bits == 4:
-            data = data.reshape(bands, blocks, 2, 4, 8, 4).transpose(3, 4)  # [A,B,2,8,4,4]
+            data = data.reshape(panels, blocks, 2, 4, 8, 4).transpose(3, 4)  # [A,B,2,8,4,4]
             codes = torch.stack((data & 15, data >> 4), dim=-2).float() - 8
         else:
-            codes = data.reshape(bands, blocks, 2, 8, 8, 4).transpose(3, 4).contiguous().view(torch.int8).float()
-        values = codes.reshape(bands, blocks, ROWS, BLOCK) * scales[..., None]
-    return values.transpose(1, 2).reshape(bands * ROWS, blocks * BLOCK)[:rows, :columns]
+            codes = data.reshape(panels, blocks, 2, 8, 8, 4).transpose(3, 4).contiguous().view(torch.int8).float()
+        values = codes.reshape(panels, blocks, ROWS, BLOCK) * scales[..., None]
+    return values.transpose(1, 2).reshape(panels * ROWS, blocks * BLOCK)[:rows, :columns]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.backends.native.pack import HEAD, assemble, network_of, original
+from mobillama_v.backends.native.pack import HEAD, decoder_name, ffn_name, pack_decoder
 from mobillama_v.backends.native.packed_format import ROWS, Array, Packed, matrices
 from mobillama_v.backends.native.tiles import pack_matrix, unpack_matrix
 from mobillama_v.config import DecoderConfig
@@ -38,7 +38,7 @@ def pack(
     state = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
     state[HEAD] = lm_head.state_dict()["weight"].detach()
 
-    def take(name: str, *_: int) -> Array:
+    def get(name: str, *_: int) -> Array:
         tensor = state[name]
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
 
@@ -46,7 +46,7 @@ def pack(
         known = None if moments is None else moments.get(name)
         return pack_matrix(torch.from_numpy(weight), bits, search=search, moments=known, name=name).numpy()
 
-    return assemble(take, spec, bits, tiles)
+    return pack_decoder(get, spec, bits, tiles)
 
 
 def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
@@ -57,7 +57,7 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
     for name, array in packed.tensors.items():
         tensor = torch.from_numpy(array)
         if tensor.dtype != torch.uint8:
-            state[original(name)] = tensor.float()
+            state[decoder_name(name)] = tensor.float()
             continue
         weight = unpack_matrix(tensor, packed.bits, *matrices(spec)[name])
         if name == "lm_head":
@@ -65,7 +65,7 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
             continue
         _, index, part = name.split(".")
         attention = f"layers.{index}.self_attn"
-        network = network_of(index, spec)
+        network = ffn_name(index, spec)
         if part == "out":
             state[f"{attention}.o_proj.weight"] = weight
         elif part == "qkv":
@@ -75,8 +75,8 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
         elif part == "down":
             state[f"{network}.down_proj.weight"] = weight[:, : spec.intermediate_size].contiguous()
         else:
-            bands = weight.view(-1, 2, ROWS, spec.hidden_size)
+            panels = weight.view(-1, 2, ROWS, spec.hidden_size)
             for i, each in enumerate(("gate", "up")):
-                whole = bands[:, i].reshape(-1, spec.hidden_size)
+                whole = panels[:, i].reshape(-1, spec.hidden_size)
                 state[f"{network}.{each}_proj.weight"] = whole[: spec.intermediate_size].contiguous()
     return state, head

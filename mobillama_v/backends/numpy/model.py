@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mobillama_v.backends.native.pack import HEAD, assemble, pack_halves
+from mobillama_v.backends.native.pack import HEAD, pack_decoder, pack_fp16
 from mobillama_v.backends.native.packed_format import Packed, is_packed, read
 from mobillama_v.backends.numpy.layers import NUMPY, Array, Linear, MisfitError, Tensors, to_numpy
 from mobillama_v.checkpoint import weight_files
@@ -88,10 +88,10 @@ def load(
             packed = read(folder, spec.decoder)
         else:
 
-            def take(name: str, *shape: int) -> Array:
+            def get(name: str, *shape: int) -> Array:
                 return tensors.take(name if name == HEAD else f"language_model.{name}", *shape)
 
-            packed = assemble(take, spec.decoder, 16, pack_halves)
+            packed = pack_decoder(get, spec.decoder, 16, pack_fp16)
     except MisfitError:
         return None
     return None if tensors.left else (vision, packed)

@@ -73,7 +73,7 @@ def quantized_inputs(model: nn.Module) -> None:
             module.register_forward_pre_hook(hook)
 
 
-def natives(model: Plain, bits: int, *, threads: int = 1, path: str = "auto") -> NativeModel:
+def natives(model: Plain, bits: int, *, threads: int = 1, path: str | None = None) -> NativeModel:
     spec = model.language_model.spec
     return NativeModel(pack(model.language_model, model.lm_head, spec, bits), threads=threads, path=path)
 

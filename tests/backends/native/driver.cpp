@@ -9,8 +9,8 @@
 #include <thread>
 #include <vector>
 
-#include "../../mobillama_v/backends/native/csrc/engine.h"
-#include "../../mobillama_v/backends/native/csrc/kernels.h"
+#include "../../../mobillama_v/backends/native/csrc/engine.h"
+#include "../../../mobillama_v/backends/native/csrc/kernels.h"
 
 namespace {
 
@@ -93,7 +93,7 @@ std::vector<float> answer(mv_model* model, const Shape& shape, int length, bool 
     return logits;
 }
 
-void run(const Shape& shape, int bits, int path, int threads, std::vector<float>& expected) {
+void run(const Shape& shape, int bits, const char* path, int threads, std::vector<float>& expected) {
     Tensors tensors;
     const int width = shape.hidden / shape.heads, ffn = mv::round_up(shape.ffn, 32);
     tensors.halves(static_cast<size_t>(shape.vocab) * shape.hidden);
@@ -163,25 +163,25 @@ void compare(const std::vector<float>& found, const std::vector<float>& expected
     if (std::sqrt(difference / variance) > 0.04 || largest > 0.2 * std::sqrt(variance)) die("a path differs");
 }
 
-// Layers outside the decoder: threads that call one team at once, and every vector alone, agree bit for bit.
-void run_linear(int rows, int columns, int count, int path, std::vector<float>& expected) {
+// Layers outside the decoder: threads that call one pool at once, and every vector alone, agree bit for bit.
+void run_linear(int rows, int columns, int count, const char* path, std::vector<float>& expected) {
     Tensors tensors;
     tensors.matrix(8, rows, columns);
     const mv_span weights{tensors.data[0].data(), tensors.data[0].size()};
     std::vector<float> bias(rows), x(static_cast<size_t>(count) * columns);
     for (int i = 0; i < rows; i++) bias[i] = std::cos(static_cast<float>(i));
     for (size_t i = 0; i < x.size(); i++) x[i] = std::sin(static_cast<float>(i));
-    if (mv_team_new(0, path) != nullptr || mv_team_new(1, 99) != nullptr) die("a team that cannot be was made");
+    if (mv_thread_pool_new(0, path) != nullptr || mv_thread_pool_new(1, "none") != nullptr) die("a pool that cannot be was made");
     for (int threads : {1, 2, 3}) {
-        mv_team* team = mv_team_new(threads, path);
-        if (team == nullptr || mv_team_path(team) != path) die("team");
+        mv_thread_pool* pool = mv_thread_pool_new(threads, path);
+        if (pool == nullptr || std::strcmp(mv_thread_pool_path(pool), path) != 0) die("pool");
         std::vector<std::vector<float>> found(3, std::vector<float>(static_cast<size_t>(count) * rows));
         std::vector<std::thread> callers;
         for (int i = 0; i < 3; i++)
             callers.emplace_back([&, i] {
                 const int some = i == 1 ? 1 : count;  // at once
                 for (int at = 0; at < count; at += some)
-                    if (mv_linear(team, &weights, rows, columns, bias.data(), &x[static_cast<size_t>(at) * columns], some,
+                    if (mv_linear(pool, &weights, rows, columns, bias.data(), &x[static_cast<size_t>(at) * columns], some,
                                   &found[i][static_cast<size_t>(at) * rows]))
                         die("linear");
             });
@@ -190,47 +190,54 @@ void run_linear(int rows, int columns, int count, int path, std::vector<float>& 
         for (const auto& each : found)
             if (std::memcmp(each.data(), expected.data(), sizeof(float) * each.size()) != 0) die("layers differ");
         std::vector<float> y(rows);
-        if (mv_linear(team, &weights, rows, columns, nullptr, x.data(), 1, y.data())) die("no bias");
+        if (mv_linear(pool, &weights, rows, columns, nullptr, x.data(), 1, y.data())) die("no bias");
         for (int i = 0; i < rows; i++)
             if (std::fabs(y[i] + bias[i] - expected[i]) > 1e-4f * (1 + std::fabs(expected[i]))) die("a bias differs");
         mv_span wrong = weights;
         wrong.bytes--;
-        if (!mv_linear(team, &wrong, rows, columns, nullptr, x.data(), 1, y.data())) die("short weights were taken");
-        if (!mv_linear(team, &weights, rows, columns, nullptr, x.data(), -1, y.data())) die("-1 vectors were taken");
-        if (!mv_linear(team, &weights, 0, columns, nullptr, x.data(), 1, y.data())) die("no rows were taken");
-        mv_team_free(team);
+        if (!mv_linear(pool, &wrong, rows, columns, nullptr, x.data(), 1, y.data())) die("short weights were taken");
+        if (!mv_linear(pool, &weights, rows, columns, nullptr, x.data(), -1, y.data())) die("-1 vectors were taken");
+        if (!mv_linear(pool, &weights, 0, columns, nullptr, x.data(), 1, y.data())) die("no rows were taken");
+        mv_thread_pool_free(pool);
     }
 }
 
-void run_linears(int path, std::vector<std::vector<float>>& portable) {
+void run_linears(const char* path, std::vector<std::vector<float>>& portable) {
     const int shapes[][3] = {{1, 1, 1}, {40, 70, 7}, {130, 64, 300}};  // rows, columns, vectors
     for (size_t i = 0; i < 3; i++) {
         std::vector<float> found;
         run_linear(shapes[i][0], shapes[i][1], shapes[i][2], path, found);
-        if (path == MV_PORTABLE) portable.push_back(found);
+        if (portable.size() == i) portable.push_back(found);
         const int count = static_cast<int>(found.size());
         if (count > 1) compare(found, portable[i], count);
     }
-    std::printf("path %d, layers\n", path);
+    std::printf("path %s, layers\n", path);
+}
+
+// Those that this processor can run, the portable one first.
+std::vector<const char*> paths() {
+    std::vector<const char*> names;
+    for (int i = 0; const char* name = mv_path_name(i); i++) names.insert(names.begin(), name);
+    if (names.empty() || std::strcmp(names[0], "portable") != 0) die("the portable path is not the last");
+    return names;
 }
 
 }  // namespace
 
 int main() {
     std::vector<std::vector<float>> layers;
-    for (int path : {MV_PORTABLE, MV_AVX2, MV_VNNI, MV_NEON})
-        if (mv_has_path(path)) run_linears(path, layers);
+    const std::vector<const char*> names = paths();
+    for (const char* path : names) run_linears(path, layers);
     const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}, {40, 64, 40, 2, 4, 2, 1}};
     for (const Shape& shape : shapes)
         for (int bits : {4, 8, 16}) {
             std::vector<float> portable;
-            for (int path : {MV_PORTABLE, MV_AVX2, MV_VNNI, MV_NEON}) {
-                if (!mv_has_path(path)) continue;
+            for (const char* path : names) {
                 std::vector<float> expected;
                 for (int threads : {1, 2, 3}) run(shape, bits, path, threads, expected);
-                if (path == MV_PORTABLE) portable = expected;
+                if (portable.empty()) portable = expected;
                 compare(expected, portable, shape.vocab);
-                std::printf("path %d, %d bit\n", path, bits);
+                std::printf("path %s, %d bit\n", path, bits);
             }
         }
     return 0;

@@ -71,12 +71,12 @@ def test_threads_counts_and_paths_agree_bit_for_bit(shape: tuple[int, int, int])
 
 
 def test_shapes_and_paths_that_are_not_there_are_refused() -> None:
-    team, tiles = ThreadPool(1), pack_matrix(torch.randn(40, 70), 8)
+    pool, tiles = ThreadPool(1), pack_matrix(torch.randn(40, 70), 8)
     with pytest.raises(RuntimeError, match=r"weights have 4896 bytes and must have \d+"):
-        team.linear(tiles, None, torch.randn(2, 97), 40)
+        pool.linear(tiles, None, torch.randn(2, 97), 40)
     with pytest.raises(RuntimeError, match="must have"):
-        team.linear(tiles, None, torch.randn(2, 70), 49)
-    assert team.linear(tiles, None, torch.randn(0, 70), 40).shape == (0, 40)
+        pool.linear(tiles, None, torch.randn(2, 70), 49)
+    assert pool.linear(tiles, None, torch.randn(0, 70), 40).shape == (0, 40)
     with pytest.raises(RuntimeError, match="threads is 0 and must be between 1 and 256"):
         ThreadPool(0)
 
@@ -86,13 +86,13 @@ def test_shapes_and_paths_that_are_not_there_are_refused() -> None:
 def test_a_fork_goes_on() -> None:
     """The threads stay behind; a call in the child makes its own."""
     weight, bias, x = case(130, 96, 65)
-    tiles, team = pack_matrix(weight, 8), ThreadPool(3)
-    expected = team.linear(tiles, bias, x, 130)
+    tiles, pool = pack_matrix(weight, 8), ThreadPool(3)
+    expected = pool.linear(tiles, bias, x, 130)
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(team.linear(tiles, bias, x, 130), expected) else 1)
+        os._exit(0 if torch.equal(pool.linear(tiles, bias, x, 130), expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert torch.equal(team.linear(tiles, bias, x, 130), expected)
+    assert torch.equal(pool.linear(tiles, bias, x, 130), expected)
 
 
 def test_a_layer_keeps_shape_and_type() -> None:

@@ -171,7 +171,7 @@ def test_attention_of_another_form_stays_whole(floats: Path, change: Callable[[A
     packed_vision.pack(network, least=0)
     assert block.attn is before and not any(isinstance(each, PackedLinear) for each in before.modules())
     assert isinstance(block.mlp.c_fc, PackedLinear)
-    packed_vision.hold(network, [f"{BLOCK}.attn.in_proj.tiles"])
+    packed_vision.allocate(network, [f"{BLOCK}.attn.in_proj.tiles"])
     assert block.attn is before
 
 

@@ -71,7 +71,7 @@ def test_tensors_at_odd_places_are_copied_and_stay(tmp_path: Path) -> None:
     model = NativeModel(packed, threads=1)
     for name, tensor in packed.tensors.items():
         assert tensor.flags.aligned and tensor.ctypes.data % 4 == 0
-        packed.give_back(name)
+        packed.release_pages(name)
         assert np.array_equal(tensor, expected[name])
     assert np.isfinite(model.forward([NativeSequence(model, 8)], [np.array([1, 2, 3])])).all()
 

@@ -38,7 +38,10 @@ int32_t mv_abi(void) { return MV_ABI; }
 
 const char* mv_error(void) { return last_error.c_str(); }
 
-int32_t mv_has_path(int32_t path) { return mv::has_path(path) ? 1 : 0; }
+const char* mv_path_name(int32_t index) {
+    const mv::KernelPath* path = mv::supported_path(index);
+    return path == nullptr ? nullptr : path->name;
+}
 
 mv_model* mv_model_new(const mv_config* config, const mv_span* tensors, int32_t count) {
     return guarded<mv_model*>(nullptr, [&] { return mv::make_model(*config, tensors, count).release(); });
@@ -46,7 +49,7 @@ mv_model* mv_model_new(const mv_config* config, const mv_span* tensors, int32_t 
 
 void mv_model_free(mv_model* model) { delete model; }
 
-int32_t mv_model_path(const mv_model* model) { return model->path; }
+const char* mv_model_path(const mv_model* model) { return model->path.name; }
 
 void mv_model_traffic(const mv_model* model, uint64_t* streamed, uint64_t* cached) {
     *streamed = model->streamed;
@@ -102,18 +105,18 @@ int32_t mv_forward(mv_model* model, mv_sequence* const* sequences, const int32_t
     });
 }
 
-mv_team* mv_team_new(int32_t threads, int32_t path) {
-    return guarded<mv_team*>(nullptr, [&] { return new mv_team(threads, path); });
+mv_thread_pool* mv_thread_pool_new(int32_t threads, const char* path) {
+    return guarded<mv_thread_pool*>(nullptr, [&] { return new mv_thread_pool(threads, path); });
 }
 
-void mv_team_free(mv_team* team) { delete team; }
+void mv_thread_pool_free(mv_thread_pool* pool) { delete pool; }
 
-int32_t mv_team_path(const mv_team* team) { return team->path; }
+const char* mv_thread_pool_path(const mv_thread_pool* pool) { return pool->path.name; }
 
-int32_t mv_linear(mv_team* team, const mv_span* weights, int32_t rows, int32_t columns, const float* bias, const float* x,
+int32_t mv_linear(mv_thread_pool* pool, const mv_span* weights, int32_t rows, int32_t columns, const float* bias, const float* x,
                   int32_t count, float* y) {
     return guarded<int32_t>(-1, [&] {
-        team->linear(*weights, rows, columns, bias, x, count, y);
+        pool->linear(*weights, rows, columns, bias, x, count, y);
         return 0;
     });
 }

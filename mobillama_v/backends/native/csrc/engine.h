@@ -1,5 +1,16 @@
 /* The C interface of the CPU engine: the only thing that is exported, and what Python calls through ctypes.
  *
+ * Where things are, from here inwards: engine.cpp (this interface), model.h and model.cpp (what a model holds),
+ * forward.cpp (a decoder's layers), linear.h (single layers), thread_pool.h, kernels.h (what a kernel path offers, and
+ * how matrices lie in memory), isa_dispatch.cpp (the table of paths), kernels.inc (the kernels, compiled once a path).
+ *
+ * To add a kernel path:
+ *   1. write kernels_NAME.cpp after kernels_avx2.cpp: set the compiler's target, include the eight lanes (a simd_*.h), the
+ *      products of row panels (a panels_*.h) and kernels.inc, and define kName;
+ *   2. declare kName in kernels.h, where its processors are known to the compiler;
+ *   3. give it a line in the table of isa_dispatch.cpp, with a function that asks the processor.
+ * Python and the tests ask the library for the names.
+ *
  * A model is made once from tensors that the caller keeps alive (they may be memory-mapped); a sequence holds the keys
  * and values of one conversation. Every function that can fail returns NULL or a negative number, and mv_error() then
  * tells the calling thread why. All functions may be called from any thread; calls on one model take turns.
@@ -19,7 +30,7 @@
 extern "C" {
 #endif
 
-#define MV_ABI 4 /* raised whenever anything below changes */
+#define MV_ABI 5 /* raised whenever anything below changes */
 
 typedef struct {
     double theta;        /* rotary base */
@@ -28,10 +39,8 @@ typedef struct {
     int32_t ffn_count;   /* 1: one feed-forward network for all layers; else as many as layers */
     int32_t bits;        /* of the matrices: 4, 8 or 16 */
     int32_t threads;     /* the caller's included */
-    int32_t path;        /* MV_AUTO, or a path that must be there */
+    const char* path;    /* name of a kernel path, or NULL for the fastest */
 } mv_config;
-
-enum { MV_AUTO = 0, MV_PORTABLE = 1, MV_AVX2 = 2, MV_VNNI = 3, MV_NEON = 4 };
 
 typedef struct {
     const void* data;
@@ -44,20 +53,20 @@ typedef struct mv_sequence mv_sequence;
 MV_API int32_t mv_abi(void);
 MV_API const char* mv_error(void);
 
-/* Whether this machine can run a path: 1 or 0. */
-MV_API int32_t mv_has_path(int32_t path);
+/* Names of the kernel paths that this processor can run, the fastest first; NULL after the last. */
+MV_API const char* mv_path_name(int32_t index);
 
 /* Tensors, in this order: embeddings [vocab, hidden] fp16; head; final norm [hidden] fp32; for every feed-forward
  * network gate_up, down; for every layer qkv, out, the norm before attention and the one before the feed-forward
  * network, [hidden] fp32 each. Matrices are packed as kernels.h describes. The size of each is checked. */
 MV_API mv_model* mv_model_new(const mv_config* config, const mv_span* tensors, int32_t count);
 MV_API void mv_model_free(mv_model* model);
-MV_API int32_t mv_model_path(const mv_model* model);
+MV_API const char* mv_model_path(const mv_model* model);
 
 /* Bytes that one token of decoding reads: from memory, and (the shared network, every layer) from the cache. */
 MV_API void mv_model_traffic(const mv_model* model, uint64_t* streamed, uint64_t* cached);
 
-/* Room for the keys and values of `capacity` positions, at most the context. */
+/* Allocates the keys and values of `capacity` positions, at most the context. */
 MV_API mv_sequence* mv_sequence_new(mv_model* model, int32_t capacity);
 MV_API void mv_sequence_free(mv_sequence* sequence);
 
@@ -70,16 +79,16 @@ MV_API int32_t mv_sequence_copy(mv_sequence* sequence, const mv_sequence* source
 MV_API int32_t mv_forward(mv_model* model, mv_sequence* const* sequences, const int32_t* counts, int32_t count,
                           const float* embeddings, const int32_t* tokens, float* logits);
 
-/* Layers outside the decoder. A team is the threads (the caller's included) and the room that all of them share; calls
- * on one team take turns. */
-typedef struct mv_team mv_team;
-MV_API mv_team* mv_team_new(int32_t threads, int32_t path);
-MV_API void mv_team_free(mv_team* team);
-MV_API int32_t mv_team_path(const mv_team* team);
+/* Layers outside the decoder. A thread pool has threads (the caller's included) and the memory that they share; calls
+ * on one pool take turns. */
+typedef struct mv_thread_pool mv_thread_pool;
+MV_API mv_thread_pool* mv_thread_pool_new(int32_t threads, const char* path);
+MV_API void mv_thread_pool_free(mv_thread_pool* pool);
+MV_API const char* mv_thread_pool_path(const mv_thread_pool* pool);
 
 /* y [count, rows] = x [count, columns] times the transposed 8-bit matrix [rows, columns], plus bias [rows] where it is
  * not NULL; x, bias and y are fp32. The size of `weights` is checked. */
-MV_API int32_t mv_linear(mv_team* team, const mv_span* weights, int32_t rows, int32_t columns, const float* bias,
+MV_API int32_t mv_linear(mv_thread_pool* pool, const mv_span* weights, int32_t rows, int32_t columns, const float* bias,
                          const float* x, int32_t count, float* y);
 
 #ifdef __cplusplus

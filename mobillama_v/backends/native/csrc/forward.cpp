@@ -10,7 +10,7 @@ namespace {
 
 // This thread's part of `tokens` times `items`: calls f(token, from, to).
 template <typename F>
-void share(int tokens, int items, int thread, int threads, const F& f) {
+void split_evenly(int tokens, int items, int thread, int threads, const F& f) {
     const int64_t all = static_cast<int64_t>(tokens) * items;
     int64_t at = all * thread / threads;
     const int64_t end = all * (thread + 1) / threads;
@@ -22,14 +22,14 @@ void share(int tokens, int items, int thread, int threads, const F& f) {
     }
 }
 
-constexpr int kMany = 16;  // tokens for which a network is computed with rather than read
+constexpr int kManyTokens = 16;  // tokens for which a network is computed with rather than read
 
 // Calls f(from, to) for this thread's pieces of `items`. With few tokens they are the same at every call, for the part of the
 // shared network that a thread reads may lie in a cache of its processor's own; read by whoever comes first, decoding took
 // a tenth longer. With many, processors that are slower because other programs run take fewer pieces.
 template <typename F>
-void take(Counter& counter, int items, int tokens, int thread, int threads, const F& f) {
-    if (tokens < kMany) {
+void split_work(Counter& counter, int items, int tokens, int thread, int threads, const F& f) {
+    if (tokens < kManyTokens) {
         f(items * thread / threads, items * (thread + 1) / threads);
         return;
     }
@@ -38,12 +38,12 @@ void take(Counter& counter, int items, int tokens, int thread, int threads, cons
         f(at, std::min(at + unit, items));
 }
 
-// One thread's work on the chunk of positions in m.places and m.x. Whoever computes a number, it is computed in the
+// One thread's work on the chunk of positions in m.slots and m.x. Whoever computes a number, it is computed in the
 // same order. Waiting for each other is what threads lose most by, above all where other programs run: what is cheap is
 // done by each for itself, and what follows from a thread's own part it does at once.
-void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
+void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
     const mv_config& c = m.config;
-    const Kernels& k = *m.kernels;
+    const Kernels& k = *m.path.kernels;
     const int threads = c.threads, heads = c.heads, kv_heads = c.kv_heads, width = m.width;
     const bool floats = c.bits == 16;
     const float eps = static_cast<float>(c.eps), query_scale = 1.0f / std::sqrt(static_cast<float>(width));
@@ -56,13 +56,13 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
 
     // One token's are made by every thread for itself.
     const bool apart = tokens == 1 && threads <= kChunk;
-    const auto normed = [&](const Buffer<float>& weight) {
+    const auto normalize = [&](const Buffer<float>& weight) {
         if (apart) {
             k.quantize(m.x.get(), weight.get(), eps, c.hidden, 0, hidden_blocks, floats,
                        m.inputs.at(thread, hidden_blocks));
             return m.inputs.at(thread, hidden_blocks);
         }
-        share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
+        split_evenly(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
             k.quantize(m.x.get() + static_cast<size_t>(t) * m.hidden, weight.get(), eps, c.hidden, from, to, floats,
                        m.inputs.at(t, hidden_blocks));
         });
@@ -71,71 +71,71 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
     };
     const auto product = [&](Counter& counter, const Matrix& matrix, const Activations& in, float* y, size_t stride,
                              bool add) {
-        take(counter, matrix.bands, tokens, thread, threads,
+        split_work(counter, matrix.panels, tokens, thread, threads,
              [&](int from, int to) { k.product(c.bits, matrix, in, tokens, y, stride, add, from, to); });
         pool.barrier();
     };
 
     // Heads [from, to) of a position, counted over queries and keys, which go with their values.
-    const auto place_heads = [&](int l, int t, int from, int to) {
-        const Place& place = m.places[t];
+    const auto rotate_and_store = [&](int l, int t, int from, int to) {
+        const TokenSlot& slot = m.slots[t];
         float* row = m.qkv.get() + static_cast<size_t>(t) * m.q_stride;
-        const float* cosines = m.cosines.get() + static_cast<size_t>(place.position) * (width / 2);
-        const float* sines = m.sines.get() + static_cast<size_t>(place.position) * (width / 2);
+        const float* cosines = m.cosines.get() + static_cast<size_t>(slot.position) * (width / 2);
+        const float* sines = m.sines.get() + static_cast<size_t>(slot.position) * (width / 2);
         for (int h = from; h < to; h++) {
             float* vector = row + h * width;  // keys follow the queries, and values the keys
             k.rotate(vector, cosines, sines, width, h < heads ? query_scale : 1.0f);
             if (h >= heads)
-                k.store(place.sequence->head(l, h - heads), place.position, width, vector, vector + kv_heads * width);
+                k.store(slot.sequence->head(l, h - heads), slot.position, width, vector, vector + kv_heads * width);
         }
     };
-    const auto attend = [&](int l, const Group& group, int h) {
-        const Place& place = m.places[group.first];
-        k.attend(place.sequence->head(l, h / (heads / kv_heads)), place.position, group.count, width,
+    const auto attend = [&](int l, const QueryGroup& group, int h) {
+        const TokenSlot& slot = m.slots[group.first];
+        k.attend(slot.sequence->head(l, h / (heads / kv_heads)), slot.position, group.count, width,
                  m.qkv.get() + static_cast<size_t>(group.first) * m.q_stride + h * width, m.q_stride,
                  m.attended.get() + static_cast<size_t>(group.first) * m.hidden + h * width, m.hidden, scores, padded);
         for (int t = group.first; whole_heads && t < group.first + group.count; t++)
             k.quantize(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, h * width / kBlock,
                        (h + 1) * width / kBlock, floats, m.inner.at(t, hidden_blocks));
     };
-    const int queries = heads / kv_heads, head_bands = width / kRows;
+    const int queries = heads / kv_heads, head_panels = width / kRows;
     // Heads [kv, to) of keys and values, and the queries that share them, where `by_heads`: from their rows of the matrix on.
-    const auto whole_attention = [&](int l, const Activations& in, int kv, int to) {
+    const auto attend_by_heads = [&](int l, const Activations& in, int kv, int to) {
         const auto rows_of = [&](int from, int count) {
-            k.product(c.bits, m.layers[l].qkv, in, tokens, m.qkv.get(), m.q_stride, false, from * head_bands,
-                      (from + count) * head_bands);
+            k.product(c.bits, m.layers[l].qkv, in, tokens, m.qkv.get(), m.q_stride, false, from * head_panels,
+                      (from + count) * head_panels);
         };
         rows_of(kv * queries, (to - kv) * queries);
         rows_of(heads + kv, to - kv);
         rows_of(heads + kv_heads + kv, to - kv);
         for (int t = 0; t < tokens; t++) {
-            place_heads(l, t, kv * queries, to * queries);
-            place_heads(l, t, heads + kv, heads + to);
+            rotate_and_store(l, t, kv * queries, to * queries);
+            rotate_and_store(l, t, heads + kv, heads + to);
         }
         for (int h = kv * queries; h < to * queries; h++)
-            for (const Group& group : m.groups) attend(l, group, h);
+            for (const QueryGroup& group : m.groups) attend(l, group, h);
     };
 
     // Where this thread begins with a layer's weights, if they come from memory.
-    const auto begins = [&](int l) -> const uint8_t* {
+    const auto first_weights = [&](int l) -> const uint8_t* {
         if (l >= c.layers || !m.layers[l].qkv.stream) return nullptr;
         const Matrix& qkv = m.layers[l].qkv;
-        const int band = by_heads ? kv_heads * thread / threads * queries * head_bands : qkv.bands * thread / threads;
-        return qkv.data + tile_bytes(c.bits) * qkv.blocks * band;
+        const int panel = by_heads ? kv_heads * thread / threads * queries * head_panels : qkv.panels * thread / threads;
+        return qkv.data + tile_bytes(c.bits) * qkv.blocks * panel;
     };
 
     for (int l = 0; l < c.layers; l++) {
         const Layer& layer = m.layers[l];
         const Ffn& ffn = m.ffns[c.ffn_count == 1 ? 0 : l];
-        Counter* counters = &m.counters[static_cast<size_t>(kSharedJobs) * l];
+        Counter* counters = &m.counters[static_cast<size_t>(kCountersPerLayer) * l];
         if (by_heads) {
-            const Activations normal = normed(layer.attention_norm);
-            take(counters[0], kv_heads, tokens, thread, threads,
-                 [&](int from, int to) { whole_attention(l, normal, from, to); });
+            const Activations normal = normalize(layer.attention_norm);
+            split_work(counters[0], kv_heads, tokens, thread, threads,
+                 [&](int from, int to) { attend_by_heads(l, normal, from, to); });
         } else {
-            product(counters[0], layer.qkv, normed(layer.attention_norm), m.qkv.get(), m.q_stride, false);
-            share(tokens, heads + kv_heads, thread, threads,
-                  [&](int t, int from, int to) { place_heads(l, t, from, to); });
+            product(counters[0], layer.qkv, normalize(layer.attention_norm), m.qkv.get(), m.q_stride, false);
+            split_evenly(tokens, heads + kv_heads, thread, threads,
+                  [&](int t, int from, int to) { rotate_and_store(l, t, from, to); });
             pool.barrier();
             const int items = static_cast<int>(m.groups.size()) * heads;
             for (int i = thread; i < items; i += threads)  // by turns: later positions take longer
@@ -143,19 +143,19 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
         }
         pool.barrier();
         if (!whole_heads) {
-            share(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
+            split_evenly(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
                 k.quantize(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
                            m.inner.at(t, hidden_blocks));
             });
             pool.barrier();
         }
         product(counters[1], layer.out, m.inner.at(0, hidden_blocks), m.x.get(), m.hidden, true);
-        const Activations normal = normed(layer.ffn_norm);
+        const Activations normal = normalize(layer.ffn_norm);
         Matrix gate_up = ffn.gate_up;
-        gate_up.next = begins(l + 1);
-        // Four bands of gate and up make one block of what goes on.
-        const size_t stride = static_cast<size_t>(gate_up.bands) * kRows;
-        take(counters[2], ffn.down.blocks, tokens, thread, threads, [&](int from, int to) {
+        gate_up.next = first_weights(l + 1);
+        // Four panels of gate and up make one block of what goes on.
+        const size_t stride = static_cast<size_t>(gate_up.panels) * kRows;
+        split_work(counters[2], ffn.down.blocks, tokens, thread, threads, [&](int from, int to) {
             k.product(c.bits, gate_up, normal, tokens, m.gate_up.get(), stride, false, 4 * from, 4 * to);
             for (int t = 0; t < tokens; t++)
                 k.swiglu(m.gate_up.get() + t * stride, from, to, floats, m.inner.at(t, ffn.down.blocks));
@@ -166,24 +166,24 @@ void run_layers(mv_model& m, Pool& pool, int tokens, int thread) {
 }
 
 // Logits of the chunk's positions whose rows were moved to the front of m.x.
-void run_head(mv_model& m, Pool& pool, int rows, float* logits, int thread) {
+void run_head(mv_model& m, ThreadPool& pool, int rows, float* logits, int thread) {
     const int threads = m.config.threads, blocks = m.head.blocks;
-    share(rows, blocks, thread, threads, [&](int t, int from, int to) {
-        m.kernels->quantize(m.x.get() + static_cast<size_t>(t) * m.hidden, m.norm.get(),
+    split_evenly(rows, blocks, thread, threads, [&](int t, int from, int to) {
+        m.path.kernels->quantize(m.x.get() + static_cast<size_t>(t) * m.hidden, m.norm.get(),
                             static_cast<float>(m.config.eps), m.config.hidden, from, to, m.config.bits == 16,
                             m.inputs.at(t, blocks));
     });
     pool.barrier();
-    m.kernels->product(m.config.bits, m.head, m.inputs.at(0, blocks), rows, logits, m.vocab, false,
-                       m.head.bands * thread / threads, m.head.bands * (thread + 1) / threads);
+    m.path.kernels->product(m.config.bits, m.head, m.inputs.at(0, blocks), rows, logits, m.vocab, false,
+                       m.head.panels * thread / threads, m.head.panels * (thread + 1) / threads);
 }
 
 void group_queries(mv_model& m, int tokens) {
     m.groups.clear();
     for (int t = 0; t < tokens; t++) {
         if (!m.groups.empty()) {
-            Group& last = m.groups.back();
-            if (last.count < kQueries && m.places[last.first].sequence == m.places[t].sequence) {
+            QueryGroup& last = m.groups.back();
+            if (last.count < kQueries && m.slots[last.first].sequence == m.slots[t].sequence) {
                 last.count++;
                 continue;
             }
@@ -218,7 +218,7 @@ void check_call(mv_model& m, mv_sequence* const* sequences, const int32_t* count
 void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, int count, const float* embeddings,
              const int32_t* tokens, float* logits) {
     check_call(m, sequences, counts, count, embeddings, tokens, logits);
-    Pool& pool = m.threads.get();
+    ThreadPool& pool = m.threads.get();
     const size_t width = static_cast<size_t>(m.config.hidden), row = static_cast<size_t>(m.hidden);
     int sequence = 0, offset = 0;  // the next position
     size_t at = 0;                 // the same, over all sequences
@@ -230,11 +230,11 @@ void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, 
             if (embeddings != nullptr) {
                 std::memcpy(x, embeddings + at * width, width * sizeof(float));
             } else {
-                m.kernels->widen(m.embeddings + tokens[at] * width, x, m.config.hidden);
+                m.path.kernels->widen(m.embeddings + tokens[at] * width, x, m.config.hidden);
             }
             // Padded rows of a damaged file may have left something here.
             std::fill(x + width, x + row, 0.0f);
-            m.places[filled] = {sequences[sequence], sequences[sequence]->length + offset};
+            m.slots[filled] = {sequences[sequence], sequences[sequence]->length + offset};
             if (++offset == counts[sequence]) {
                 ends[ended++] = filled;
                 offset = 0;
@@ -242,7 +242,7 @@ void forward(mv_model& m, mv_sequence* const* sequences, const int32_t* counts, 
             }
         }
         group_queries(m, filled);
-        for (int i = 0; i < kSharedJobs * m.config.layers; i++) m.counters[i].taken.store(0, std::memory_order_relaxed);
+        for (int i = 0; i < kCountersPerLayer * m.config.layers; i++) m.counters[i].taken.store(0, std::memory_order_relaxed);
         pool.run([&](int thread) { run_layers(m, pool, filled, thread); });
         if (ended == 0) continue;
         for (int i = 0; i < ended; i++)

@@ -1,7 +1,7 @@
 // What a kernel path offers, and how matrices lie in memory.
 //
 // A matrix [rows, cols] is padded with zeros to multiples of 16 and 32 and cut into tiles of 16 rows x 32 columns,
-// those of one band of 16 rows after another. A path works on a band at a time: its 16 sums stay in registers, the
+// those of one row panel (16 rows) after another. A path works on a panel at a time: its 16 sums stay in registers, the
 // weights come in the order in which they lie, and no sum crosses a lane.
 //
 //   4 bit   288 bytes: 16 fp16 scales (one a row), then for each half of 8 rows four groups of 32 bytes: byte 4r+c of
@@ -32,7 +32,7 @@ constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 struct Matrix {
     const uint8_t* data = nullptr;
-    int bands = 0, blocks = 0;  // rows / 16, columns / 32
+    int panels = 0, blocks = 0;  // rows / 16, columns / 32
     bool stream = false;        // read once a token: keep it out of the cache
     // Where a thread goes on reading after its part of this matrix: kernels that wait for themselves ask for its first bytes
     // meanwhile, which are to stay in the second-level cache until then.
@@ -63,9 +63,9 @@ struct Kernels {
     // of x are real and the rest are zeros.
     void (*quantize)(const float* x, const float* weight, float eps, int width, int from, int to, bool floats,
                      const Activations& out);
-    // The same of silu(gate) * up, where bands of 16 of gate and up alternate.
+    // The same of silu(gate) * up, where panels of 16 of gate and up alternate.
     void (*swiglu)(const float* gate_up, int from, int to, bool floats, const Activations& out);
-    // Bands [from, to) of matrix x activations, to y [tokens, stride]; `add` adds to it.
+    // Panels [from, to) of matrix x activations, to y [tokens, stride]; `add` adds to it.
     void (*product)(int bits, const Matrix& matrix, const Activations& in, int tokens, float* y, size_t stride,
                     bool add, int from, int to);
     // Rotate a head's vector by its position and multiply by `scale`.
@@ -80,17 +80,23 @@ struct Kernels {
 
 extern const Kernels kPortable;
 #if defined(__x86_64__) || defined(_M_X64)
-#define MV_HAVE_AVX2 1
-#define MV_HAVE_VNNI 1
+#define MV_HAVE_X86 1
 extern const Kernels kAvx2, kVnni;
 #elif defined(__aarch64__) && defined(__GNUC__)
 #define MV_HAVE_NEON 1
 extern const Kernels kNeon;
 #endif
 
-// Whether this processor can run a path of engine.h, the fastest one that it can, and the kernels of one that it can.
-bool has_path(int path);
-int best_path();
-const Kernels& kernels_of(int path);
+// A kernel path: all kernels, compiled for one instruction set. The table of them is in isa_dispatch.cpp.
+struct KernelPath {
+    const char* name;
+    bool (*supported)();  // by this processor
+    const Kernels* kernels;
+};
+
+// The paths that this processor can run, the fastest first; null after the last.
+const KernelPath* supported_path(int index);
+// The one of that name, or the fastest where it is null; throws what fail() throws.
+const KernelPath& choose_path(const char* name);
 
 }  // namespace mv

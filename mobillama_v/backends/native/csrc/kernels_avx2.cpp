@@ -2,7 +2,7 @@
 // with a compiler option, what the standard headers define could reach processors without AVX2 through the linker.
 #include "kernels.h"
 
-#if defined(MV_HAVE_AVX2)
+#if defined(MV_HAVE_X86)
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -18,8 +18,8 @@
 
 #include "simd_x86.h"
 #include "dots_avx2.h"
-#include "bands_halves.h"
-#include "bands_avx2.h"
+#include "panels_halves.h"
+#include "panels_avx2.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

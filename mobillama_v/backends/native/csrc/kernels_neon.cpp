@@ -16,7 +16,7 @@
 #endif
 
 #include "simd_neon.h"
-#include "bands_halves.h"
+#include "panels_halves.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

@@ -5,7 +5,7 @@
 
 #include "kernels.h"
 #include "simd_portable.h"
-#include "bands_halves.h"
+#include "panels_halves.h"
 #include "kernels.inc"
 
 namespace mv {

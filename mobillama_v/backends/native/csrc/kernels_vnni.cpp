@@ -2,7 +2,7 @@
 // with a compiler option, what the standard headers define could reach processors without it through the linker.
 #include "kernels.h"
 
-#if defined(MV_HAVE_VNNI)
+#if defined(MV_HAVE_X86)
 #include <cmath>
 #include <cstring>
 #include <type_traits>
@@ -18,7 +18,7 @@
 #endif
 
 #include "simd_x86.h"
-#include "bands_vnni.h"
+#include "panels_vnni.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

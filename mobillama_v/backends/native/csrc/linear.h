@@ -9,36 +9,35 @@
 #include "buffer.h"
 #include "engine.h"
 #include "kernels.h"
-#include "own_pool.h"
+#include "fork_safe_pool.h"
 
 namespace mv {
 
-// What a thread computes in.
-struct Desk {
+// Scratch memory of one thread.
+struct ThreadScratch {
     Buffer<float> row;   // one vector, padded to whole blocks
     Buffer<float> sums;  // of a unit of work
 };
 
 }  // namespace mv
 
-// Threads, and room for activations, that all layers of a process share.
-struct mv_team {
-    mv_team(int threads, int path);
+// Threads and activation buffers that all layers of a process share.
+struct mv_thread_pool {
+    mv_thread_pool(int threads, const char* path);
 
     // One call at a time; checks the weights' size, and throws what fail() throws, or std::bad_alloc.
     void linear(const mv_span& weights, int rows, int columns, const float* bias, const float* x, int count, float* y);
 
-    const int path;
+    const mv::KernelPath& path;
 
    private:
-    void make_room(int columns);
+    void reserve(int columns);
 
-    const mv::Kernels& kernels_;
-    mv::OwnPool pool_;
+    mv::ForkSafePool pool_;
     std::mutex mutex_;
-    std::vector<mv::Desk> desks_;  // one a thread
-    mv::Buffer<int8_t> values_;    // activations of kTogether vectors
+    std::vector<mv::ThreadScratch> scratch_;  // one a thread
+    mv::Buffer<int8_t> values_;    // activations of kVectorsAtOnce vectors
     mv::Buffer<float> scales_;
     mv::Buffer<int32_t> sums_;
-    int columns_ = 0;  // for which there is room
+    int columns_ = 0;  // that the buffers are made for
 };

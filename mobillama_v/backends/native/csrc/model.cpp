@@ -40,7 +40,6 @@ void check(const mv_config& c) {
     if (c.heads % c.kv_heads) fail("heads must be a multiple of kv_heads");
     if (c.ffn_count != 1 && c.ffn_count != c.layers) fail("ffn_count must be 1 or the number of layers");
     if (!(c.eps >= 0) || !(c.theta > 0)) fail("eps and theta must be positive");
-    if (c.path != MV_AUTO && !has_path(c.path)) fail("this processor cannot run the kernel path that was asked for");
 }
 
 // The tensors of a model, one after another, each of exactly the size that it must have.
@@ -48,7 +47,7 @@ class Reader {
    public:
     Reader(const mv_span* spans, int count) : spans_(spans), count_(count) {}
 
-    const void* take(uint64_t bytes) {
+    const void* next(uint64_t bytes) {
         if (at_ >= count_) fail("there are only " + std::to_string(count_) + " tensors");
         const mv_span& span = spans_[at_++];
         if (span.data == nullptr || span.bytes != bytes)
@@ -58,14 +57,14 @@ class Reader {
     }
     Matrix matrix(int bits, int rows, int columns) {
         Matrix m;
-        m.bands = round_up(rows, kRows) / kRows;
+        m.panels = round_up(rows, kRows) / kRows;
         m.blocks = round_up(columns, kBlock) / kBlock;
-        m.data = static_cast<const uint8_t*>(take(uint64_t{1} * m.bands * m.blocks * tile_bytes(bits)));
+        m.data = static_cast<const uint8_t*>(next(uint64_t{1} * m.panels * m.blocks * tile_bytes(bits)));
         return m;
     }
     Buffer<float> norm(int width) {
         Buffer<float> out(round_up(width, kBlock));
-        std::memcpy(out.get(), take(uint64_t{4} * width), sizeof(float) * width);
+        std::memcpy(out.get(), next(uint64_t{4} * width), sizeof(float) * width);
         return out;
     }
     void end() const {
@@ -92,7 +91,7 @@ void plan_traffic(mv_model& m, uint64_t ffn_bytes, uint64_t other_bytes) {
     m.resident = Buffer<uint8_t>(ffn_bytes, false);
     uint8_t* to = m.resident.get();
     for (Matrix* matrix : {&m.ffns[0].gate_up, &m.ffns[0].down}) {
-        const size_t bytes = tile_bytes(m.config.bits) * matrix->bands * matrix->blocks;
+        const size_t bytes = tile_bytes(m.config.bits) * matrix->panels * matrix->blocks;
         std::memcpy(to, matrix->data, bytes);
         matrix->data = to;
         to += bytes;
@@ -108,17 +107,15 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->hidden = round_up(c.hidden, kBlock);
     m->q_stride = round_up(c.hidden + 2 * c.kv_heads * m->width, kRows);
     m->vocab = round_up(c.vocab, kRows);
-    m->path = c.path != MV_AUTO ? c.path : best_path();
-    m->kernels = &kernels_of(m->path);
 
     Reader reader(tensors, count);
     uint64_t ffn_bytes = 0, other_bytes = 0;
     const auto matrix = [&](int rows, int columns, uint64_t& bytes) {
         const Matrix out = reader.matrix(c.bits, rows, columns);
-        bytes += uint64_t{1} * out.bands * out.blocks * tile_bytes(c.bits);
+        bytes += uint64_t{1} * out.panels * out.blocks * tile_bytes(c.bits);
         return out;
     };
-    m->embeddings = static_cast<const uint16_t*>(reader.take(uint64_t{2} * c.vocab * c.hidden));
+    m->embeddings = static_cast<const uint16_t*>(reader.next(uint64_t{2} * c.vocab * c.hidden));
     m->head = matrix(c.vocab, c.hidden, other_bytes);
     m->norm = reader.norm(c.hidden);
     const int ffn = round_up(c.ffn, kBlock);  // gate and up are padded each, as they alternate
@@ -152,11 +149,11 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->attended = Buffer<float>(chunk * m->hidden);
     m->gate_up = Buffer<float>(chunk * 2 * ffn);
     m->scores = Buffer<float>(static_cast<size_t>(c.threads) * kQueries * round_up(c.context, 8));
-    m->inputs = Area(m->hidden, c.bits == 16);
-    m->inner = Area(std::max(ffn, m->hidden), c.bits == 16);
-    m->places.resize(chunk);
+    m->inputs = ActivationBuffer(m->hidden, c.bits == 16);
+    m->inner = ActivationBuffer(std::max(ffn, m->hidden), c.bits == 16);
+    m->slots.resize(chunk);
     m->groups.reserve(chunk);
-    m->counters = std::make_unique<Counter[]>(static_cast<size_t>(kSharedJobs) * c.layers);
+    m->counters = std::make_unique<Counter[]>(static_cast<size_t>(kCountersPerLayer) * c.layers);
     m->threads.get();
     return m;
 }

@@ -12,12 +12,12 @@
 #include "buffer.h"
 #include "engine.h"
 #include "kernels.h"
-#include "own_pool.h"
+#include "fork_safe_pool.h"
 
 namespace mv {
 
 constexpr int kChunk = 128;     // positions that pass a layer together
-constexpr int kSharedJobs = 4;  // of a layer, whose pieces threads take as they come to them where there are many tokens
+constexpr int kCountersPerLayer = 4;  // of a layer, whose pieces threads take as they come to them where there are many tokens
 
 // Ends a call of the C interface with a message.
 [[noreturn]] void fail(const std::string& message);
@@ -29,14 +29,14 @@ struct Layer {
 struct Ffn {
     Matrix gate_up, down;
 };
-// Room for the activations of a chunk.
-struct Area {
+// The quantized (or fp32) activations of a chunk.
+struct ActivationBuffer {
     Buffer<int8_t> values;
     Buffer<float> scales, floats;
     Buffer<int32_t> sums;
 
-    Area() = default;
-    Area(size_t columns, bool as_floats) {
+    ActivationBuffer() = default;
+    ActivationBuffer(size_t columns, bool as_floats) {
         if (as_floats) {
             floats = Buffer<float>(kChunk * columns);
         } else {
@@ -51,7 +51,7 @@ struct Area {
         return {values.get() + skip * kBlock, scales.get() + skip, sums.get() + skip, nullptr};
     }
 };
-struct Place {
+struct TokenSlot {
     mv_sequence* sequence;
     int position;
 };
@@ -59,7 +59,7 @@ struct Place {
 struct alignas(64) Counter {
     std::atomic<int> taken{0};
 };
-struct Group {  // queries of one sequence that attend together
+struct QueryGroup {  // queries of one sequence that attend together
     int first, count;
 };
 
@@ -81,8 +81,7 @@ struct mv_sequence {
 struct mv_model {
     mv_config config;
     int width, hidden, q_stride, vocab;  // a head; padded to whole blocks; a row of qkv; rows of logits, padded
-    int path;
-    const mv::Kernels* kernels;
+    const mv::KernelPath& path;
     const uint16_t* embeddings;
     mv::Matrix head;
     mv::Buffer<float> norm;
@@ -95,16 +94,18 @@ struct mv_model {
     mv::Buffer<float> x, qkv, attended, gate_up, scores;  // of a chunk; scores a thread
     // Inputs of the matrices. `inner` are those that are made while `inputs` are read: what attention gives, and what goes
     // on inside the feed-forward network.
-    mv::Area inputs, inner;
-    std::vector<mv::Place> places;
-    std::vector<mv::Group> groups;
-    std::unique_ptr<mv::Counter[]> counters;  // mv::kSharedJobs a layer
+    mv::ActivationBuffer inputs, inner;
+    std::vector<mv::TokenSlot> slots;
+    std::vector<mv::QueryGroup> groups;
+    std::unique_ptr<mv::Counter[]> counters;  // mv::kCountersPerLayer a layer
 
     std::mutex mutex;
-    mv::OwnPool threads;
+    mv::ForkSafePool threads;
     uint64_t calls = 0;
 
-    explicit mv_model(const mv_config& c) : config(c), threads(c.threads) {}
+    explicit mv_model(const mv_config& c) : config(c), path(mv::choose_path(c.path)), threads(c.threads) {
+        config.path = path.name;  // the caller's goes with the call
+    }
 };
 
 inline size_t mv_sequence::key_bytes(int positions) const {

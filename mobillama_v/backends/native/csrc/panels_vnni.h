@@ -1,9 +1,9 @@
-// A band of rows times activations by AVX-512 VNNI, which sums four products of 8-bit numbers into 32 bits at once. All
+// A panel of rows times activations by AVX-512 VNNI, which sums four products of 8-bit numbers into 32 bits at once. All
 // sixteen rows are the lanes of one vector: an activation is fetched once for them, and half the instructions do. The sums
 // are AVX2's in the same order, so the results are, bit for bit. Included by kernels_vnni.cpp only.
 #pragma once
 
-#include "bands.h"
+#include "panels.h"
 
 namespace {
 
@@ -16,11 +16,11 @@ inline __m512i both(const uint8_t* upper, const uint8_t* lower) {
 
 // The weights of 16 rows x 32 columns. The instruction wants them unsigned: they are, plus `kOffset`.
 template <int kBits>
-struct Band {
+struct RowPanel {
     static constexpr int kStep = 32 * kBits;  // bytes of a half
     static constexpr int kOffset = kBits == 4 ? 8 : 128;
     __m512i part[8];  // 4 columns each
-    explicit Band(const uint8_t* p) {
+    explicit RowPanel(const uint8_t* p) {
         if (kBits == 4) {
             const __m512i low = _mm512_set1_epi8(15);
 MV_UNROLL
@@ -57,13 +57,13 @@ inline void emit(float* y, size_t stride, const __m512* total) {
 
 template <int kBits, int kTokens, bool kAdd, bool kStream>
 void whole(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
-    constexpr int kTile = 32 + 2 * Band<kBits>::kStep;
+    constexpr int kTile = 32 + 2 * RowPanel<kBits>::kStep;
     __m512 total[kTokens];
     for (int t = 0; t < kTokens; t++) total[t] = _mm512_setzero_ps();
     for (int b = 0; b < blocks; b++, tiles += kTile) {
         if (kTokens == 1) prefetch_tile<kTile, kStream>(tiles + kAheadBytes);
         const __m512 weight_scale = load_halves(tiles);
-        const Band<kBits> weights(tiles + 32);
+        const RowPanel<kBits> weights(tiles + 32);
 MV_UNROLL
         for (int t = 0; t < kTokens; t++) {
             const size_t block = static_cast<size_t>(t) * blocks + b;
@@ -95,7 +95,7 @@ MV_UNROLL
 }
 
 template <int kBits, int kTokens, bool kAdd, bool kStream>
-inline void band_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+inline void panel_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
     if (kBits == 16) {
         whole16<kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
     } else {
@@ -103,14 +103,14 @@ inline void band_product(const uint8_t* tiles, int blocks, const Activations& in
     }
 }
 
-// Two bands of 4-bit weights that lie in a cache times one token: there the kernel waits for its own instructions. Each
-// activation is fetched once for both bands, high nibbles are multiplied where they are, as 16 times themselves, and none of
+// Two panels of 4-bit weights that lie in a cache times one token: there the kernel waits for its own instructions. Each
+// activation is fetched once for both panels, high nibbles are multiplied where they are, as 16 times themselves, and none of
 // these weights is asked for ahead, which the processor does as well by itself; but a line of `next` is, since memory has
-// nothing to do. Alone the kernel is 15 % faster than one band after the other, and with weights from memory, where two
+// nothing to do. Alone the kernel is 15 % faster than one panel after the other, and with weights from memory, where two
 // places at a time are slower than one, 10 to 40 % slower.
 template <bool kAdd>
 inline void resident_pair(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t* next) {
-    constexpr int kStep = Band<4>::kStep, kTile = 32 + 2 * kStep;
+    constexpr int kStep = RowPanel<4>::kStep, kTile = 32 + 2 * kStep;
     const size_t apart = static_cast<size_t>(kTile) * blocks;
     const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(-16);
     __m512 total[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -141,12 +141,12 @@ MV_UNROLL
     for (int i = 0; i < 2; i++) emit<1, kAdd>(y + i * kRows, 0, total + i);
 }
 
-// Two bands times one token.
+// Two panels times one token.
 template <int kBits, bool kAdd, bool kStream>
 inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t* next) {
     if (kBits == 4 && !kStream) return resident_pair<kAdd>(tiles, blocks, in, y, next);
     for (int i = 0; i < 2; i++)
-        band_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
+        panel_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
 }
 
 }  // namespace

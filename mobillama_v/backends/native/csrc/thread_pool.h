@@ -12,12 +12,12 @@ namespace mv {
 
 // A job is run by all threads at once, the caller being number 0; within a job they meet at barriers. Workers wait for
 // the next job by spinning for about as long as a token is sampled, and then sleep.
-class Pool {
+class ThreadPool {
    public:
-    explicit Pool(int threads);
-    ~Pool();
-    Pool(const Pool&) = delete;
-    Pool& operator=(const Pool&) = delete;
+    explicit ThreadPool(int threads);
+    ~ThreadPool();
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
 
     template <typename Job>
     void run(const Job& job) {

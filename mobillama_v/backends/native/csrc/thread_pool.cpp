@@ -1,4 +1,4 @@
-#include "pool.h"
+#include "thread_pool.h"
 
 #if defined(__linux__)
 #include <pthread.h>
@@ -45,18 +45,18 @@ void pin(int thread, int threads) {
 
 }  // namespace
 
-Pool::Pool(int threads) : threads_(threads) {
+ThreadPool::ThreadPool(int threads) : threads_(threads) {
     try {
-        for (int i = 1; i < threads; i++) workers_.emplace_back(&Pool::work, this, i);
+        for (int i = 1; i < threads; i++) workers_.emplace_back(&ThreadPool::work, this, i);
     } catch (...) {  // the system gives no more threads: those that began must end before their object does
         end();
         throw;
     }
 }
 
-Pool::~Pool() { end(); }
+ThreadPool::~ThreadPool() { end(); }
 
-void Pool::end() {
+void ThreadPool::end() {
     stop_.store(true);
     {
         std::lock_guard<std::mutex> lock(mutex_);
@@ -66,7 +66,7 @@ void Pool::end() {
     for (auto& worker : workers_) worker.join();
 }
 
-void Pool::run_erased(Entry entry, const void* job) {
+void ThreadPool::run_erased(Entry entry, const void* job) {
     if (threads_ == 1) {
         entry(job, 0);
         return;
@@ -84,7 +84,7 @@ void Pool::run_erased(Entry entry, const void* job) {
     barrier();  // the job may be gone after this
 }
 
-void Pool::barrier() {
+void ThreadPool::barrier() {
     if (threads_ == 1) return;
     const uint32_t before = passed_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
@@ -102,7 +102,7 @@ void Pool::barrier() {
     }
 }
 
-void Pool::work(int thread) {
+void ThreadPool::work(int thread) {
     pin(thread, threads_);
     for (uint32_t seen = 0;; seen++) {
         int spins = 0;

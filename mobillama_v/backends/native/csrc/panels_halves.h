@@ -1,8 +1,8 @@
-// A band of rows times activations, each half of it by itself: eight lanes and the registers of most processors hold no
+// A panel of rows times activations, each half of it by itself: eight lanes and the registers of most processors hold no
 // more. Needs a simd_*.h and, above it, the products of 8-bit numbers.
 #pragma once
 
-#include "bands.h"
+#include "panels.h"
 
 namespace {
 
@@ -11,45 +11,45 @@ inline void emit(float* y, F8 value) {
     store(y, kAdd ? add(load(y), value) : value);
 }
 
-// Products of `kBands` tiles, whose weights begin at tiles[0] and so on, with one token's activations: for each tile those
+// Products of `kPanels` tiles, whose weights begin at tiles[0] and so on, with one token's activations: for each tile those
 // of the upper and the lower half.
-template <typename Half, int kBands>
+template <typename Half, int kPanels>
 inline void dot_tiles(const uint8_t* const* tiles, const int8_t* x, int32_t sum8, F8* out) {
-    for (int i = 0; i < kBands; i++) {
+    for (int i = 0; i < kPanels; i++) {
         out[2 * i] = dot(Half(tiles[i]), x, sum8);
         out[2 * i + 1] = dot(Half(tiles[i] + Half::kStep), x, sum8);
     }
 }
 
-// `kBands` bands times one token, in step.
-template <typename Half, int kBands, bool kAdd, bool kStream>
+// `kPanels` panels times one token, in step.
+template <typename Half, int kPanels, bool kAdd, bool kStream>
 void one_token(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
     constexpr int kTile = 32 + 2 * Half::kStep, kAhead = kAheadBytes / kTile;
-    const size_t band_bytes = static_cast<size_t>(blocks) * kTile;
-    F8 total[2 * kBands];
+    const size_t panel_bytes = static_cast<size_t>(blocks) * kTile;
+    F8 total[2 * kPanels];
     for (F8& each : total) each = zero();
     for (int b = 0; b < blocks; b++, tiles += kTile) {
-        const uint8_t* band[kBands];
-        const uint8_t* weights[kBands];
-        // Behind the end of these bands lie the next ones.
-        const uint8_t* later = tiles + kAhead * kTile + (b + kAhead < blocks ? 0 : (kBands - 1) * band_bytes);
-        for (int i = 0; i < kBands; i++) {
-            band[i] = tiles + i * band_bytes;
-            weights[i] = band[i] + 32;
-            prefetch_tile<kTile, kStream>(later + i * band_bytes);
+        const uint8_t* panel[kPanels];
+        const uint8_t* weights[kPanels];
+        // Behind the end of these panels lie the next ones.
+        const uint8_t* later = tiles + kAhead * kTile + (b + kAhead < blocks ? 0 : (kPanels - 1) * panel_bytes);
+        for (int i = 0; i < kPanels; i++) {
+            panel[i] = tiles + i * panel_bytes;
+            weights[i] = panel[i] + 32;
+            prefetch_tile<kTile, kStream>(later + i * panel_bytes);
         }
-        F8 products[2 * kBands];
-        dot_tiles<Half, kBands>(weights, in.values + b * kBlock, in.sums[b], products);
+        F8 products[2 * kPanels];
+        dot_tiles<Half, kPanels>(weights, in.values + b * kBlock, in.sums[b], products);
         const F8 scale = set1(in.scales[b]);
-        for (int i = 0; i < 2 * kBands; i++) {
-            const F8 each = load_half(reinterpret_cast<const uint16_t*>(band[i / 2]) + 8 * (i % 2));
+        for (int i = 0; i < 2 * kPanels; i++) {
+            const F8 each = load_half(reinterpret_cast<const uint16_t*>(panel[i / 2]) + 8 * (i % 2));
             total[i] = fma(products[i], mul(each, scale), total[i]);
         }
     }
-    for (int i = 0; i < 2 * kBands; i++) emit<kAdd>(y + 8 * i, total[i]);
+    for (int i = 0; i < 2 * kPanels; i++) emit<kAdd>(y + 8 * i, total[i]);
 }
 
-// One band times `kTokens` tokens whose activations are 8-bit.
+// One panel times `kTokens` tokens whose activations are 8-bit.
 template <typename Half, int kTokens, bool kAdd, bool kStream>
 void half_by_half(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
     if (kTokens == 1) return one_token<Half, 1, kAdd, kStream>(tiles, blocks, in, y);
@@ -95,18 +95,18 @@ MV_UNROLL
 }
 
 template <int kBits, int kTokens, bool kAdd, bool kStream>
-inline void band_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+inline void panel_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
     if (kBits == 4) half_by_half<Half4, kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
     if (kBits == 8) half_by_half<Half8, kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
     if (kBits == 16) half_by_half16<kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
 }
 
-// Two bands times one token: what is fetched of its activations serves both. Nothing is gained by asking for what comes next.
+// Two panels times one token: what is fetched of its activations serves both. Nothing is gained by asking for what comes next.
 template <int kBits, bool kAdd, bool kStream>
 inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t*) {
     if (kBits == 4) return one_token<Half4, 2, kAdd, kStream>(tiles, blocks, in, y);
     for (int i = 0; i < 2; i++)
-        band_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
+        panel_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What all products of bands share. Needs a simd_*.h above it.
+// What all products of panels share. Needs a simd_*.h above it.
 #pragma once
 
 namespace {

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "pool.h"
+#include "thread_pool.h"
 
 #if defined(_WIN32)
 #include <process.h>
@@ -14,21 +14,21 @@
 
 namespace mv {
 
-class OwnPool {
+class ForkSafePool {
    public:
-    explicit OwnPool(int threads) : threads_(threads) {}
-    ~OwnPool() {
+    explicit ForkSafePool(int threads) : threads_(threads) {}
+    ~ForkSafePool() {
         if (owner_ != getpid()) pool_.release();  // its threads are another process's
     }
-    OwnPool(const OwnPool&) = delete;
-    OwnPool& operator=(const OwnPool&) = delete;
+    ForkSafePool(const ForkSafePool&) = delete;
+    ForkSafePool& operator=(const ForkSafePool&) = delete;
 
     int threads() const { return threads_; }
     // For one thread at a time.
-    Pool& get() {
+    ThreadPool& get() {
         if (owner_ != getpid()) {
             pool_.release();
-            pool_ = std::make_unique<Pool>(threads_);
+            pool_ = std::make_unique<ThreadPool>(threads_);
             owner_ = getpid();
         }
         return *pool_;
@@ -36,7 +36,7 @@ class OwnPool {
 
    private:
     const int threads_;
-    std::unique_ptr<Pool> pool_;
+    std::unique_ptr<ThreadPool> pool_;
     int owner_ = 0;
 };
 

@@ -1,6 +1,6 @@
-// What AVX2 does otherwise than bands_halves.h, with the same sums in the same order. From the cache, and with several
+// What AVX2 does otherwise than panels_halves.h, with the same sums in the same order. From the cache, and with several
 // tokens, instructions are what is short: whatever is fetched or unpacked serves all that it can while it is in a register,
-// and the sixteen registers are not left to the compiler. Included by kernels_avx2.cpp only, below bands_halves.h.
+// and the sixteen registers are not left to the compiler. Included by kernels_avx2.cpp only, below panels_halves.h.
 #pragma once
 
 namespace {
@@ -16,16 +16,16 @@ inline void in_order(__m256i& sum) {
 }
 
 // One token: the halves of the tiles in step.
-template <int kBands>
+template <int kPanels>
 inline void dot_halves(const uint8_t* const* tiles, const int8_t* x, int32_t sum8, F8* out) {
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi32(sum8);
-    __m256i sums[2 * kBands];
+    __m256i sums[2 * kPanels];
     for (__m256i& sum : sums) sum = _mm256_setzero_si256();
 MV_UNROLL
     for (int j = 0; j < 4; j++) {
         const __m256i first = four(x + 8 * j), second = four(x + 8 * j + 4);
 MV_UNROLL
-        for (int i = 0; i < 2 * kBands; i++) {
+        for (int i = 0; i < 2 * kPanels; i++) {
             const __m256i pairs = load_bytes(tiles[i / 2] + i % 2 * Half4::kStep + 32 * j);
             const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
             sums[i] = _mm256_add_epi16(sums[i], _mm256_maddubs_epi16(_mm256_and_si256(pairs, low), first));
@@ -33,7 +33,7 @@ MV_UNROLL
             in_order(sums[i]);
         }
     }
-    for (int i = 0; i < 2 * kBands; i++)
+    for (int i = 0; i < 2 * kPanels; i++)
         out[i] = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_madd_epi16(sums[i], ones), offset));
 }
 
@@ -46,7 +46,7 @@ inline void dot_tiles<Half4, 2>(const uint8_t* const* tiles, const int8_t* x, in
     dot_halves<2>(tiles, x, sum8, out);
 }
 
-// Half a band of 4-bit weights times several tokens: weights are unpacked four columns of each nibble at a time.
+// Half a panel of 4-bit weights times several tokens: weights are unpacked four columns of each nibble at a time.
 template <int kTokens, bool kAdd>
 inline void half_at_once(const uint8_t* tiles, int half, int blocks, const Activations& in, float* y, size_t stride) {
     constexpr int kTile = 32 + 2 * Half4::kStep;
@@ -82,7 +82,7 @@ MV_UNROLL
     for (int t = 0; t < kTokens; t++) emit<kAdd>(y + t * stride, total[t]);
 }
 
-// A band of 8-bit weights times several tokens: an activation is fetched once for sixteen rows, and the weights of four
+// A panel of 8-bit weights times several tokens: an activation is fetched once for sixteen rows, and the weights of four
 // columns are read and their signs taken off once for all tokens.
 template <int kTokens, bool kAdd>
 inline void both_halves(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
