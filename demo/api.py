@@ -16,7 +16,7 @@ from prometheus_client.exposition import choose_encoder
 
 from mobillama_v import __version__
 from mobillama_v.assistant import Reply
-from mobillama_v.demo.protocol import Answer, ChatRequest, RequestError, parse, refusal
+from mobillama_v.demo.protocol import Answer, ChatRequest, RequestError, api_error, parse
 from mobillama_v.demo.scheduler import Ticket
 from mobillama_v.demo.service import Service, Stopped
 from mobillama_v.errors import MissingExtraError, MobiLlamaVError
@@ -57,13 +57,13 @@ def build(
         title="MobiLlama-V", version=__version__, lifespan=lifespan, root_path=root_path, docs_url=None, redoc_url=None
     )
 
-    def refused(error: RequestError) -> Response:
+    def error_response(error: RequestError) -> Response:
         headers = {"Retry-After": str(error.retry)} if error.retry else {}
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(error.body, error.status, headers)
 
-    def authorise(request: Request) -> None:
+    def authorize(request: Request) -> None:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
         right = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (api_key or "").encode())
         if api_key is not None and not right:
@@ -71,20 +71,20 @@ def build(
                 "Incorrect or missing API key; send it as a bearer token.", status=401, code="invalid_api_key"
             )
 
-    app.add_middleware(_Count, service=service)
+    app.add_middleware(_CountRequests, service=service)
 
     @app.exception_handler(MobiLlamaVError)
-    async def told(_: Request, error: MobiLlamaVError) -> Response:
-        return refused(refusal(error))
+    async def on_user_error(_: Request, error: MobiLlamaVError) -> Response:
+        return error_response(api_error(error))
 
     @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
+    async def on_http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}."
-        return refused(RequestError(message, status=error.status_code))
+        return error_response(RequestError(message, status=error.status_code))
 
     @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:
-        return refused(RequestError("The server failed at this request.", status=500))  # what it was is in its log
+    async def on_bug(_: Request, error: Exception) -> Response:
+        return error_response(RequestError("The server failed at this request.", status=500))  # its log says why
 
     @app.get("/health")
     async def health() -> Response:
@@ -97,59 +97,59 @@ def build(
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(service.metrics.registry), media_type=kind)
 
-    def described(name: str) -> dict[str, Any]:
+    def model_object(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "mobillama-v"}
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        authorise(request)
-        return JSONResponse({"object": "list", "data": [described(name) for name in service.models]})
+        authorize(request)
+        return JSONResponse({"object": "list", "data": [model_object(name) for name in service.models]})
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str, request: Request) -> Response:
-        authorise(request)
+        authorize(request)
         if name not in service.models:
-            raise _no_model(name)
-        return JSONResponse(described(name))
+            raise _unknown_model(name)
+        return JSONResponse(model_object(name))
 
     @app.post("/v1/chat/completions")
     async def complete(request: Request) -> Response:
-        authorise(request)
+        authorize(request)
         # Before the body is read, so that the memory that requests take is bounded too.
-        place = service.scheduler.enter(request.client.host if request.client else "-")
+        ticket = service.scheduler.enter(request.client.host if request.client else "-")
         watch, streams = None, False
         try:
             body = await _body(request, service.limits.max_body)
             # Base64 of megabytes takes time that the event loop does not have.
             asked = await asyncio.to_thread(parse, body, service.limits, allow_urls=allow_urls)
             if asked.model not in service.models:
-                raise _no_model(asked.model)
-            watch = asyncio.create_task(_leave_when_gone(request, place))
+                raise _unknown_model(asked.model)
+            watch = asyncio.create_task(_leave_on_disconnect(request, ticket))
             await _fetch(asked, service.limits.max_bytes)
-            items = service.answer(place, asked.model, asked.messages, asked.pictures, asked.sampling)
+            items = service.answer(ticket, asked.model, asked.messages, asked.pictures, asked.sampling)
             if not asked.stream:
                 reply = [item async for item in items][-1]
                 assert isinstance(reply, Reply)
                 return JSONResponse(Answer(asked.model).whole(reply))
             first = await anext(items)  # an error until here has its status
             streams = True
-            return _stream_response(place, watch, _events(asked, first, items))
+            return _stream_response(ticket, watch, _events(asked, first, items))
         except Stopped:
             raise RequestError("The server is shutting down.", status=503, code="shutting_down", retry=60) from None
         finally:
             if not streams:
-                place.leave()
+                ticket.leave()
                 if watch is not None:
                     watch.cancel()
 
     return app
 
 
-def _no_model(name: str) -> RequestError:
+def _unknown_model(name: str) -> RequestError:
     return RequestError(f"The model {name[:100]!r} does not exist.", param="model", status=404, code="model_not_found")
 
 
-class _Count:
+class _CountRequests:
     """Counts the API's requests by status, and leaves everything else to what is under it."""
 
     def __init__(self, app: Any, service: Service) -> None:
@@ -176,18 +176,18 @@ class _Count:
             raise
 
 
-def _stream_response(place: Ticket, watch: asyncio.Task[None], events: AsyncIterator[str]) -> Any:
+def _stream_response(ticket: Ticket, watch: asyncio.Task[None], events: AsyncIterator[str]) -> Any:
     from fastapi.responses import StreamingResponse
 
     class Stream(StreamingResponse):
-        """A stream whose place is left however it ends, also where it was never iterated."""
+        """A stream whose ticket is left however it ends, also where it was never iterated."""
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             watch.cancel()  # from here on the response itself hears that the client has gone
             try:
                 await super().__call__(scope, receive, send)
             finally:
-                place.leave()
+                ticket.leave()
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return Stream(events, media_type="text/event-stream", headers=headers)
@@ -213,7 +213,7 @@ async def _events(asked: ChatRequest, first: str | Reply, items: AsyncIterator[s
         yield _event(RequestError("The server is shutting down.", status=503, code="shutting_down").body)
         return
     except MobiLlamaVError as error:
-        yield _event(refusal(error).body)
+        yield _event(api_error(error).body)
         return
     assert reply is not None
     yield _event(answer.chunk({}, finish=reply.finish_reason, with_usage=extra))
@@ -265,8 +265,8 @@ async def _fetch(asked: ChatRequest, max_bytes: int) -> None:
         asked.pictures[index] = dataclasses.replace(asked.pictures[index], data=data)
 
 
-async def _leave_when_gone(request: Any, place: Ticket) -> None:
+async def _leave_on_disconnect(request: Any, ticket: Ticket) -> None:
     """Stop the computation for a client that has closed its connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    place.leave()
+    ticket.leave()

@@ -1,4 +1,4 @@
-"""A socket to listen at, taken before a model is loaded, so that a port in use is told at once."""
+"""The server's socket. It is bound before a model is loaded, so that a port in use is reported at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 from mobillama_v.errors import ConfigError
 
 
-def listen(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A listening TCP socket at ``host``; port 0 takes a free one.
 
     Raises:
@@ -25,6 +25,6 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def address(host: str, port: int) -> str:
+def base_url(host: str, port: int) -> str:
     """The URL of a socket."""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

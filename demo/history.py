@@ -1,8 +1,8 @@
-"""Between a chat window's list of messages and a conversation: plain functions, without Gradio.
+"""The chat window's history, and the conversation that the model gets. Plain functions, without Gradio.
 
 A message is ``{"role": ..., "content": [...]}`` with parts ``{"type": "text", "text": ...}`` and ``{"type": "file",
 "file": {"path": ...}}``. Neighboring messages of one role are one turn. A turn that was not answered, because it
-failed or was stopped at once, is shown and not told to the model.
+failed or was stopped at once, is shown but not sent to the model.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from mobillama_v.prompt import Message, assistant, user
 
 FAILED = "⚠️ "
-"""How a message begins that says why there is no answer."""
+"""The beginning of a message that says why there is no answer."""
 DEFAULT_QUESTION = "Describe the image."
 
 History = list[dict[str, Any]]
 
 
 def text_of(message: dict[str, Any]) -> str:
-    """The words of a message."""
+    """The text of a message."""
     content = message["content"]
     if isinstance(content, str):
         return content
@@ -35,7 +35,7 @@ def files_of(message: dict[str, Any]) -> list[str]:
     return [part["file"]["path"] for part in content if part.get("type") == "file"]
 
 
-def turn_of(text: str, files: list[str]) -> History:
+def user_messages(text: str, files: list[str]) -> History:
     """A user's turn: a message for each picture, then one for the words, which can be edited only on their own."""
     parts: list[dict[str, Any]]
     parts = [{"type": "file", "file": {"path": path, "mime_type": mime_type(path)}} for path in files]
@@ -89,7 +89,7 @@ def last_answer(history: History) -> tuple[History, str] | None:
     return None
 
 
-def take_back(history: History) -> tuple[History, str, list[str]]:
+def pop_question(history: History) -> tuple[History, str, list[str]]:
     """The history without its last question and what follows it; that question's words and pictures."""
     end = len(history)
     while end and history[end - 1]["role"] != "user":
@@ -102,6 +102,6 @@ def take_back(history: History) -> tuple[History, str, list[str]]:
     return history[:start], words, [path for message in asked for path in files_of(message)]
 
 
-def edited(history: History, index: int, text: str) -> History:
+def edit_message(history: History, index: int, text: str) -> History:
     """The history up to the user's message ``index``, with other words."""
-    return [*history[:index], *turn_of(text, [])]
+    return [*history[:index], *user_messages(text, [])]

@@ -1,8 +1,9 @@
-"""What one request, one user and all users together may ask for, and the errors that say so."""
+"""Limits of one request, of one user, and of all users together, and the errors that report them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from mobillama_v.errors import ConfigError, MobiLlamaVError
 
@@ -19,38 +20,38 @@ class BusyError(MobiLlamaVError):
         self.retry_after, self.own = retry_after, own
 
 
+def least(name: str) -> int:
+    """The smallest value of the limit ``name``."""
+    return 0 if name.startswith("waiting") else 1
+
+
+def _limit(default: float, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class Limits:
-    """Bounds that hold for the demo and the server.
-
-    Attributes:
-        max_bytes: of one picture's file.
-        max_pixels: of one picture, judged by its header.
-        max_images: pictures of one conversation.
-        max_new_tokens: the longest answer that may be asked for.
-        max_seconds: computing one answer, its pictures not included; the answer ends there.
-        running: answers that are computed at once, in turns; each holds its own keys and values in memory.
-        waiting: answers that wait for that.
-        waiting_each: of these, those of one user.
+    """Limits of the demo and the server; each is an option of theirs.
 
     Raises:
-        ConfigError: a bound below 1, or 0 for those that wait.
+        ConfigError: a limit below 1, or below 0 for those that wait.
     """
 
-    max_bytes: int = 10_000_000
-    max_pixels: int = 50_000_000
-    max_images: int = 8
-    max_new_tokens: int = 1024
-    max_seconds: float = 120.0
-    running: int = 4
-    waiting: int = 32
-    waiting_each: int = 8
+    max_bytes: int = _limit(10_000_000, "Largest picture file, in bytes.")
+    max_pixels: int = _limit(50_000_000, "Largest picture, in pixels, as its header says.")
+    max_images: int = _limit(8, "Most pictures in one conversation.")
+    max_new_tokens: int = _limit(1024, "Longest answer, in tokens.")
+    max_seconds: float = _limit(120.0, "Most seconds to compute one answer, after its pictures. It is cut off there.")
+    running: int = _limit(4, "Answers computed at the same time; each has its own keys and values in memory.")
+    waiting: int = _limit(32, "Answers that may wait in the queue. More are refused.")
+    waiting_each: int = _limit(8, "Answers of one user that may wait in the queue.")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            least = 0 if field.name.startswith("waiting") else 1
-            if not getattr(self, field.name) >= least:
-                raise ConfigError(f"the limit {field.name} must be {least} or more, not {getattr(self, field.name)}.")
+        for each in fields(self):
+            if not getattr(self, each.name) >= least(each.name):
+                raise ConfigError(
+                    f"the limit {each.name} must be {least(each.name)} or more, not {getattr(self, each.name)}."
+                )
 
     @property
     def max_body(self) -> int:

@@ -1,4 +1,4 @@
-"""What stands before Gradio: files only to their owner, no file or address that a request merely names, no side doors.
+"""Access control in front of Gradio: a file is served to its owner only, and unused parts of Gradio are closed.
 
 Gradio serves whatever lies in its upload folder to anybody who knows the path, fetches web addresses for its clients,
 and makes components that a request describes. Here a request may name a file only where that browser has uploaded it.
@@ -14,8 +14,8 @@ from starlette.requests import HTTPConnection
 from mobillama_v.demo.sessions import COOKIE, Sessions
 
 _MAX_BODY = 4_000_000  # of a call: a conversation's words and the names of its pictures
-_CALLS = ("/queue/join", "/run/", "/api/", "/call/")
-_CLOSED = (
+_CALL_PATHS = ("/queue/join", "/run/", "/api/", "/call/")
+_CLOSED_PATHS = (
     *(
         "/proxy=",
         "/stream",
@@ -32,8 +32,8 @@ _CLOSED = (
 class AccessMiddleware:
     """ASGI middleware around Gradio's application."""
 
-    def __init__(self, app: Any, visitors: Sessions) -> None:
-        self.app, self.visitors = app, visitors
+    def __init__(self, app: Any, sessions: Sessions) -> None:
+        self.app, self.sessions = app, sessions
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
@@ -44,21 +44,21 @@ class AccessMiddleware:
         if not token:
             token, known = Sessions.new_token(), False
             scope = {**scope, "headers": [*scope["headers"], (b"cookie", f"{COOKIE}={token}".encode())]}
-        sending = send if known else _telling(token, _is_secure(scope), send)
+        sending = send if known else _with_cookie(token, _is_secure(scope), send)
         path = scope["path"].removeprefix(scope.get("root_path", "").rstrip("/")).removeprefix("/gradio_api")
-        if path.startswith(_CLOSED):
+        if path.startswith(_CLOSED_PATHS):
             await _refuse(sending, 404, "There is nothing here.")
         elif path.startswith("/file="):
-            if self.visitors.may_read(token, path.removeprefix("/file=")):
+            if self.sessions.may_read(token, path.removeprefix("/file=")):
                 await self.app(scope, receive, sending)
             else:
                 await _refuse(sending, 403, "This file is not yours.")
         elif path.rstrip("/") == "/upload":
-            if self.visitors.full(token):
+            if self.sessions.full(token):
                 await _refuse(sending, 413, "You have uploaded too many files; reload the page to begin anew.")
             else:
-                await self.app(scope, receive, self._noting(token, sending))
-        elif scope["method"] == "POST" and path.startswith(_CALLS):
+                await self.app(scope, receive, self._recording(token, sending))
+        elif scope["method"] == "POST" and path.startswith(_CALL_PATHS):
             await self._call(scope, receive, sending, token)
         else:
             await self.app(scope, receive, sending)
@@ -76,7 +76,7 @@ class AccessMiddleware:
             if not message.get("more_body"):
                 break
         try:
-            allowed = self._allowed(json.loads(bytes(body)), token)
+            allowed = self._is_allowed(json.loads(bytes(body)), token)
         except (ValueError, RecursionError):
             allowed = False
         if not allowed:
@@ -92,32 +92,32 @@ class AccessMiddleware:
 
         await self.app(scope, replay, send)
 
-    def _allowed(self, value: Any, token: str) -> bool:
+    def _is_allowed(self, value: Any, token: str) -> bool:
         """Whether all files that JSON names are this browser's, and none of it describes a component."""
         if isinstance(value, list):
-            return all(self._allowed(each, token) for each in value)
+            return all(self._is_allowed(each, token) for each in value)
         if not isinstance(value, dict):
             return True
         if "component" in value or value.get("type") == "component":
             return False
         if str(value.get("url", "")).startswith("data:"):  # would become a file that is nobody's
             return False
-        if "path" in value and not (isinstance(value["path"], str) and self.visitors.may_read(token, value["path"])):
+        if "path" in value and not (isinstance(value["path"], str) and self.sessions.may_read(token, value["path"])):
             return False
-        return all(self._allowed(each, token) for each in value.values())
+        return all(self._is_allowed(each, token) for each in value.values())
 
-    def _noting(self, token: str, send: Any) -> Any:
-        """A ``send`` that reads which files an upload has made."""
+    def _recording(self, token: str, send: Any) -> Any:
+        """A ``send`` that records which files an upload has made."""
         body = bytearray()
 
-        async def noting(message: Any) -> None:
+        async def recording(message: Any) -> None:
             if message["type"] == "http.response.body":
                 body.extend(message.get("body", b""))
                 if not message.get("more_body"):
-                    self.visitors.upload(token, _paths(bytes(body)))
+                    self.sessions.upload(token, _paths(bytes(body)))
             await send(message)
 
-        return noting
+        return recording
 
 
 def _paths(body: bytes) -> list[str]:
@@ -138,17 +138,17 @@ def _is_secure(scope: Any) -> bool:
     return scope.get("scheme") == "https" or b"https" in forwarded
 
 
-def _telling(token: str, secure: bool, send: Any) -> Any:
-    """A ``send`` that gives the browser its cookie; over https also where the page is inside another's."""
+def _with_cookie(token: str, secure: bool, send: Any) -> Any:
+    """A ``send`` that sets the session's cookie; over https also where the page is embedded in another one."""
     rest = "SameSite=None; Secure; Partitioned" if secure else "SameSite=Lax"
     cookie = (b"set-cookie", f"{COOKIE}={token}; Path=/; HttpOnly; {rest}".encode())
 
-    async def telling(message: Any) -> None:
+    async def with_cookie(message: Any) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message.get("headers", []), cookie]}
         await send(message)
 
-    return telling
+    return with_cookie
 
 
 async def _refuse(send: Any, status: int, text: str) -> None:

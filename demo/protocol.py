@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as this server speaks them: JSON to a checked request, a reply to JSON, errors to theirs.
+"""OpenAI's chat completions: JSON to a checked request, a reply to JSON, and our errors to theirs.
 
 Only what changes nothing is left out quietly; a parameter that asks for what this model cannot do is an error that
 names it. A message's pictures go before its words, wherever they stand in it, as the model was trained.
@@ -41,7 +41,7 @@ _KNOWN = {*_OWN, "seed", "stop", *_IGNORED, *_NEUTRAL}
 
 
 class RequestError(MobiLlamaVError):
-    """A request that OpenAI's clients are told about by status, type, code and the parameter that is wrong."""
+    """A wrong request, as OpenAI's API reports it: by status, type, code and the parameter that is wrong."""
 
     def __init__(
         self, message: str, *, param: str | None = None, status: int = 400, code: str | None = None, retry: int = 0
@@ -57,6 +57,13 @@ class RequestError(MobiLlamaVError):
 
 
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_ERRORS: tuple[tuple[type[MobiLlamaVError], dict[str, Any]], ...] = (
+    (ModelNotFoundError, {"param": "model", "status": 404, "code": "model_not_found"}),
+    (ImageError, {"param": "messages", "code": "invalid_image"}),
+    (LimitError, {"param": "messages", "status": 413, "code": "over_the_limits"}),
+    (CheckpointError, {"status": 500}),  # a model that is loaded when it is first asked for
+    (ConfigError, {}),
+)
 
 
 @dataclass
@@ -100,7 +107,7 @@ def parse(body: Any, limits: Limits, *, allow_urls: bool = False) -> ChatRequest
     if not isinstance(messages, list) or not messages:
         raise RequestError("'messages' must be a list with at least one message.", param="messages")
     for i, message in enumerate(messages):
-        request.messages.append(_Reader(request, limits, allow_urls, f"messages.{i}").message(message))
+        request.messages.append(_MessageParser(request, limits, allow_urls, f"messages.{i}").message(message))
     return request
 
 
@@ -137,7 +144,7 @@ def _sampling(body: dict[str, Any], limits: Limits) -> Sampling:
     return Sampling(tokens, temperature, top_p, seed, tuple(stops))
 
 
-class _Reader:
+class _MessageParser:
     """Reads one message into a request."""
 
     def __init__(self, request: ChatRequest, limits: Limits, allow_urls: bool, where: str) -> None:
@@ -217,23 +224,16 @@ class _Reader:
             raise RequestError(f"The picture is not valid base64 ({error}).", param=where) from None
 
 
-def refusal(error: MobiLlamaVError) -> RequestError:
-    """The error of the API that stands for one of ours."""
+def api_error(error: MobiLlamaVError) -> RequestError:
+    """The error of the API that corresponds to one of ours."""
     if isinstance(error, RequestError):
         return error
     message = f"{str(error)[:1].upper()}{str(error)[1:]}"
     if isinstance(error, BusyError):
         return RequestError(message, status=429 if error.own else 503, code="queue_full", retry=error.retry_after)
-    if isinstance(error, ModelNotFoundError):
-        return RequestError(message, param="model", status=404, code="model_not_found")
-    if isinstance(error, ImageError):
-        return RequestError(message, param="messages", code="invalid_image")
-    if isinstance(error, LimitError):
-        return RequestError(message, param="messages", status=413, code="over_the_limits")
-    if isinstance(error, CheckpointError):
-        return RequestError(message, status=500)  # a model that is loaded when it is first asked for
-    if isinstance(error, ConfigError):
-        return RequestError(message)
+    for kind, options in _ERRORS:
+        if isinstance(error, kind):
+            return RequestError(message, **options)
     return RequestError(message, param="messages", code="context_length_exceeded" if "context" in message else None)
 
 
@@ -245,7 +245,7 @@ class Answer:
 
     def whole(self, reply: Reply) -> dict[str, Any]:
         """The JSON of an answer that is not streamed."""
-        message = {"role": "assistant", "content": reply.text, "refusal": None}
+        message = {"role": "assistant", "content": reply.text, "api_error": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage(reply)}
 
@@ -259,7 +259,7 @@ class Answer:
         }
 
     def last(self, reply: Reply) -> dict[str, Any]:
-        """The JSON of the part that tells the usage."""
+        """The JSON of the part that reports the usage."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(reply)}
 
     def _head(self, kind: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The chat page: what is on it, and what its buttons do. Everything that lasts longer than a call is in the browser."""
+"""The chat page: its layout, and what its buttons do. All state that outlives a call is in the browser."""
 
 # No `from __future__ import annotations` here: Gradio reads the annotations of functions that are made in a function.
 
@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.assistant import Reply
-from mobillama_v.demo.history import FAILED, History, conversation, edited, last_answer, take_back, turn_of
+from mobillama_v.demo.history import (
+    FAILED,
+    History,
+    conversation,
+    edit_message,
+    last_answer,
+    pop_question,
+    user_messages,
+)
 from mobillama_v.demo.occlusion import CELLS
 from mobillama_v.demo.scheduler import Ticket
 from mobillama_v.demo.service import Picture, Service, Stopped
@@ -49,33 +57,33 @@ footer { display: none !important; }
 class Tabs:
     """The tickets that each open tab holds, so that closing it leaves them."""
 
-    places: dict[str, set[Ticket]] = field(default_factory=lambda: defaultdict(set))
+    tickets: dict[str, set[Ticket]] = field(default_factory=lambda: defaultdict(set))
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextlib.contextmanager
-    def holding(self, tab: str, place: Ticket) -> Any:
-        """Hold a place for a tab while an answer is made."""
+    def holding(self, tab: str, ticket: Ticket) -> Any:
+        """Hold a ticket for a tab while an answer is computed."""
         with self.lock:
-            self.places[tab].add(place)
+            self.tickets[tab].add(ticket)
         try:
             yield
         finally:
-            place.leave()
+            ticket.leave()
             with self.lock:
-                self.places[tab].discard(place)
-                if not self.places[tab]:
-                    del self.places[tab]
+                self.tickets[tab].discard(ticket)
+                if not self.tickets[tab]:
+                    del self.tickets[tab]
 
     def close(self, tab: str) -> None:
-        """Leave all places of a tab."""
+        """Leave all tickets of a tab."""
         with self.lock:
-            places = list(self.places.get(tab, ()))
-        for place in places:
-            place.leave()
+            tickets = list(self.tickets.get(tab, ()))
+        for ticket in tickets:
+            ticket.leave()
 
 
-def said(error: BaseException) -> str:
-    """A message in the chat that tells why there is no answer."""
+def error_text(error: BaseException) -> str:
+    """The message in the chat that says why there is no answer."""
     if isinstance(error, Stopped):
         return f"{FAILED}The server is shutting down; please come back later."
     if not isinstance(error, MobiLlamaVError):
@@ -84,11 +92,11 @@ def said(error: BaseException) -> str:
     return f"{FAILED}{text[:1].upper()}{text[1:]}"
 
 
-class Answering:
-    """Makes the answers of one page."""
+class ChatHandler:
+    """Computes the answers of one page."""
 
-    def __init__(self, service: Service, visitors: Sessions) -> None:
-        self.service, self.visitors, self.tabs = service, visitors, Tabs()
+    def __init__(self, service: Service, sessions: Sessions) -> None:
+        self.service, self.sessions, self.tabs = service, sessions, Tabs()
 
     async def answer(
         self, history: History, model: str, sampling: Sampling, token: str, tab: str
@@ -96,16 +104,16 @@ class Answering:
         """The history with the answer growing at its end, and the line that tells how fast; errors are answers too."""
         start, shown, text, tokens, first = time.perf_counter(), 0.0, "", 0, 0.0
         try:
-            yield [*history, _answered("")], _line(model, "thinking …")
+            yield [*history, _reply("")], _status_line(model, "thinking …")
             messages, paths = conversation(history)
-            place = self.service.scheduler.enter(token)
-            with self.tabs.holding(tab, place):
+            ticket = self.service.scheduler.enter(token)
+            with self.tabs.holding(tab, ticket):
                 pictures = await asyncio.to_thread(self._read, paths, token)
-                async for item in self.service.answer(place, model, messages, pictures, sampling):
+                async for item in self.service.answer(ticket, model, messages, pictures, sampling):
                     now = time.perf_counter()
                     if isinstance(item, Reply):
                         yield (
-                            [*history, _answered(item.text or f"{FAILED}The model had nothing to say.")],
+                            [*history, _reply(item.text or f"{FAILED}The model had nothing to say.")],
                             self._final(model, item, first - start),
                         )
                         return
@@ -114,12 +122,12 @@ class Answering:
                         shown = now
                         speed = f" · {tokens / (now - first):.0f} tokens/s" if tokens > 10 else ""
                         yield (
-                            [*history, _answered(text.strip())],
-                            _line(model, f"first token after {first - start:.2f} s{speed}"),
+                            [*history, _reply(text.strip())],
+                            _status_line(model, f"first token after {first - start:.2f} s{speed}"),
                         )
         except Exception as error:
-            partial = [_answered(text.strip())] if text.strip() else []
-            yield [*history, *partial, _answered(said(error))], _line(model, "no answer")
+            partial = [_reply(text.strip())] if text.strip() else []
+            yield [*history, *partial, _reply(error_text(error))], _status_line(model, "no answer")
             if not isinstance(error, (MobiLlamaVError, Stopped)):
                 raise
 
@@ -132,25 +140,25 @@ class Answering:
             messages, paths = conversation(found[0]) if found else ([], [])
             if not found or not paths:
                 raise MobiLlamaVError("there is no answer about a picture yet.")
-            place, rows = self.service.scheduler.enter(token), []
-            with self.tabs.holding(tab, place):
+            ticket, rows = self.service.scheduler.enter(token), []
+            with self.tabs.holding(tab, ticket):
                 pictures = await asyncio.to_thread(self._read, paths, token)
-                async for shown in self.service.explain(place, model, messages, pictures, found[1]):
+                async for shown in self.service.explain(ticket, model, messages, pictures, found[1]):
                     rows.append(shown)
-                    yield None, _line(model, f"covering parts of the picture, {len(rows)} of {CELLS} rows …")
-            path = self.visitors.folder / Sessions.new_token() / "where.webp"
+                    yield None, _status_line(model, f"covering parts of the picture, {len(rows)} of {CELLS} rows …")
+            path = self.sessions.folder / Sessions.new_token() / "where.webp"
             path.parent.mkdir()
             rows[-1].save(path)
-            self.visitors.upload(token, [str(path)])
-            yield str(path), _line(model, "lit is what the last answer depends on")
+            self.sessions.upload(token, [str(path)])
+            yield str(path), _status_line(model, "lit is what the last answer depends on")
         except (MobiLlamaVError, Stopped) as error:
-            yield None, _line(model, said(error).removeprefix(FAILED))
+            yield None, _status_line(model, error_text(error).removeprefix(FAILED))
 
     def _read(self, paths: list[str], token: str) -> list[Picture]:
         self.service.check_count(len(paths))
         pictures = []
         for path in paths:
-            if not self.visitors.may_read(token, path):
+            if not self.sessions.may_read(token, path):
                 raise MobiLlamaVError("that picture is not here any more; show it again.")
             name = f"the picture {Path(path).name!r}"
             try:
@@ -167,23 +175,23 @@ class Answering:
         rate = (reply.new_tokens - 1) / timings.decode if timings.decode > 0 else 0
         speed = f"{rate:.0f} tokens/s · " if rate > 0 else ""
         ended = " · stopped at the longest answer" if reply.finish_reason == "length" else ""
-        return _line(model, f"{engine} · first token after {first:.2f} s · {speed}{count}{ended}")
+        return _status_line(model, f"{engine} · first token after {first:.2f} s · {speed}{count}{ended}")
 
 
-def _answered(text: str) -> dict[str, Any]:
+def _reply(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
 
 
-def _line(model: str, rest: str) -> str:
+def _status_line(model: str, rest: str) -> str:
     return f'<div role="status"><b>{html.escape(model)}</b> · {html.escape(rest)}</div>'
 
 
-def build(service: Service, visitors: Sessions) -> Any:
-    """The page, a ``gradio.Blocks``; to be launched with :data:`CSS` and behind a ``Guard``."""
+def build(service: Service, sessions: Sessions) -> Any:
+    """The page, a ``gradio.Blocks``; to be launched with :data:`CSS` and behind an ``AccessMiddleware``."""
     import gradio as gr
 
     gr.set_static_paths([EXAMPLES])
-    limits, answering = service.limits, Answering(service, visitors)
+    limits, handler = service.limits, ChatHandler(service, sessions)
     first_model = service.models[0]
 
     def token_of(request: gr.Request) -> str:
@@ -199,7 +207,7 @@ def build(service: Service, visitors: Sessions) -> Any:
         text, files = (box or {}).get("text", "").strip(), (box or {}).get("files", [])
         if not text and not files:
             return gr.skip(), history
-        return gr.MultimodalTextbox(value={"text": "", "files": []}), [*history, *turn_of(text, files)]
+        return gr.MultimodalTextbox(value={"text": "", "files": []}), [*history, *user_messages(text, files)]
 
     async def answer(
         history: History,
@@ -216,59 +224,59 @@ def build(service: Service, visitors: Sessions) -> Any:
         try:
             sampling = Sampling(int(tokens), float(temperature), float(top_p), None if seed is None else int(seed))
         except (MobiLlamaVError, ValueError, OverflowError) as error:
-            yield [*history, _answered(said(error if isinstance(error, MobiLlamaVError) else ValueError()))], gr.skip()
+            yield [*history, _reply(error_text(error))], gr.skip()
             return
         tab = request.session_hash or ""
-        async with contextlib.aclosing(answering.answer(history, model, sampling, token_of(request), tab)) as growing:
+        async with contextlib.aclosing(handler.answer(history, model, sampling, token_of(request), tab)) as growing:
             async for shown in growing:
                 yield shown
 
     async def where(history: History, model: str, request: gr.Request) -> AsyncGenerator[tuple[Any, Any], None]:
         tab = request.session_hash or ""
-        async with contextlib.aclosing(answering.explain(history, model, token_of(request), tab)) as shown:
+        async with contextlib.aclosing(handler.explain(history, model, token_of(request), tab)) as shown:
             async for each in shown:
                 yield each
 
     def example(event: gr.SelectData, history: History) -> History:
         value = event.value
         files = [file["path"] if isinstance(file, dict) else str(file) for file in value.get("files") or []]
-        return [*history, *turn_of(value.get("text") or "", files)]
+        return [*history, *user_messages(value.get("text") or "", files)]
 
     def retry(history: History, event: gr.RetryData) -> History:
-        kept, text, files = take_back(history)
-        return [*kept, *turn_of(text, files)]
+        kept, text, files = pop_question(history)
+        return [*kept, *user_messages(text, files)]
 
     def undo(history: History, event: gr.UndoData) -> tuple[History, Any]:
-        kept, text, files = take_back(history)
+        kept, text, files = pop_question(history)
         return kept, {"text": text, "files": files}
 
     def edit(history: History, event: gr.EditData) -> History:
         index = event.index[0] if isinstance(event.index, (list, tuple)) else event.index
-        return edited(history, index, str(event.value))
+        return edit_message(history, index, str(event.value))
 
     def take(picture: str | None, box: dict[str, Any] | None, request: gr.Request) -> tuple[Any, Any]:
         if picture is None:
             return gr.skip(), gr.skip()
-        visitors.upload(token_of(request), [picture])
+        sessions.upload(token_of(request), [picture])
         box = box or {}
         return {"text": box.get("text", ""), "files": [*box.get("files", []), picture]}, None
 
     def entered(request: gr.Request) -> str:
-        visitors.expire(3600)
-        visitors.enter(token_of(request), request.session_hash or "")
-        return _line(first_model, service.assistant(first_model).engine.title)
+        sessions.expire(3600)
+        sessions.enter(token_of(request), request.session_hash or "")
+        return _status_line(first_model, service.assistant(first_model).engine.title)
 
     def left(request: gr.Request) -> None:
         token = token_of(request)
-        answering.tabs.close(request.session_hash or "")
-        if visitors.leave(token, request.session_hash or ""):
+        handler.tabs.close(request.session_hash or "")
+        if sessions.leave(token, request.session_hash or ""):
             service.seen.forget(token)
 
     def chosen(model: str) -> str:
         try:
-            return _line(model, service.assistant(model).engine.title)
+            return _status_line(model, service.assistant(model).engine.title)
         except MobiLlamaVError as error:
-            return _line(model, str(error))
+            return _status_line(model, str(error))
 
     private: dict[str, Any] = {"api_visibility": "private"}
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", **private}

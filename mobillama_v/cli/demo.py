@@ -14,52 +14,39 @@ import typer
 
 from mobillama_v.cli.options import DeviceOption, EngineOption
 from mobillama_v.cli.serving_options import (
-    BytesOption,
-    EachOption,
     HostOption,
-    ImagesOption,
-    LongestOption,
     ModelsOption,
-    PixelsOption,
     RootOption,
-    RunningOption,
-    SecondsOption,
-    WaitingOption,
-    offered,
-    opened,
+    model_loaders,
+    open_service,
+    with_limits,
 )
 from mobillama_v.demo.limits import Limits
 from mobillama_v.errors import ConfigError, MissingExtraError
 
 
+@with_limits
 def demo(
     model: ModelsOption = None,
     host: HostOption = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 takes a free one.")] = 7860,
     share: Annotated[
-        bool, typer.Option("--share", help="Give a public address too, through Gradio's servers.")
+        bool, typer.Option("--share", help="Also give a public address, through Gradio's servers.")
     ] = False,
     auth: Annotated[
-        str | None, typer.Option(envvar="MOBILLAMA_V_AUTH", help="USER:PASSWORD that visitors must give.")
+        str | None, typer.Option(envvar="MOBILLAMA_V_AUTH", help="USER:PASSWORD that users must enter.")
     ] = None,
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     root_path: RootOption = "",
-    max_bytes: BytesOption = Limits.max_bytes,
-    max_pixels: PixelsOption = Limits.max_pixels,
-    max_images: ImagesOption = Limits.max_images,
-    max_new_tokens: LongestOption = Limits.max_new_tokens,
-    max_seconds: SecondsOption = Limits.max_seconds,
-    running: RunningOption = Limits.running,
-    waiting: WaitingOption = Limits.waiting,
-    waiting_each: EachOption = 4,
+    limits: Limits = Limits(waiting_each=4),  # noqa: B008 (it cannot change)
 ) -> None:
-    """Talk about pictures in a browser.
+    """Chat about pictures in a browser.
 
-    What visitors upload is served to nobody else and removed when they leave; Ctrl-C ends the demo.
+    An uploaded picture is shown to nobody else, and deleted when its user leaves. Ctrl-C ends the demo.
     """
     login = _login(auth)
-    models = offered(model, device, engine)
+    models = model_loaders(model, device, engine)
     with tempfile.TemporaryDirectory(prefix="mobillama-v-demo-") as folder:
         # Gradio reads these when it is imported.
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
@@ -69,14 +56,13 @@ def demo(
             import prometheus_client  # noqa: F401
         except ModuleNotFoundError as error:
             raise MissingExtraError(f"the demo needs {error.name}: pip install 'mobillama-v[demo]'.") from None
-        from mobillama_v.demo.bind import address, listen
+        from mobillama_v.demo.bind import base_url, bind_socket
 
-        limits = Limits(max_bytes, max_pixels, max_images, max_new_tokens, max_seconds, running, waiting, waiting_each)
-        with listen(host, port) as sock:  # only tried: Gradio's error would come after a model was loaded
+        with bind_socket(host, port) as sock:  # only tried: Gradio's error would come after a model was loaded
             port = sock.getsockname()[1]
-        service = opened(models, limits)
+        service = open_service(models, limits)
         page = _launch(gradio, service, Path(folder), host, port, share=share, auth=login, root_path=root_path)
-        print(f"Serving {', '.join(service.models)} at {address(host, port)} (Ctrl-C ends it)", file=sys.stderr)
+        print(f"Serving {', '.join(service.models)} at {base_url(host, port)} (Ctrl-C ends it)", file=sys.stderr)
         if page.share_url:
             print(f"and at {page.share_url}", file=sys.stderr)
         ended = threading.Event()
@@ -104,8 +90,8 @@ def _launch(
     from mobillama_v.demo.sessions import Sessions
     from mobillama_v.demo.ui import CSS, EXAMPLES, build
 
-    visitors = Sessions(folder, shared=EXAMPLES)
-    page = build(service, visitors)
+    sessions = Sessions(folder, shared=EXAMPLES)
+    page = build(service, sessions)
     page.queue(max_size=service.limits.waiting + service.limits.running, default_concurrency_limit=None)
     fonts = ["system-ui", "sans-serif"]  # the theme's own would be fetched from elsewhere
     page.launch(
@@ -124,7 +110,7 @@ def _launch(
         allowed_paths=[str(EXAMPLES)],
         theme=gradio.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
         css=CSS,
-        app_kwargs={"middleware": [Middleware(AccessMiddleware, visitors=visitors)]},
+        app_kwargs={"middleware": [Middleware(AccessMiddleware, sessions=sessions)]},
     )
     return page
 

@@ -1,4 +1,4 @@
-"""``mobillama-v serve``: the HTTP server that OpenAI's clients speak to."""
+"""``mobillama-v serve``: an HTTP server for clients of the OpenAI API."""
 
 from __future__ import annotations
 
@@ -10,54 +10,49 @@ import typer
 
 from mobillama_v.cli.options import DeviceOption, EngineOption, UrlsOption
 from mobillama_v.cli.serving_options import (
-    BytesOption,
-    EachOption,
     HostOption,
-    ImagesOption,
-    LongestOption,
     ModelsOption,
-    PixelsOption,
     RootOption,
-    RunningOption,
-    SecondsOption,
-    WaitingOption,
-    offered,
-    opened,
+    model_loaders,
+    open_service,
+    with_limits,
 )
 from mobillama_v.demo.limits import Limits
 from mobillama_v.errors import ConfigError, MissingExtraError
 
 _KeyOption = Annotated[
     str | None,
-    typer.Option(envvar="MOBILLAMA_V_API_KEY", help="What clients must send; better set the variable than the option."),
+    typer.Option(
+        envvar="MOBILLAMA_V_API_KEY",
+        help="API key that clients must send. Better set the variable: options can be seen by other users.",
+    ),
 ]
 
 
+@with_limits
 def serve(
     model: ModelsOption = None,
     host: HostOption = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 takes a free one.")] = 8000,
     api_key: _KeyOption = None,
     allow_urls: UrlsOption = False,
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     root_path: RootOption = "",
-    max_bytes: BytesOption = Limits.max_bytes,
-    max_pixels: PixelsOption = Limits.max_pixels,
-    max_images: ImagesOption = Limits.max_images,
-    max_new_tokens: LongestOption = Limits.max_new_tokens,
-    max_seconds: SecondsOption = Limits.max_seconds,
-    running: RunningOption = Limits.running,
-    waiting: WaitingOption = Limits.waiting,
-    waiting_each: EachOption = Limits.waiting_each,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that running answers get to end at shutdown.")] = 10.0,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds that running answers may take to end at shutdown.")
+    ] = 10.0,
     forwarded_from: Annotated[
-        str, typer.Option(help="Addresses of reverse proxies that may tell who their client is, by commas.")
+        str,
+        typer.Option(
+            help="Addresses of reverse proxies whose word is taken for who the client is, separated by commas."
+        ),
     ] = "127.0.0.1",
+    limits: Limits = Limits(),  # noqa: B008 (it cannot change)
 ) -> None:
-    """Serve a model over HTTP, as OpenAI's clients speak it: /v1/chat/completions and /v1/models.
+    """Serve a model over HTTP, for clients of the OpenAI API.
 
-    SIGTERM and Ctrl-C let running answers end, for a while.
+    The addresses are /v1/chat/completions and /v1/models. After Ctrl-C or SIGTERM, running answers may end first.
     """
     try:
         import fastapi  # noqa: F401
@@ -65,15 +60,14 @@ def serve(
         import uvicorn
     except ModuleNotFoundError as error:
         raise MissingExtraError(f"the server needs {error.name}: pip install 'mobillama-v[serve]'.") from None
-    models = offered(model, device, engine)
+    models = model_loaders(model, device, engine)
     from mobillama_v.demo.api import build
-    from mobillama_v.demo.bind import address, listen
+    from mobillama_v.demo.bind import base_url, bind_socket
 
-    limits = Limits(max_bytes, max_pixels, max_images, max_new_tokens, max_seconds, running, waiting, waiting_each)
     if api_key is not None and not api_key.strip():
         raise ConfigError("the API key is empty; give one, or leave it out.")
-    sock = listen(host, port)
-    service = opened(models, limits)
+    sock = bind_socket(host, port)
+    service = open_service(models, limits)
     app = build(service, api_key=api_key, allow_urls=allow_urls, grace=grace, root_path=root_path)
     config = uvicorn.Config(
         app,
@@ -84,11 +78,11 @@ def serve(
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    where = address(*sock.getsockname()[:2])
+    where = base_url(*sock.getsockname()[:2])
     print(f"Serving {', '.join(service.models)} at {where}/v1 (Ctrl-C ends it)", file=sys.stderr)
 
     class Server(uvicorn.Server):
-        """Closes the service as soon as it is told to end, and not when its connections have ended."""
+        """Closes the service as soon as shutdown begins, and not when its connections have ended."""
 
         async def shutdown(self, sockets: Any = None) -> None:
             closing = asyncio.create_task(asyncio.to_thread(service.close, grace))

@@ -1,17 +1,19 @@
-"""What the demo's and the server's command lines share: their options, and the way from them to a service."""
+"""What ``demo`` and ``serve`` share: their options, and how these become a service."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mobillama_v.cli.options import load_assistant
-from mobillama_v.demo.limits import Limits
+from mobillama_v.demo.limits import Limits, least
 from mobillama_v.errors import ConfigError
 from mobillama_v.hub import DEFAULT, embedded_models, find_model, read_spec
 
@@ -22,23 +24,36 @@ if TYPE_CHECKING:
 ModelsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", "-m", help="A model to offer, by name, folder or Hugging Face id; repeat it for several. [nano]"
+        "--model", "-m", help="A model to serve: a name, a folder or a Hugging Face id. Repeat it for several. [nano]"
     ),
 ]
-HostOption = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine's.")]
-RootOption = Annotated[str, typer.Option(help="Path under which a reverse proxy serves this, such as /vision.")]
-BytesOption = Annotated[int, typer.Option(min=1, help="Largest picture file, in bytes.")]
-PixelsOption = Annotated[int, typer.Option(min=1, help="Largest picture, in pixels.")]
-ImagesOption = Annotated[int, typer.Option(min=1, help="Most pictures of one conversation.")]
-LongestOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-SecondsOption = Annotated[float, typer.Option(min=1, help="Longest time to compute one answer; it ends there.")]
-RunningOption = Annotated[int, typer.Option(min=1, help="Answers computed at once, a token of each in turn.")]
-WaitingOption = Annotated[int, typer.Option(min=0, help="Answers that may wait; more are refused.")]
-EachOption = Annotated[int, typer.Option(min=0, help="Answers of one user that may wait.")]
+HostOption = Annotated[str, typer.Option(help="Address of the server; 0.0.0.0 is every address of this machine.")]
+RootOption = Annotated[str, typer.Option(help="Path at which a reverse proxy serves this, such as /vision.")]
 
 
-def offered(names: list[str] | None, device: str, engine: str) -> dict[str, Callable[[], Assistant]]:
-    """Loaders of the models to offer, by the names that users see: a folder's is its last part.
+def with_limits(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with an option for each field of :class:`Limits`, which ``command`` takes as its ``limits``."""
+    signature = inspect.signature(command, eval_str=True)
+    default: Limits = signature.parameters["limits"].default
+    parameters = [each for each in signature.parameters.values() if each.name != "limits"]
+    for field in fields(Limits):
+        value = getattr(default, field.name)
+        option = typer.Option(min=least(field.name), help=field.metadata["help"])
+        kind = Annotated[type(value), option]  # type: ignore[valid-type]
+        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind))
+
+    def run(**values: Any) -> None:
+        limits = Limits(**{field.name: values.pop(field.name) for field in fields(Limits)})
+        command(**values, limits=limits)
+
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    run.__doc__ = command.__doc__
+    return run
+
+
+def model_loaders(names: list[str] | None, device: str, engine: str) -> dict[str, Callable[[], Assistant]]:
+    """Loaders of the models to serve, by the names that users see. A folder is called by its last part.
 
     Raises:
         ModelNotFoundError: one is not there.
@@ -56,8 +71,8 @@ def offered(names: list[str] | None, device: str, engine: str) -> dict[str, Call
     return {shown: partial(load_assistant, folder, device, engine) for shown, folder in folders.items()}
 
 
-def opened(models: dict[str, Callable[[], Assistant]], limits: Limits) -> Service:
-    """A service whose default model is loaded, so that what is wrong with it is told before anybody asks.
+def open_service(models: dict[str, Callable[[], Assistant]], limits: Limits) -> Service:
+    """A service whose default model is loaded, so that an error in it is reported before anybody asks.
 
     Raises:
         MobiLlamaVError: as :func:`mobillama_v.assistant.load` does.
