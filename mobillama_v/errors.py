@@ -1,6 +1,6 @@
 """Errors that a user can cause.
 
-Each carries one sentence that says what is wrong, where, and how to mend it. The command line prints that sentence
+Each carries one sentence that says what is wrong, where, and how to fix it. The command line prints that sentence
 to stderr and ends with exit code 2; a library caller catches :class:`MobiLlamaVError`.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class MobiLlamaVError(Exception):
-    """Base of every error that this project raises for something the user can mend."""
+    """Base of every user error: of all that is wrong with what the user gave."""
 
 
 class ImageError(MobiLlamaVError):

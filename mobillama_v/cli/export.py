@@ -16,15 +16,12 @@ from mobillama_v.interop import formats
 class _Formats(TyperGroup):
     """A command for each format in :data:`mobillama_v.interop.formats.EXPORTERS`."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(formats.EXPORTERS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in formats.EXPORTERS:
-            return None
-        command = typer.Typer(add_completion=False)
-        command.command(cmd_name)(_export_to(formats.exporter(cmd_name)))
-        return typer.main.get_command(command)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in formats.EXPORTERS:
+            command = typer.Typer(add_completion=False)
+            command.command(name)(_export_to(formats.exporter(name)))
+            self.add_command(typer.main.get_command(command), name)
 
 
 app = typer.Typer(

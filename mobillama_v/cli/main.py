@@ -4,7 +4,7 @@
 | --- | --- |
 | 0 | done |
 | 1 | some of several pictures could not be read; the others were described |
-| 2 | an error that the user can mend, told in one line on stderr; nothing was done |
+| 2 | a user error, with one line on stderr; nothing was done |
 | 70 | a bug of this program; ``MOBILLAMA_V_DEBUG=1`` shows where |
 | 130, 141 | ended by Ctrl-C, or by the reader of a pipe, as shells number it |
 
@@ -32,7 +32,7 @@ USER_ERROR, BUG, BROKEN_PIPE = 2, 70, 141
 
 
 class Lazy(NamedTuple):
-    """A command that is imported when it is called: where it is (a ``Typer``, or a function), and its line of help."""
+    """A command that is imported when it is called: its module, a ``Typer`` or function in it, and its line of help."""
 
     module: str
     attribute: str
@@ -49,15 +49,15 @@ class Lazy(NamedTuple):
 
 
 LAZY = {
-    "models": Lazy("mobillama_v.cli.models", "app", "List the models, and show how large each is."),
-    "init": Lazy("mobillama_v.cli.init", "init", "Make a model to start a training from, of published parts."),
+    "models": Lazy("mobillama_v.cli.models", "app", "List the models and their sizes."),
+    "init": Lazy("mobillama_v.cli.init", "init", "Make a model to train, from published parts."),
     "data": Lazy("mobillama_v.cli.data", "app", "Check, preview and convert training data."),
-    "quantize": Lazy("mobillama_v.cli.quantize", "quantize", "Pack a model to 4 or 8 bits for the CPU engine."),
+    "quantize": Lazy("mobillama_v.cli.quantize", "quantize", "Shrink a model to 4-bit or 8-bit weights, for the CPU."),
     "export": Lazy("mobillama_v.cli.export", "app", "Write a model in another program's format."),
-    "train": Lazy("mobillama_v.cli.train", "app", "Train a model by a recipe, and draw its curves."),
-    "demo": Lazy("mobillama_v.cli.demo", "demo", "Talk about pictures in a browser."),
-    "serve": Lazy("mobillama_v.cli.serve", "serve", "Serve a model over HTTP, as OpenAI's clients speak it."),
-    "eval": Lazy("mobillama_v.cli.eval", "app", "Evaluate a model, or anybody's predictions, on benchmarks."),
+    "train": Lazy("mobillama_v.cli.train", "app", "Train a model with a recipe file, and plot its progress."),
+    "demo": Lazy("mobillama_v.cli.demo", "demo", "Chat about pictures in a browser."),
+    "serve": Lazy("mobillama_v.cli.serve", "serve", "Serve a model over HTTP, for clients of the OpenAI API."),
+    "eval": Lazy("mobillama_v.cli.eval", "app", "Score a model, or a file of predictions, on benchmarks."),
     "bench": Lazy("mobillama_v.cli.bench", "bench", "Measure how fast this machine runs a model."),
 }
 
