@@ -14,7 +14,6 @@ from typing import Any, ClassVar, TypeVar
 
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmarks.dataset_files import check_unique
-
 from mobillama_v.prompt import SHORT_ANSWER as SHORT_ANSWER  # the benchmarks' prompts end with it
 
 

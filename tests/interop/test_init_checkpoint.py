@@ -15,7 +15,8 @@ import tiny
 from mobillama_v.config import ProjectorConfig, TowerConfig
 from mobillama_v.errors import CheckpointError, ConfigError, ModelNotFoundError
 from mobillama_v.interop.init_checkpoint import write_initial_model
-from mobillama_v.train.build import load_start, load_tokenizer
+from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train.build import load_start
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_a_training_starts_from_it(decoder: Path, tower: TowerConfig, tmp_path: 
     assert made.spec.decoder.ffn_sharing == "all"
     assert made.spec.image.size == tiny.IMAGE_SIZE
     model = load_start(out, seed=1)
-    assert load_tokenizer(out, model).vocab_size <= 400
+    assert TextTokenizer.of_decoder(out / "tokenizer.json", model.config.spec.decoder).vocab_size <= 400
     state = model.state_dict()
     theirs = load_file(decoder / "model.safetensors")
     clip = torch.load(tower.pretrained, weights_only=True)

@@ -145,10 +145,9 @@ def test_the_patch_part_says_what_the_probe_sees_in_words(words: tower.Words) ->
 
 def test_the_projector_starts_as_nearly_the_identity() -> None:
     from mobillama_v.config import ProjectorConfig
-    from mobillama_v.projector import build_projector
 
     torch.manual_seed(0)
-    projector = build_projector(ProjectorConfig(), tower_width=WIDTH, decoder_width=WIDTH)
+    projector = ProjectorConfig().build(tower_width=WIDTH, decoder_width=WIDTH)
     tower.start_projector(projector, 0.02)
     x = torch.randn(50, WIDTH)
     with torch.no_grad():

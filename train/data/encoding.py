@@ -1,8 +1,8 @@
 """Records as tokens. Which tokens are supervised is decided here, and nowhere else.
 
-:meth:`~mobillama_v.prompt.Template.encode` marks the answers of a conversation. The mark is kept as one bit of each token's
-flags, and :func:`labels_of` makes the labels from it. Labels are aligned with the inputs. Only the model shifts them:
-:func:`mobillama_v.hf.modeling.supervised_loss`.
+:meth:`~mobillama_v.prompt.Template.encode` marks the answers of a conversation. The mark is kept as one bit of each
+token's flags, and :func:`labels_of` makes the labels from it. Labels are aligned with the inputs. Only the model shifts
+them: :func:`mobillama_v.hf.modeling.supervised_loss`.
 
 Nothing here imports torch: worker processes start fast.
 """
