@@ -218,7 +218,7 @@ def test_installs_with_and_without_a_compiler(compiler: bool, nano_like: Path, t
     install = ["install", "-q", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(target), str(source)]
     done = subprocess.run([sys.executable, "-m", "pip", *install], capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
-    built = [path.name for path in (target / "mobillama_v" / "engine").glob("_native*")]
+    built = [path.name for path in (target / "mobillama_v" / "backends" / "native").glob("_native*")]
     assert len(built) == (1 if compiler else 0)
     picture = tmp_path / "red.png"
     RED.save(picture)
