@@ -58,5 +58,8 @@ def _convolutions(model: Any) -> Iterator[ConvSame]:
     for stage in model.stages:
         for block in stage:
             assert isinstance(block, InvertedResidual)
-            yield from (conv for conv in (block.expand, block.depthwise, block.project) if conv is not None)
+            for conv in (block.expand, block.depthwise, block.project):
+                if conv is not None:
+                    assert isinstance(conv, ConvSame)  # of a block in torch
+                    yield conv
     yield model.conv_head

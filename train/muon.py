@@ -59,16 +59,16 @@ class Muon(torch.optim.AdamW):
         for group in hidden:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_hidden(parameter, group["lr"], group["weight_decay"])
+                    self._step_hidden(parameter, parameter.grad, group["lr"], group["weight_decay"])
         return loss
 
-    def _step_hidden(self, parameter: Tensor, lr: float, weight_decay: float) -> None:
+    def _step_hidden(self, parameter: Tensor, gradient: Tensor, lr: float, weight_decay: float) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)  # AdamW's loading looks for it
             state["momentum"] = torch.zeros_like(parameter)
         state["step"] += 1
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - _MOMENTUM)
-        update = orthogonalize(parameter.grad.lerp(momentum, _MOMENTUM))
+        momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
+        update = orthogonalize(gradient.lerp(momentum, _MOMENTUM))
         parameter.mul_(1 - lr * weight_decay)
         parameter.add_(update, alpha=-lr * _ADAMW_RMS * max(parameter.shape) ** 0.5)

@@ -23,7 +23,8 @@ class _TorchOps:
         return x.softmax(-1)
 
     def topk(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        return tuple(x.topk(k, dim=-1))
+        values, indices = x.topk(k, dim=-1)
+        return values, indices
 
     def argsort(self, x: Tensor) -> Tensor:
         return x.argsort(dim=-1, stable=True)
@@ -76,7 +77,7 @@ def to_torch(part: Part) -> Any:
 
     It is an instance of the part's class and of :class:`torch.nn.Module`; tensors are named by the part's attributes.
     """
-    kind = _module_class(type(part))
+    kind = _module_class(type(part))  # type: ignore[arg-type]  # a class can be hashed
     module = kind.__new__(kind)
     nn.Module.__init__(module)
     for name, value in vars(part).items():
@@ -97,8 +98,9 @@ def _made(declared: Any) -> Any:
         case list():
             return nn.ModuleList(_made(each) for each in declared)
         case Conv():
-            options = {"stride": declared.stride, "groups": declared.groups}
-            return ConvSame(declared.inputs, declared.outputs, declared.kernel, **options)
+            return ConvSame(
+                declared.inputs, declared.outputs, declared.kernel, stride=declared.stride, groups=declared.groups
+            )
         case Linear():
             return nn.Linear(declared.inputs, declared.outputs)
         case LayerNorm():
