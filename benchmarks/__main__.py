@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from benchmarks.decoder import bench_decoder
+from benchmarks.decoding import bench_decoder
 from benchmarks.evaluation import bench_eval
 from benchmarks.training import bench_train
 from mobillama_v.errors import MobiLlamaVError

@@ -56,6 +56,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_what_a_page_tells_to_run_runs(page: Path, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page(page, monkeypatch)

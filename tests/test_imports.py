@@ -108,6 +108,7 @@ def test_no_upward_import(name: str) -> None:
             assert LAYERS[theirs] < LAYERS[mine], f"{name} imports {other}, which is not below it"
 
 
+@pytest.mark.slow
 def test_every_module_imports_without_the_extras() -> None:
     blocked = "\n".join(f"sys.modules[{name!r}] = None" for name in OPTIONAL)
     loads = "\n".join(f"importlib.import_module({name!r})" for name in modules() if not name.endswith("__main__"))

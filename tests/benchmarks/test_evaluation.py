@@ -23,6 +23,7 @@ def call(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_both_methods_are_measured(nano_like: Path, tmp_path: Path, monkeypatch) -> None:
     from mobillama_v.assistant import Assistant, EncodedImage
 

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import decoder
+from benchmarks import decoding
 from benchmarks.__main__ import app
 from benchmarks.decoder_worker import LLAMA_CPP, LlamaCpp, LlamaCppSettings
 from mobillama_v.config import DecoderConfig
 from mobillama_v.model.decoder import Decoder
 
-MISSING = decoder.llama_cpp_missing()
+MISSING = decoding.llama_cpp_missing()
 with_llamacpp = pytest.mark.skipif(bool(MISSING), reason=f"no llama.cpp: {MISSING}")
 SHAPES = {
     "shared": DecoderConfig(320, 64, 96, 3, 4, 4, 256, rms_norm_eps=1e-5, rope_theta=5000.0),
@@ -43,22 +43,22 @@ def test_ratios_are_those_to_the_best_setting_turn_by_turn() -> None:
         "llama.cpp Q4_0 flash unmapped": backend([9.0, 9.0, 9.0], [9.0, 9.0, 9.0], 1000),
         "torch fp32": backend([9.0, 9.0, 9.0], [9.0, 9.0, 9.0], 3000),
     }
-    found = decoder.versus(backends)
+    found = decoding.versus(backends)
     assert list(found) == ["native 4 bit"]  # 8 bits have nobody to be compared with
     each = found["native 4 bit"]["prompts"]["64"]
     assert each["prefill"] == {"median": 2.5, "least": 2.5, "most": 3.0, "setting": "llama.cpp Q4_0"}
     assert each["decode"] == {"median": 2.0, "least": 2.0, "most": 2.5, "setting": "llama.cpp Q4_0 flash"}
     assert found["native 4 bit"]["peak_rss"] == {"ratio": 0.5, "setting": "llama.cpp Q4_0 flash unmapped"}
-    assert decoder.versus_lines(found) == [
+    assert decoding.versus_lines(found) == [
         "native 4 bit against llama.cpp at its best: prefill of 64 2.50 (2.50-3.00)x, decode after 64 2.00 "
         "(2.00-2.50)x, peak memory 0.50x."
     ]
 
 
 def test_where_it_is_not_installed_the_table_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "find_spec", lambda name: None)
+    monkeypatch.setattr(decoding, "find_spec", lambda name: None)
     for name in ("llama_cpp", "gguf"):
-        monkeypatch.delitem(decoder.sys.modules, name, raising=False)
+        monkeypatch.delitem(decoding.sys.modules, name, raising=False)
     result = call("decoder", "-m", "nano", "--backends", "llama.cpp Q4_0")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert "llama.cpp Q4_0 cannot be measured here: llama-cpp-python is not installed (pip install" in result.stderr
@@ -102,7 +102,7 @@ def test_llama_cpp_gives_the_float_models_tokens(kind: str, flash: bool, model: 
     try:
         logits = torch.from_numpy(theirs.prefill(ids).copy())
         for _ in range(30):
-            embeds = decoder.embed_tokens(torch.tensor([ids]))
+            embeds = decoding.embed_tokens(torch.tensor([ids]))
             expected = head(decoder(embeds, position_ids=torch.arange(len(ids))[None]))[0, -1]
             assert float((logits - expected).abs().max() / expected.std()) < tolerance
             token = int(logits.argmax())

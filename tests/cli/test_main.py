@@ -262,7 +262,7 @@ def test_options_out_of_range(nano_like: Path, pictures: Path, options: list[str
 
 
 def test_a_bug_is_one_line_unless_debugging(nano_like: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("first\nsecond")
 
     monkeypatch.setattr(describe_command, "load_assistant", broken)
@@ -315,6 +315,7 @@ def read_terminal(descriptor: int) -> Iterator[str]:
         yield data.decode(errors="replace")
 
 
+@pytest.mark.slow
 def test_terminal_gets_the_stream_and_a_file_the_bar_beside_it(
     nano_like: Path, pictures: Path, model: Assistant
 ) -> None:

@@ -75,6 +75,7 @@ def test_the_answer_is_that_of_describe(client: openai.OpenAI, nano_like: Path, 
             assert usages == [] and chunks[-1].choices[0].finish_reason == whole.choices[0].finish_reason
 
 
+@pytest.mark.slow
 def test_nano_answers_as_it_describes() -> None:
     path = EXAMPLES / "shapes.png"
     run = [sys.executable, "-m", "mobillama_v", "describe", str(path), "--device", "cpu", "--json"]
@@ -221,6 +222,7 @@ def until(server: Running, name: str, wanted: float) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_stops_the_computation(nano_like: Path, stream: bool) -> None:
     with serving.running("serve", nano_like, "--engine", "torch") as slow:  # the native one would be done before
@@ -236,6 +238,7 @@ def test_a_client_that_goes_stops_the_computation(nano_like: Path, stream: bool)
         assert gauge(slow, 'mobillama_v_answers_total{reason="stopped"}') == 1
 
 
+@pytest.mark.slow
 def test_a_full_queue_says_when_to_come_back(server: Running, client: openai.OpenAI) -> None:
     until(server, "mobillama_v_running", 0)
     streams = [client.chat.completions.create(**asked(**LONG))]
@@ -277,6 +280,7 @@ def urls_server(nano_like: Path) -> Iterator[Running]:
         yield started
 
 
+@pytest.mark.slow
 def test_shutdown_lets_a_running_answer_end(nano_like: Path) -> None:
     with serving.running("serve", nano_like) as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
@@ -288,6 +292,7 @@ def test_shutdown_lets_a_running_answer_end(nano_like: Path) -> None:
         assert "Traceback" not in "".join(server.lines)
 
 
+@pytest.mark.slow
 def test_shutdown_stops_what_takes_longer_than_its_grace(nano_like: Path) -> None:
     with serving.running("serve", nano_like, "--grace", "0", "--engine", "torch") as server:  # the slower one
         body = asked(max_tokens=900, stream=True)

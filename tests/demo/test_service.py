@@ -206,6 +206,7 @@ def test_an_abandoned_answer_stops(service: Service) -> None:
     assert service.scheduler.running == 0
 
 
+@pytest.mark.slow
 def test_explaining(service: Service) -> None:
     async def explained() -> list[Any]:
         place = service.scheduler.enter("a")

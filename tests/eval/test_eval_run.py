@@ -80,6 +80,7 @@ def test_a_finished_run_is_not_asked_again(data: Path, done: tuple[Path, str], m
     assert before == {name: (done[0] / name / PREDICTIONS).read_bytes() for name in public()}
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_all_ends_the_same(data: Path, done: tuple[Path, str], tmp_path: Path) -> None:
     output = tmp_path / "again"
     command = [sys.executable, "-m", "mobillama_v", "eval", "run", "all", "-m", "nano", "-d", data, "-o", output]

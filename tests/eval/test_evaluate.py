@@ -180,6 +180,7 @@ def test_batches_go_by_length_and_keep_pictures_together() -> None:
     assert [[each.id for each in batch] for batch in found] == [["-2", "b1", "b2"], ["a1", "a2", "a3"], ["-1"]]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(
     data: Path, whole: Path, nano_like: Path, tmp_path: Path
 ) -> None:
@@ -228,6 +229,7 @@ def test_what_is_answered_is_not_asked_again(
     assert asked == []
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(data: Path, whole: Path, nano_like: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -276,6 +276,7 @@ assert type(processor).__name__ == "MobiLlamaVProcessor", type(processor)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

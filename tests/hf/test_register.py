@@ -23,6 +23,7 @@ assert MobiLlamaVConfig in AutoModelForImageTextToText._model_mapping
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

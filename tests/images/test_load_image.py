@@ -157,6 +157,7 @@ def test_32_bit_and_float_grey(values, dtype, expected):
         assert pixels(load_image(source).getchannel("B")) == expected
 
 
+@pytest.mark.slow
 def test_large_float_grey_is_scaled_as_a_whole_in_little_memory():
     side = 2500  # several pieces, and the ends of the range lie in different ones
     values = np.linspace(-50, 205, side * side, dtype=np.float32).reshape(side, side)

@@ -54,6 +54,7 @@ def test_the_command_describes_an_example() -> None:
     assert answer["finish_reason"] == "stop" and answer["tokens"]["image"] == 84 and answer["model"] == "nano"
 
 
+@pytest.mark.slow
 def test_held_out_questions(nano: Assistant) -> None:
     """A tenth of the model card's questions: the bound is three standard errors below its figure, 90 %."""
     tally = evaluate.held_out(nano, count=330, say=lambda text: None)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -80,6 +81,7 @@ def test_passes_of_unequal_counts_are_one_mean() -> None:
     torch.testing.assert_close(grad, whole())
 
 
+@pytest.mark.slow
 def test_two_processes_divide_by_the_tokens_of_both() -> None:
     with socket.socket() as free:
         free.bind(("localhost", 0))

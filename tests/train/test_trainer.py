@@ -126,6 +126,7 @@ def test_the_learning_rate_that_is_told_is_the_largest(start_folder, corpus, tmp
     assert [entry["lr"] for entry in metrics(tmp_path / "run")] == [1e-3] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "where", "step"), [("nano-align", "step", 8), ("nano-instruct", "save", 9)])
 def test_a_killed_training_resumed_ends_as_one_that_was_not(
     stage, where, step, start_folder, corpus, tmp_path, tmp_path_factory

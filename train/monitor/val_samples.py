@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mobillama_v.images import ImageTransform
 from mobillama_v.markup import Html, tag
-from mobillama_v.train.data.page import document, picture
+from mobillama_v.train.data.html_page import document, picture
 from mobillama_v.train.monitor.log import METRICS, drop_lines_after
 
 FOLDER, ANSWERS, PAGE = "validation", "answers.jsonl", "index.html"

@@ -177,6 +177,7 @@ def test_traffic_counts_the_shared_network_once_a_layer() -> None:
     assert cached == 3 * 3 * 64 * 192 * 544 // 512
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
 def test_a_forked_process_can_go_on() -> None:
     code = """

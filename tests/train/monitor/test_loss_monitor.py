@@ -95,6 +95,7 @@ def losses(output: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_training_that_goes_wrong_names_its_records_and_goes_on_once_that_is_fixed(
     start_folder, corpus, tmp_path, tmp_path_factory
 ) -> None:

@@ -92,6 +92,7 @@ def test_training_is_what_train_does_with_anything_else(tmp_path: Path) -> None:
     assert code == 0 and "train plot" in out and "--out" in out
 
 
+@pytest.mark.slow
 def test_the_module_plots_too_and_without_matplotlib_says_so(tmp_path: Path) -> None:
     run = write(tmp_path / "run", [entry(1)])
     code = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import decoder
+from benchmarks import decoding
 from benchmarks.__main__ import app
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.packed_format import write
@@ -29,6 +29,7 @@ def call(*arguments: object) -> tuple[int, str, str]:
     return result.exit_code, result.stdout, result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(library.missing()), reason="no native library")
 def test_all_backends_side_by_side(nano_like: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "bench.json"
@@ -88,7 +89,7 @@ print([name for name in ("torch", "transformers", "open_clip") if name in sys.mo
         capture_output=True,
         text=True,
         timeout=120,
-        cwd=decoder.ROOT,
+        cwd=decoding.ROOT,
     )
     assert done.returncode == 0, done.stderr
     facts, answer, imported = done.stdout.splitlines()
@@ -103,13 +104,14 @@ def test_a_native_backend_needs_the_library(nano_like: Path, monkeypatch: pytest
     assert "native 8 bit cannot be measured here: it was not built; install a compiler" in err
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_is_told(nano_like: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="torch fp32 has ended before it was measured"):
-        decoder.measure(
+        decoding.measure(
             ["torch fp32"], tmp_path, {9: [3] * 9}, layers=1, new=3, turns=1, threads=1
         )  # with nothing to load
-    decoder.write_weights(str(nano_like), read_spec(nano_like).decoder, tmp_path, ["torch fp32"])
-    worker = decoder.Worker("torch fp32", tmp_path, 1, 12)
+    decoding.write_weights(str(nano_like), read_spec(nano_like).decoder, tmp_path, ["torch fp32"])
+    worker = decoding.Worker("torch fp32", tmp_path, 1, 12)
     worker.process.kill()
     worker.process.wait()
     try:
