@@ -146,16 +146,16 @@ class StageTrainer(Trainer):
         """End the training for ``reason``, if there is one; names the records of its last steps."""
         if reason is None:
             return
-        batches = self.callback_handler.train_dataloader.batch_sampler  # of this process
+        loader: Any = self.callback_handler.train_dataloader  # of this process
         accumulation, packs, rows = self.setup.plan.accumulation, self.setup.packs, []
         for step, losses in self._passes:
-            samples = islice(batches, (step - 1) * accumulation, (step - 1) * accumulation + len(losses))
+            samples = islice(loader.batch_sampler, (step - 1) * accumulation, (step - 1) * accumulation + len(losses))
             for number, (loss, batch) in enumerate(zip(map(float, losses), samples, strict=True), 1):
                 found = {"step": step, "device": self.args.process_index, "pass": number}
                 found["loss"] = loss if math.isfinite(loss) else None
                 learned = batch if packs is None else [sample for each in batch for sample in packs[each]]
                 rows += [found | self.setup.samples.name(sample) for sample in learned]
-        raise divergence_error(reason, rows, Path(self.args.output_dir))
+        raise divergence_error(reason, rows, Path(str(self.args.output_dir)))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The validation of the recipe."""
@@ -167,7 +167,8 @@ class StageTrainer(Trainer):
 
     def _get_learning_rate(self) -> float:
         """The largest of all parts: transformers reports the first group's, and all follow one schedule."""
-        return float(max(self.lr_scheduler.get_last_lr()))
+        scheduler: Any = self.lr_scheduler
+        return float(max(scheduler.get_last_lr()))
 
     def floating_point_ops(self, inputs: dict[str, Tensor | Any]) -> int:
         """Not counted: transformers walks all parameters for it, at every step."""
@@ -175,13 +176,13 @@ class StageTrainer(Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes a checkpoint: aside, until it is whole."""
-        return str(Path(self.args.output_dir) / checkpoints.PARTIAL)
+        return str(Path(str(self.args.output_dir)) / checkpoints.PARTIAL)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self.loss_monitor.high:  # perhaps a spike: the checkpoint before it stays the last one
             return
         self._stop_if(None if all(distributed.all_gather(_is_finite(self.setup.model))) else "weights are not finite")
-        output = Path(self.args.output_dir)
+        output = Path(str(self.args.output_dir))
         distributed.on_rank0(lambda: checkpoints.partial_folder(output))
         super()._save_checkpoint(model, trial)
         distributed.barrier()

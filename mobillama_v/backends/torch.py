@@ -124,6 +124,7 @@ class _Batch:
             for mine, theirs in ((self._cache.keys, "keys"), (self._cache.values, "values")):
                 mine[:, row, :, :start] = 0  # masked, and must be numbers
                 if sequence.length:
+                    assert sequence.batch is not None
                     held = getattr(sequence.batch._cache, theirs)[:, sequence.row]
                     mine[:, row, :, start:length] = held[:, :, sequence.start : sequence.start + sequence.length]
             sequence.start = length + width - sequence.length - count

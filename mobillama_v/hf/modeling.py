@@ -103,13 +103,14 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         with_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"ignore_mismatched_sizes": True, "weights_only": True}
         try:
-            model, info = super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         except (SafetensorError, pickle.UnpicklingError) as error:
             raise CheckpointError(
                 f"weights of {pretrained_model_name_or_path} are damaged or hold more than tensors; copy them again."
             ) from error
+        model, info = loaded
         refuse_misfits(
             pretrained_model_name_or_path,
             missing=sorted(info["missing_keys"]),
@@ -175,8 +176,12 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         if not isinstance(self, VisionLanguage):
             raise PromptError("this model reads text alone: load the whole model to ask about images.")
         assert image_mask is not None
-        tokens = self.project(image_features) if pixel_values is None else self.get_image_features(pixel_values)
-        return place_image_features(embeds, image_mask, tokens)
+        if pixel_values is not None:
+            image_tokens = self.get_image_features(pixel_values)
+        else:
+            assert image_features is not None
+            image_tokens = self.project(image_features)
+        return place_image_features(embeds, image_mask, image_tokens)
 
     def forward(
         self,
@@ -246,11 +251,12 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         else:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, keep])
+        kept: dict[str, Any] = {_CACHE: cache}
         return CausalLMOutputWithPast(
             loss=loss,  # type: ignore[arg-type]
             logits=logits,  # type: ignore[arg-type]
             hidden_states=tuple(states) if states else None,
-            **{_CACHE: cache},
+            **kept,
         )
 
 
@@ -270,7 +276,7 @@ class MobiLlamaForCausalLM(_DecoderRunner):
     def _decoder(self) -> Decoder:
         return self.model
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -297,7 +303,7 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
     config_class = MobiLlamaVConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # type: ignore[assignment]  # transformers only looks into it
 
     def __init__(self, config: MobiLlamaVConfig) -> None:
         super().__init__(config)
@@ -307,7 +313,8 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
         spec = config.spec
         self.add_tower(spec)
         for module in self.vision_tower.modules():
-            module._is_hf_initialized = True  # open_clip has initialized it, and as CLIP should be
+            # open_clip has initialized it, and as CLIP should be
+            module._is_hf_initialized = True  # type: ignore[assignment]
         self.add_language_parts(spec)
         self.post_init()
 

@@ -145,7 +145,7 @@ def _spec(
     heads = config.get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1 or hidden % heads:
         raise CheckpointError(f"{folder / 'config.json'} gives {heads!r} attention heads for width {hidden}.")
-    found = {
+    found: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": max(widths),
@@ -246,7 +246,7 @@ def _average(networks: dict[int, dict[str, Tensor]]) -> tuple[dict[str, Tensor],
     """The mean of the networks, in the first one's dtype, and each layer's distance from it."""
     dtype = next(iter(networks.values()))["gate_proj"].dtype
     mean = {
-        name: (sum(network[name].float() for network in networks.values()) / len(networks)).to(dtype)
+        name: (sum((each[name].float() for each in networks.values()), torch.zeros(())) / len(networks)).to(dtype)
         for name in MATRICES
     }
     generator = torch.Generator().manual_seed(0)

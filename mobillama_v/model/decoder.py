@@ -147,6 +147,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(spec, i) for i in range(spec.num_hidden_layers))
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
         self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Any = None  # transformers sets it
 
     def forward(
         self,
@@ -177,7 +178,7 @@ class Decoder(nn.Module):
                 hidden_states.append(x)
             args: tuple[Any, ...] = (x, self.feed_forward, rotary, mask, cache)
             if self.gradient_checkpointing and self.training:
-                x = self._gradient_checkpointing_func(block.__call__, *args)  # set by transformers
+                x = self._gradient_checkpointing_func(block.__call__, *args)
             else:
                 x = block(*args)
         x = self.norm(x)

@@ -23,13 +23,14 @@ from mobillama_v.config import ModelConfig
 from mobillama_v.errors import PromptError
 from mobillama_v.model.decoder import Decoder
 from mobillama_v.model.vision import build_tower
+from mobillama_v.model.vision.image_tower import ImageTower
 from mobillama_v.projector.module import ProjectorModule
 
 
 class VisionLanguage(nn.Module):
     """The four parts of a MobiLlama-V and the way from pixels to visual tokens; the base of both forms of the model."""
 
-    vision_tower: nn.Module
+    vision_tower: ImageTower
     projector: ProjectorModule
     language_model: Decoder
     lm_head: nn.Linear
