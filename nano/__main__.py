@@ -23,6 +23,23 @@ def build(
 
 
 @app.command()
+def photographs(
+    flickr8k: Annotated[Path, typer.Option(help="Folder with images/ and captions.jsonl.")],
+    daquar: Annotated[Path, typer.Option(help="Folder with images/ and qa.jsonl.")],
+    photos: Annotated[Path, typer.Option(help="Folder of photographs of ImageNet classes (every fifth is kept out).")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made; a killed run goes on there.")],
+    start: Annotated[str, typer.Option(help="Name or folder of a model that knows drawings.")] = "nano",
+    seed: Annotated[int, typer.Option(help="Of all pictures, questions and samples.")] = 1,
+    processes: Annotated[int, typer.Option(help="That train side by side, each on one thread.")] = 2,
+) -> None:
+    """Teach a model that knows drawings to describe photographs, from people's captions and questions."""
+    from nano.human_build import Sizes, learn_photographs
+
+    trained = learn_photographs(start, flickr8k, daquar, photos, out, sizes=Sizes(), seed=seed, processes=processes)
+    print(f"trained: {trained}")
+
+
+@app.command()
 def export(
     trained: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     folder: Annotated[Path, typer.Argument(help="Where to write it in half precision.")],
@@ -40,14 +57,23 @@ def evaluate(
     photos: Annotated[
         Path | None, typer.Option(help="Photographs as given to build: the kept-out ones are named.")
     ] = None,
+    flickr8k: Annotated[
+        Path | None, typer.Option(help="Folder as given to photographs: its dev split is asked.")
+    ] = None,
+    daquar: Annotated[
+        Path | None, typer.Option(help="Folder as given to photographs: kept-out rooms are asked.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Captioned photographs at most.")] = None,
     easy_vqa: Annotated[bool, typer.Option(help="Ask easy-VQA's test questions too.")] = True,
     engine: Annotated[str, typer.Option(help="What answers: auto, native or torch, as in describe.")] = "auto",
     bits: Annotated[int | None, typer.Option(help="Pack float weights to 4, 8 or 16 bits for native.")] = None,
 ) -> None:
-    """Held-out figures: the generator's questions by family, easy-VQA's test split, photographs."""
+    """Held-out figures: the generator's questions by family, easy-VQA's test split, photographs, people's captions."""
     from mobillama_v.loading import load
     from nano import evaluate as judge
+    from nano import evaluate_photos as with_people
     from nano.build_scenes import UNSEEN_READING
+    from nano.human_data import read_captions, read_questions
     from nano.photos import split
 
     def say(text: str) -> None:
@@ -55,11 +81,12 @@ def evaluate(
 
     assistant = load(model, engine=engine, bits=bits)
     say(f"{model}: {assistant.engine.title}")
-    tally = judge.held_out(assistant, count=count, say=say)
-    for family in tally.asked:
-        print(f"{family:16} {100 * tally.accuracy([family]):5.1f} % of {tally.asked[family]}")
-    seen = [family for family in tally.asked if family != UNSEEN_READING]
-    print(f"{'overall':16} {100 * tally.accuracy(seen):5.1f} % of {sum(tally.asked[f] for f in seen)}")
+    if count:
+        tally = judge.held_out(assistant, count=count, say=say)
+        for family in tally.asked:
+            print(f"{family:16} {100 * tally.accuracy([family]):5.1f} % of {tally.asked[family]}")
+        seen = [family for family in tally.asked if family != UNSEEN_READING]
+        print(f"{'overall':16} {100 * tally.accuracy(seen):5.1f} % of {sum(tally.asked[f] for f in seen)}")
     if easy_vqa:
         easy = judge.easy_vqa(assistant, say=say)
         print(f"{'easy-VQA test':16} {100 * easy.accuracy():5.1f} % of {sum(easy.asked.values())}")
@@ -70,6 +97,20 @@ def evaluate(
                 f"{'+' if each.named else '-'} {each.photo.name}: {each.known_as} {each.probability:.2f}: {each.answer}"
             )
         print(f"{'photographs':16} {sum(each.named for each in named)} of {len(named)} named")
+    if flickr8k is not None:
+        captioned = [each for each in read_captions(flickr8k) if each.split == "dev"][:limit]
+        interviewer = with_people.Interviewer(assistant, flickr8k)
+        descriptions = with_people.describe(interviewer, captioned)
+        for each in captioned:
+            print(f"{each.image}: {descriptions.texts[each.image]}")
+        print(descriptions, flush=True)
+        for score in with_people.from_captions(interviewer, captioned):
+            print(score, flush=True)
+        for score in with_people.consistency(interviewer, descriptions, captioned):
+            print(score, flush=True)
+    if daquar is not None:
+        for score in with_people.rooms(with_people.Interviewer(assistant, daquar), read_questions(daquar)[1]):
+            print(score, flush=True)
 
 
 if __name__ == "__main__":

@@ -106,7 +106,11 @@ def description(probabilities: np.ndarray) -> str:
     first, second = (int(i) for i in np.argsort(-probabilities, kind="stable")[:2])
     sure, kind = probabilities[first], classes.kind(first)
     if sure >= SURE:
-        more = f", a kind of {kind}" if kind and kind not in _PLAIN_KINDS and kind != classes.name(first) else ""
+        more = (
+            f", a kind of {kind.removeprefix('piece of ')}"
+            if kind and kind not in _PLAIN_KINDS and kind != classes.name(first)
+            else ""
+        )
         return f"A photo of {classes.with_article(first)}{more}."
     likeliest, mass = _likeliest_kind(probabilities)
     if sure >= UNSURE:
@@ -131,17 +135,23 @@ def _likeliest_kind(probabilities: np.ndarray) -> tuple[str | None, float]:
 def conversation(probabilities: np.ndarray, color: str | None, rng: random.Random) -> list[tuple[str, str]]:
     """Questions and answers about a photograph, in random order."""
     turns = [(DESCRIBE_PROMPTS[0] if rng.random() < 0.5 else rng.choice(DESCRIBE_PROMPTS), description(probabilities))]
-    first = int(probabilities.argmax())
-    kind, mass = _likeliest_kind(probabilities)
-    if probabilities[first] >= SURE:
-        turns += _named_turns(first, rng)
-    if mass >= SURE or probabilities[first] >= SURE:
-        turns += _kind_turns(kind if mass >= SURE else classes.kind(first), rng)
+    turns += class_turns(probabilities, rng)
     turns.append((rng.choice(MEDIUM), "photo"))
     if color:
         turns.append((rng.choice(MAIN_COLOR), color))
     rng.shuffle(turns)
     return [(_vary(question, rng), answer) for question, answer in turns]
+
+
+def class_turns(probabilities: np.ndarray, rng: random.Random) -> list[tuple[str, str]]:
+    """What a photograph with class probabilities [1000] shows, and whether some class or kind is there."""
+    turns, first = [], int(probabilities.argmax())
+    kind, mass = _likeliest_kind(probabilities)
+    if probabilities[first] >= SURE:
+        turns += _named_turns(first, rng)
+    if mass >= SURE or probabilities[first] >= SURE:
+        turns += _kind_turns(kind if mass >= SURE else classes.kind(first), rng)
+    return turns
 
 
 def _named_turns(index: int, rng: random.Random) -> list[tuple[str, str]]:
@@ -151,7 +161,7 @@ def _named_turns(index: int, rng: random.Random) -> list[tuple[str, str]]:
         asked.append((rng.choice(WHAT_ANIMAL), name))
     near = [i for i in classes.of_kind(kind) if classes.name(i) != name] if kind else []
     other = rng.choice(near) if near and rng.random() < 0.5 else rng.randrange(1000)
-    for each in (name, classes.name(other)) if rng.random() < 0.5 else (classes.name(other),):
+    for each in dict.fromkeys((name, classes.name(other))):  # yes and no equally often
         question = rng.choice(IS_THERE).format(a=article(each.lower()), kind=each)
         asked.append((question, "yes" if each == name else "no"))
     return asked

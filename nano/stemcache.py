@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageOps
 
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.model.vision.lite0 import CLASSES, GATHERED, GRID
@@ -27,8 +28,10 @@ class StemCache:
         self.probabilities = np.load(folder / "probabilities.npy", mmap_mode="r")
 
 
-def compute(stem: Any, transform: ImageTransform, root: Path, names: list[str], folder: Path) -> StemCache:
-    """Fill the cache for images below ``root``; a killed run goes on where it was."""
+def compute(
+    stem: Any, transform: ImageTransform, root: Path, names: list[str], folder: Path, *, mirrored: bool = False
+) -> StemCache:
+    """Fill the cache for images below ``root``, or their mirror images; a killed run goes on where it was."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = folder / "names.json"
     if not listed.exists() or json.loads(listed.read_text(encoding="utf-8")) != names:
@@ -42,7 +45,8 @@ def compute(stem: Any, transform: ImageTransform, root: Path, names: list[str], 
     stem = stem.eval().to(memory_format=torch.channels_last)
 
     def encode_image(first: int) -> tuple[int, np.ndarray, np.ndarray]:
-        pixels = transform.batch([load_image(root / name) for name in names[first : first + _BATCH]])
+        images = [load_image(root / name) for name in names[first : first + _BATCH]]
+        pixels = transform.batch([ImageOps.mirror(image) for image in images] if mirrored else images)
         with torch.inference_mode():
             seen, logits = stem(torch.from_numpy(pixels))
             return first, seen.half().numpy(), logits.softmax(-1).half().numpy()

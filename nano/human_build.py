@@ -1,0 +1,210 @@
+"""From a model that knows drawings to one that describes photographs: data, start, and the stages of training.
+
+Every step leaves its result in the output folder and is skipped where that is there, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobillama_v.hub import find_model
+from nano import build, caption_qa, small_talk, stemcache, vocabulary
+from nano.human_data import Asked, Captioned, read_captions, read_questions
+from nano.human_train import Stage
+from nano.phrases import DESCRIBE_PROMPTS
+
+NEW_TOKENS = 2048
+_EVERYTHING = {"captions": 0.6, "rooms": 0.09, "classes": 0.11, "drawings": 0.14, "easy-vqa": 0.03, "text": 0.03}
+_REWARDED = {"rewarded": 0.5, "rooms": 0.13, "classes": 0.13, "drawings": 0.17, "easy-vqa": 0.03, "text": 0.04}
+WORDS = "words"
+STAGES = (
+    Stage(WORDS, 700, 3.0e-3, {}),
+    Stage("learn", 1400, 2.0e-3, _EVERYTHING),
+    Stage("settle", 300, 2.0e-3, _EVERYTHING, decay=True),
+    Stage("reward", 400, 5.0e-4, _REWARDED, decay=True),
+)
+"""The published model's, for two processes of 10 samples a step. The first one is :mod:`nano.caption_words`'."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is made and learnt; the defaults are the published model's."""
+
+    scenes: int = 9_000
+    signs: int = 2_500
+    batch: int = 10
+    photos: int | None = None
+    stages: tuple[Stage, ...] = STAGES
+
+
+def learn_photographs(
+    start: str, flickr8k: Path, daquar: Path, photo_folder: Path, out: Path, *, sizes: Sizes, seed: int, processes: int
+) -> Path:
+    """Run every step.
+
+    Args:
+        start: name or folder of a model of nano's kind that knows drawings.
+        flickr8k: photographs with captions, see :mod:`nano.human_data`.
+        daquar: photographs with questions, see there.
+        photo_folder: photographs of ImageNet classes; no labels are needed.
+        out: folder for everything that is made.
+        sizes: amounts; for a trial smaller than the defaults.
+        seed: of all pictures, questions and samples.
+        processes: that train side by side, each with ``sizes.batch`` samples a step.
+
+    Returns:
+        The folder of the trained model.
+
+    Raises:
+        MobiLlamaVError: data that is not there or has another form, or a missing extra.
+    """
+    data = out / "data"
+    drawn = build.Sizes(scenes=sizes.scenes, signs=sizes.signs, questions=11)
+    build.draw_pictures(data, drawn, seed=seed, workers=processes)
+    crops = build.cut_photos(photo_folder, data, build.Sizes(photos=sizes.photos), seed=seed)
+    captioned, asked = _human(flickr8k, daquar)
+    _cache_stems(out, data, flickr8k, daquar, crops, captioned, asked, sizes)
+    folder = _write_start(start, captioned, asked, out / "start")
+    for stage in sizes.stages:
+        _train(stage, folder, out, flickr8k, daquar, sizes, seed, processes)
+        folder = out / stage.name / "final"
+    return folder
+
+
+def _human(flickr8k: Path, daquar: Path) -> tuple[list[Captioned], list[Asked]]:
+    return [each for each in read_captions(flickr8k) if each.split != "dev"], read_questions(daquar)[0]
+
+
+def _drawing_names(data: Path, sizes: Sizes) -> list[str]:
+    easy = [record["image"] for record in json.loads((data / "easyvqa-train.json").read_text(encoding="utf-8"))]
+    names = build.scene_names(build.SCENES, sizes.scenes) + build.scene_names(build.SIGNS, sizes.signs)
+    return [*names, *dict.fromkeys(easy)]
+
+
+def _cache_stems(
+    out: Path,
+    data: Path,
+    flickr8k: Path,
+    daquar: Path,
+    crops: list[str],
+    captioned: list[Captioned],
+    asked: list[Asked],
+    sizes: Sizes,
+) -> None:
+    from nano.stem import load_stem
+
+    stem, image = load_stem(), build.spec().image
+    flickr = [each.image for each in captioned]
+    rooms = list(dict.fromkeys(each.image for each in asked))
+    wanted = {
+        "flickr8k": (flickr8k / "images", flickr, False),
+        "flickr8k-mirrored": (flickr8k / "images", flickr, True),
+        "daquar": (daquar / "images", rooms, False),
+        "crops": (data, crops, False),
+        "drawings": (data, _drawing_names(data, sizes), False),
+    }
+    for name, (root, names, mirrored) in wanted.items():
+        stemcache.compute(stem, image, root, names, out / "stem" / name, mirrored=mirrored)
+
+
+def texts(captioned: list[Captioned], asked: list[Asked]) -> Iterator[str]:
+    """Everything human, as it stands in prompts, for a tokenizer to learn from."""
+    for photo in captioned:
+        yield from (f" {text}" for text in photo.captions)
+    for each in asked:
+        yield f"\n{each.question} {each.answer}"
+    yield from (f" {text}" for text in (*small_talk.all_texts(), *DESCRIBE_PROMPTS, caption_qa.CANNOT_TELL))
+
+
+def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], folder: Path) -> Path:
+    """The model to start from, with more words: a new token's vectors are the mean of its parts'."""
+    if folder.exists():
+        return folder
+    import torch
+    from torch import nn
+
+    from mobillama_v import MobiLlamaVForConditionalGeneration
+
+    source, partial = find_model(start), folder.with_name("start.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    added = vocabulary.extend_tokenizer(
+        source / "tokenizer.json", texts(captioned, asked), partial / "tokenizer.json", count=NEW_TOKENS
+    )
+    model = MobiLlamaVForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    rows, width = model.lm_head.weight.shape
+    for layer in (model.language_model.embed_tokens, model.lm_head):
+        weight = torch.cat((layer.weight.detach(), torch.zeros(len(added), width)))
+        for token, first, second in added:
+            weight[token] = (weight[first] + weight[second]) / 2
+        layer.weight = nn.Parameter(weight)
+    model.config.text_config.vocab_size = rows + len(added)
+    model.save_pretrained(partial)
+    partial.rename(folder)
+    return folder
+
+
+def _train(
+    stage: Stage, start: Path, out: Path, flickr8k: Path, daquar: Path, sizes: Sizes, seed: int, processes: int
+) -> None:
+    if (out / stage.name / "final").exists():
+        return
+    import torch.multiprocessing as mp
+
+    meeting = out / f"{stage.name}.meeting"
+    meeting.unlink(missing_ok=True)
+    args = (stage, start, out, flickr8k, daquar, sizes.batch, seed, processes, meeting)
+    if processes == 1:
+        _work(0, *args)
+    else:
+        mp.spawn(_work, args, nprocs=processes)
+    meeting.unlink(missing_ok=True)
+
+
+def _work(
+    rank: int,
+    stage: Stage,
+    start: Path,
+    out: Path,
+    flickr8k: Path,
+    daquar: Path,
+    batch: int,
+    seed: int,
+    processes: int,
+    meeting: Path,
+) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from mobillama_v import MobiLlamaVForConditionalGeneration
+    from nano.caption_words import learn_words
+    from nano.human_train import Learner, Trainer
+    from nano.mixture import Mixture
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are small: a process a core does more than one process over all cores
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=processes)
+    captioned, asked = _human(flickr8k, daquar)
+    stems = {path.name: stemcache.StemCache(path) for path in (out / "stem").iterdir()}
+    learner = Learner(start, out / "start" / "tokenizer.json")
+    old = MobiLlamaVForConditionalGeneration.from_pretrained(out / "start").vision_tower.visual.trunk
+    old.requires_grad_(False)
+    options = {"seed": seed, "rank": rank, "world": processes}
+    (out / stage.name).mkdir(exist_ok=True)
+    if stage.name == WORDS:
+        learn_words(learner, stems, captioned, asked, old, steps=stage.steps, rate=stage.rate, **options)
+        if rank == 0:
+            learner.save(out / stage.name / "final")
+    else:
+        mixture = Mixture(learner.encoder, stems, captioned, asked, out / "data")
+        captions = {each.image: each.captions for each in captioned}
+        trainer = Trainer(learner, mixture, stems, captions, old, batch=batch, **options)
+        trainer.run(stage, out / stage.name)
+    if processes > 1:
+        dist.destroy_process_group()
+    torch.set_num_threads(threads)

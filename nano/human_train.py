@@ -1,0 +1,345 @@
+"""Training on the mixture of :mod:`nano.mixture`, over cached maps of the stem, in several processes of one machine.
+
+Trained are the tower's blocks, projector and decoder; the stem stays. Drawings keep what the tower found in them: its
+features of drawings are held near those of the tower that the training starts from. The last stages reward captions by
+CIDEr-D (self-critical sequence training, Rennie et al., arXiv 1612.00563, with the mean of the other samples as
+baseline).
+
+A step's samples depend on the seed and its number alone, so a killed training goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobillama_v import MobiLlamaVForConditionalGeneration
+from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
+from mobillama_v.model.vision.hybrid_lite0_sizes import CLASSES, GATHERED, GRID, LABELS, PARTS, PHOTO, TOLD, WIDTH
+from mobillama_v.tokenization import TextTokenizer
+from mobillama_v.train.muon import Muon
+from nano.branches import Answer, Batch, Branch, BranchEncoder, collate, run_decoder, sample
+from nano.caption_metrics import CiderD, garbled
+from nano.mixture import VISUAL_TOKENS, Mixture, Sample, describe
+
+_TOKENS = 45  # about how many are learnt of a sample: the loss of a batch is divided by them
+KEEP_DRAWINGS = 30.0
+"""Weight of the distance of drawings' features from the old tower's."""
+_RATES = {"hidden": 1.0, "small": 0.2, "words": 0.25, "tower": 0.3, "tower small": 0.1, "projector": 0.05}
+_SAVE_EVERY = 100
+_DRAWN_ANSWERS, _LONGEST = 5, 22
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training: what is learnt from, and how fast."""
+
+    name: str
+    steps: int
+    rate: float
+    """Learning rate of the decoder's matrices, by Muon; of other parts see ``_RATES``."""
+    mix: dict[str, float]
+    """Kinds of :class:`~nano.mixture.Mixture` and their shares; ``rewarded`` are captions sampled and rewarded."""
+    decay: bool = False
+    """Let the rate fall to nothing, linearly."""
+
+
+class Learner:
+    """The model in training.
+
+    Args:
+        folder: of the model to start from.
+        tokenizer: its ``tokenizer.json``.
+    """
+
+    def __init__(self, folder: Path, tokenizer: Path) -> None:
+        self.model = MobiLlamaVForConditionalGeneration.from_pretrained(folder)
+        self.tokenizer_file = tokenizer
+        self.tokenizer = TextTokenizer.from_file(tokenizer, bos_id=1, eos_id=2, pad_id=0)
+        self.encoder = BranchEncoder(self.tokenizer)
+        self.trunk: HybridTrunk = self.model.vision_tower.visual.trunk
+        self.prefix = torch.tensor(self.encoder.prefix)
+        self.groups = _groups(self.model, self.trunk)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for _, parameters in self.groups.values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+        self.parameters = [each for _, group in self.groups.values() for each in group]
+
+    def visual(self, cells: Tensor, shares: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Visual tokens [N,84,D] of pictures, their standardized features [N,P,D], and label probabilities.
+
+        Args:
+            cells: the stem's maps [N,P,GATHERED].
+            shares: class probabilities [N,1000].
+            drawn: which are drawings [N]. Shapes and letters are looked for in those alone, as a photograph's tokens
+                for them are zero.
+        """
+        trunk = self.trunk
+        patches, features, labels = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(cells)))
+        structured = cells.new_zeros(len(cells), TOLD, WIDTH)
+        if bool(drawn.any()):
+            structured[drawn] = trunk.account(shares[drawn], cells[drawn], features[drawn], labels[drawn])
+        if not bool(drawn.all()):
+            named = trunk.account.class_names(shares[~drawn])
+            medium = trunk.account.medium[:1].expand(len(named), 1, -1)
+            head = torch.cat((medium, named), dim=1)
+            structured[~drawn] = F.pad(head, (0, 0, 0, TOLD - head.shape[1]))
+        tokens = self.model.projector(torch.cat((structured, patches), dim=1), extra=self.model.vision_tower.extra)
+        return tokens, features, labels
+
+    def save(self, folder: Path) -> None:
+        """Write the model, whole or not at all."""
+        partial = folder.with_name(f"{folder.name}.partial")
+        self.model.save_pretrained(partial)
+        shutil.copyfile(self.tokenizer_file, partial / "tokenizer.json")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+
+    def loss(
+        self, batch: Batch, cells: Tensor, shares: Tensor, drawn: Tensor, old: HybridTrunk
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of every learnt token [S], and what keeps the tower's findings."""
+        decoder = self.model.language_model
+        embeds, kept = decoder.embed_tokens(batch.ids), torch.zeros(())
+        if len(cells):
+            tokens, features, labels = self.visual(cells, shares, drawn)
+            embeds = embeds.clone()
+            embeds[batch.pictures, :VISUAL_TOKENS] = tokens
+            if bool(drawn.any()):
+                kept = kept + KEEP_DRAWINGS * drawings_distance(self.trunk, old, cells[drawn], features[drawn])
+            if not bool(drawn.all()):
+                kept = kept + not_a_photo(labels[~drawn])
+        hidden = run_decoder(decoder, self.prefix, embeds, batch.positions, batch.mask).flatten(0, 1)
+        logits = self.model.lm_head(hidden[batch.sources])
+        return F.cross_entropy(logits, batch.targets, reduction="none"), kept
+
+
+def _groups(model: Any, trunk: HybridTrunk) -> dict[str, tuple[bool, list[nn.Parameter]]]:
+    """Parameters by how fast they learn, and whether Muon's matrices are among them."""
+    decoder, embed = model.language_model, trunk.patch_embed
+    inner = [*decoder.layers.parameters(), *decoder.feed_forward.parameters(), decoder.norm.weight]
+    tower = [*trunk.blocks.parameters(), *embed.norm.parameters(), *embed.fc1.parameters(), *embed.fc2.parameters()]
+    tower += [*trunk.cell_words.norm.parameters(), trunk.pos_embed]
+    named = trunk.account.class_names
+    words = [trunk.cell_words.place, named.table, named.kinds, named.how]
+    return {
+        "hidden": (True, [each for each in inner if each.ndim == 2]),
+        "small": (False, [each for each in inner if each.ndim != 2]),
+        "words": (False, [model.lm_head.weight, decoder.embed_tokens.weight]),
+        "tower": (True, [each for each in tower if each.ndim == 2]),
+        "tower small": (False, [each for each in tower if each.ndim != 2]),
+        "projector": (False, [*model.projector.parameters(), *words]),
+    }
+
+
+def pictures(samples: list[Sample], stems: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps of the stem [N,P,GATHERED], class probabilities [N,1000], and which are drawn [N]; text alone has none."""
+    cells, shares, drawn = [], [], []
+    for each in samples:
+        if each.picture is not None:
+            cache = stems[each.stem]
+            row = cache.row[each.picture]
+            cells.append(cache.cells[row].astype(np.float32))
+            found = cache.probabilities[row] if each.probabilities is None else each.probabilities
+            shares.append(found.astype(np.float32))
+            drawn.append(each.drawn)
+    if not cells:
+        return torch.zeros(0, GRID * GRID, GATHERED), torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.bool)
+    return torch.from_numpy(np.stack(cells)), torch.from_numpy(np.stack(shares)), torch.tensor(drawn)
+
+
+class Trainer:
+    """Runs a stage in one of several processes.
+
+    Args:
+        learner: the model.
+        mixture: of samples.
+        stems: the stem's caches by name.
+        captions: all captions of each photograph, for the reward.
+        seed: of everything that is drawn.
+        batch: samples a step in each process.
+        rank, world: of the process.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        mixture: Mixture,
+        stems: dict[str, Any],
+        captions: dict[str, tuple[str, ...]],
+        old: HybridTrunk,
+        *,
+        seed: int,
+        batch: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.learner, self.mixture, self.stems, self.old = learner, mixture, stems, old.requires_grad_(False)
+        self.seed, self.batch, self.rank, self.world = seed, batch, rank, world
+        self._reward = CiderD(captions, end=True)
+        self._shares = _split([each for hidden, g in learner.groups.values() if hidden for each in g], world)
+        mine = set(self._shares[rank])
+        groups = []
+        for name, (hidden, parameters) in learner.groups.items():
+            chosen = [each for each in parameters if not hidden or each in mine]
+            decay = 0.01 if hidden else 0.0
+            groups.append({"params": chosen, "lr": 0.0, "hidden": hidden, "weight_decay": decay, "rate": _RATES[name]})
+        self.optimizer = Muon(groups, betas=(0.9, 0.95))
+        self.shown: dict[str, float] = {}
+
+    def step(self, stage: Stage, number: int) -> None:
+        """One step of a stage."""
+        left = 1 - number / stage.steps if stage.decay else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * stage.rate * min(1.0, number / 30) * max(0.03, left)
+        rng = random.Random(f"{stage.name}:{self.seed}:{number}:{self.rank}")
+        torch.manual_seed(rng.getrandbits(32))
+        names = rng.choices(list(stage.mix), list(stage.mix.values()), k=self.batch)
+        samples = [self.mixture.kinds["untold" if name == "rewarded" else name](rng) for name in names]
+        rewarded = [i for i, name in enumerate(names) if name == "rewarded"]
+        if rewarded:
+            self._answer(samples, rewarded, rng)
+        batch = collate(
+            [(VISUAL_TOKENS * (s.picture is not None), s.branches) for s in samples], len(self.learner.prefix)
+        )
+        losses, kept = self.learner.loss(batch, *pictures(samples, self.stems), self.old)
+        self.optimizer.zero_grad()
+        ((losses * batch.weights).sum() / (self.batch * _TOKENS) + kept).backward()
+        average_gradients(self.learner.parameters, self.world)
+        nn.utils.clip_grad_norm_(self.learner.parameters, 1.0)
+        self.optimizer.step()
+        self._share()
+        for i, name in enumerate(names):
+            mine = losses.detach()[batch.owners == i]
+            if name != "rewarded" and len(mine):
+                self._show(name, float(mine.mean()))
+
+    def _show(self, name: str, value: float) -> None:
+        self.shown[name] = 0.95 * self.shown.get(name, value) + 0.05 * value
+
+    def _answer(self, samples: list[Sample], rewarded: list[int], rng: random.Random) -> None:
+        """Let the model describe photographs, and give each description its advantage as its weight."""
+        learner = self.learner
+        with torch.inference_mode():
+            visual = learner.visual(*pictures([samples[i] for i in rewarded], self.stems))[0]
+        question = learner.encoder.question(describe(rng))
+        drawn = sample(
+            learner.model.language_model, learner.model.lm_head.weight, learner.prefix, visual,
+            torch.tensor([question] * len(rewarded)), eos_id=learner.tokenizer.eos_id, longest=_LONGEST,
+            count=_DRAWN_ANSWERS,
+        )  # fmt: skip
+        scale = self.batch * _TOKENS / (len(rewarded) * _DRAWN_ANSWERS)
+        for i, found in zip(rewarded, drawn, strict=True):
+            texts = [learner.tokenizer.decode(ids).strip() for ids in found]
+            key = samples[i].key
+            assert key is not None
+            scores = [0.0 if garbled(text) else self._reward.score(key, text) for text in texts]
+            self._show("reward", sum(scores) / len(scores))
+            answers = []
+            for ids, score in zip(found, scores, strict=True):
+                advantage = score - (sum(scores) - score) / (len(scores) - 1)
+                whole = [*ids, learner.tokenizer.eos_id]
+                answers.append(Answer(whole, [True] * len(whole), advantage * scale))
+            told = Branch(question, answers)
+            samples[i] = replace(samples[i], branches=[told, *_fitting(samples[i].branches, 140 - len(told))])
+
+    @torch.no_grad()
+    def _share(self) -> None:
+        """Give every process the matrices that another one has orthogonalized."""
+        if self.world == 1:
+            return
+        for rank, share in enumerate(self._shares):
+            flat = torch.cat([each.reshape(-1) for each in share])
+            dist.broadcast(flat, rank)
+            for parameter, part in zip(share, flat.split([each.numel() for each in share]), strict=True):
+                parameter.copy_(part.view_as(parameter))
+
+    def run(self, stage: Stage, folder: Path) -> Path:
+        """Run a stage to its end, from where it was; the folder of the trained model."""
+        final, state = folder / "final", folder / f"state-{self.rank}.pt"
+        first = 0
+        if state.exists():
+            kept = torch.load(state, weights_only=True)
+            first = kept["step"]
+            self.learner.model.load_state_dict(kept["model"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        for number in range(first + 1, stage.steps + 1):
+            self.step(stage, number)
+            if number % 20 == 0 and self.rank == 0:
+                told = ", ".join(f"{name} {value:.2f}" for name, value in sorted(self.shown.items()))
+                rate = (time.time() - began) / (number - first)
+                print(f"{stage.name}: step {number} of {stage.steps}, {rate:.1f} s each: {told}", flush=True)
+            if number % _SAVE_EVERY == 0 or number == stage.steps:
+                self._keep(state, number)
+        if self.rank == 0:
+            self.learner.save(final)
+        if self.world > 1:
+            dist.barrier()
+        return final
+
+    def _keep(self, path: Path, number: int) -> None:
+        if self.world > 1:
+            dist.barrier()  # all of one step, or of none
+        partial = path.with_suffix(".partial")
+        torch.save(
+            {"step": number, "model": self.learner.model.state_dict(), "optimizer": self.optimizer.state_dict()},
+            partial,
+        )
+        partial.replace(path)
+
+
+def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
+    """Give every process the mean of all processes' gradients."""
+    if world == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([each.reshape(-1) for each in gradients])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, (flat / world).split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter)
+
+
+def drawings_distance(trunk: HybridTrunk, old: HybridTrunk, cells: Tensor, features: Tensor) -> Tensor:
+    """How far the features [N,P,D] of drawings are from those of the tower that the training started from."""
+    with torch.no_grad():
+        before = old.cell_words(old.mix(old.patch_embed.embed(cells)))[1]
+    return F.mse_loss(features, before)
+
+
+def not_a_photo(labels: Tensor) -> Tensor:
+    """Cross-entropy of the label "photograph" in every cell of photographs' label probabilities [N,P,4*L]."""
+    return -labels.unflatten(-1, (PARTS, LABELS))[..., PHOTO].clamp(1e-6, 1 - 1e-6).log().mean()
+
+
+def _fitting(branches: list[Branch], room: int) -> list[Branch]:
+    chosen: list[Branch] = []
+    for branch in branches:
+        if len(branch) <= room:
+            chosen.append(branch)
+            room -= len(branch)
+    return chosen
+
+
+def _split(parameters: list[nn.Parameter], world: int) -> list[list[nn.Parameter]]:
+    """Matrices for each process to orthogonalize, of about the same cost."""
+    shares: list[list[nn.Parameter]] = [[] for _ in range(world)]
+    loads = [0] * world
+    for each in sorted(parameters, key=lambda p: -p.numel() * min(p.shape)):
+        rank = loads.index(min(loads))
+        shares[rank].append(each)
+        loads[rank] += each.numel() * min(each.shape)
+    return shares
