@@ -35,6 +35,7 @@ from nano.nouns import (
     singular,
 )
 
+_RARE = 1 / 2000  # nouns in the captions of a smaller share of photographs are not asked about
 CANNOT_TELL = "I can't tell from this picture."
 IS_THERE = (
     "Is there {thing} in the image?",
@@ -295,29 +296,20 @@ class Asker:
         counts = Counter(
             noun for facts in everything for noun in {*facts.named, *(k for n in facts.named for k in also(n))}
         )
-        self._nouns = [noun for noun, count in counts.items() if count >= 3]
-        self._weights = [counts[noun] ** 0.75 for noun in self._nouns]
+        self._weights = {noun: n**0.75 for noun, n in counts.items() if n >= _RARE * len(everything)}
 
-    def absent(self, facts: Facts, rng: random.Random, *, among: set[str] | None = None) -> str:
-        """A noun that none of the captions names, nor implies, nor leaves open."""
-        closed = {noun for named in facts.named for noun in perhaps(named)}
-        while True:
-            noun = rng.choices(self._nouns, self._weights)[0]
-            if (
-                noun not in closed
-                and noun not in facts.words
-                and noun not in SILENT
-                and (among is None or noun in among)
-            ):
-                return noun
+    def absent(self, facts: Facts, rng: random.Random) -> str | None:
+        """A noun that none of the captions names, nor implies, nor leaves open; ``None`` where there is none."""
+        closed = facts.words | SILENT | {noun for named in facts.named for noun in perhaps(named)}
+        nouns = [noun for noun in self._weights if noun not in closed]
+        return rng.choices(nouns, [self._weights[noun] for noun in nouns])[0] if nouns else None
 
     def exists(self, facts: Facts, rng: random.Random) -> list[tuple[str, str]]:
         """One question about a thing that is there and one about a thing that is not."""
-        there = sorted({kind for noun in facts.named for kind in also(noun)})
-        if not there:
+        there, absent = sorted({kind for noun in facts.named for kind in also(noun)}), self.absent(facts, rng)
+        if not there or absent is None:
             return []
-        noun = rng.choice(there)
-        return [(ask_for(noun, rng), "yes"), (ask_for(self.absent(facts, rng), rng), "no")]
+        return [(ask_for(rng.choice(there), rng), "yes"), (ask_for(absent, rng), "no")]
 
     def turns(self, facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
         """Questions about one photograph as (family, question, answer)."""

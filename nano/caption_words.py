@@ -29,7 +29,7 @@ from nano.human_train import KEEP_DRAWINGS, Learner, average_gradients, drawings
 from nano.mixture import Sample
 
 _PHOTOS, _ROOMS, _DRAWINGS = 32, 4, 14  # pictures of a step
-_RARE = {"captions": 25, "rooms": 6}  # words that are said less often are not looked for
+_RARE = {"captions": 1 / 1200, "rooms": 1 / 880}  # words in a smaller share of the texts are not looked for
 _SCALE = 0.06  # of the product of a patch and a word, to begin with
 _SHARE = 0.1  # of the words' loss beside the others
 _SILENT = frozenset(
@@ -45,8 +45,9 @@ def vocabulary(captioned: Sequence[Captioned], asked: Sequence[Asked]) -> list[s
     """Words that captions or people's questions say often enough to be looked for."""
     told = Counter(word for each in captioned for text in each.captions for word in set(words(text)))
     rooms = Counter(word for each in asked for word in words(each.answer))
-    often = [word for word, count in told.most_common() if count >= _RARE["captions"]]
-    often += [word for word, count in rooms.most_common() if count >= _RARE["rooms"]]
+    captions = sum(len(each.captions) for each in captioned)
+    often = [word for word, count in told.most_common() if count >= _RARE["captions"] * captions]
+    often += [word for word, count in rooms.most_common() if count >= _RARE["rooms"] * len(asked)]
     return [word for word in dict.fromkeys(often) if word not in _SILENT and word.isalpha()]
 
 

@@ -124,8 +124,9 @@ def consistency(interviewer: Interviewer, descriptions: Descriptions, captioned:
         for noun in sorted(caption_qa.read([text]).named):
             named.append((each.image, f"Is there {caption_qa.article(noun)} in the image?", "yes"))
         both = caption_qa.read([*each.captions, text])
-        noun = asker.absent(both, rng)
-        absent.append((each.image, f"Is there {caption_qa.article(noun)} in the image?", "no"))
+        missing = asker.absent(both, rng)
+        if missing is not None:
+            absent.append((each.image, f"Is there {caption_qa.article(missing)} in the image?", "no"))
     return [interviewer.score("confirms what it names", named), interviewer.score("denies what is absent", absent)]
 
 

