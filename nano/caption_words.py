@@ -22,16 +22,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
+from mobillama_v.model.vision.hybrid_lite0_sizes import LABELS, PARTS, PHOTO
 from mobillama_v.train.muon import Muon
 from nano.caption_metrics import words
 from nano.human_data import Asked, Captioned
-from nano.human_train import KEEP_DRAWINGS, Learner, average_gradients, drawings_distance, not_a_photo, pictures
+from nano.human_train import Learner, average_gradients, pictures
 from nano.mixture import Sample
 
 _PHOTOS, _ROOMS, _DRAWINGS = 32, 4, 14  # pictures of a step
 _RARE = {"captions": 1 / 1200, "rooms": 1 / 880}  # words in a smaller share of the texts are not looked for
 _SCALE = 0.06  # of the product of a patch and a word, to begin with
-_SHARE = 0.1  # of the words' loss beside the others
+_SHARE, _KEEP_DRAWINGS = 0.1, 30.0  # weights of the words' loss, and of how far drawings' features are off
 _SILENT = frozenset(
     """
     a an the of in on at to with and while is are his her their its by for as from into over through near that who this
@@ -77,12 +79,27 @@ class WordScores(nn.Module):
         return scores.logsumexp(1) - math.log(features.shape[1]) + self.bias
 
 
+def _learnt(trunk: HybridTrunk) -> list[nn.Parameter]:
+    """The tower's parameters that learn, made ready to."""
+    embed = trunk.patch_embed
+    parts = (trunk.blocks, embed.norm, embed.fc1, embed.fc2, trunk.cell_words.norm)
+    learnt = [trunk.pos_embed, *(parameter for part in parts for parameter in part.parameters())]
+    for parameter in learnt:
+        parameter.requires_grad_(True)
+    return learnt
+
+
+def _not_a_photo(labels: Tensor) -> Tensor:
+    """Cross-entropy of the label "photograph" in every cell of photographs' label probabilities [N,P,4*L]."""
+    return -labels.unflatten(-1, (PARTS, LABELS))[..., PHOTO].clamp(1e-6, 1 - 1e-6).log().mean()
+
+
 def learn_words(
     learner: Learner,
     stems: dict[str, Any],
     captioned: Sequence[Captioned],
     asked: Sequence[Asked],
-    old: Any,
+    old: HybridTrunk,
     *,
     steps: int,
     rate: float,
@@ -113,10 +130,11 @@ def learn_words(
     embeddings = learner.model.language_model.embed_tokens.weight.detach()
     vectors = [embeddings[learner.tokenizer.encode(f" {word}")].mean(0) for word in looked_for]
     scores = WordScores(torch.stack(vectors), torch.from_numpy(np.mean(list(told.values()), axis=0)))
-    tower = [*learner.groups["tower"][1], *learner.groups["tower small"][1]]
+    trunk = learner.trunk
+    tower = _learnt(trunk)
     groups = [
-        {"params": learner.groups["tower"][1], "hidden": True, "weight_decay": 0.02, "share": 1.0},
-        {"params": learner.groups["tower small"][1], "hidden": False, "weight_decay": 0.0, "share": 0.2},
+        {"params": [each for each in tower if each.ndim == 2], "hidden": True, "weight_decay": 0.02, "share": 1.0},
+        {"params": [each for each in tower if each.ndim != 2], "hidden": False, "weight_decay": 0.0, "share": 0.2},
         {"params": list(scores.parameters()), "hidden": False, "weight_decay": 0.0, "share": 1.0},
     ]
     optimizer = Muon([{**group, "lr": 0.0} for group in groups], betas=(0.9, 0.95))
@@ -133,14 +151,16 @@ def learn_words(
         shown += [Sample("daquar", rng.choice(list(rooms)), []) for _ in range(_ROOMS)]
         wanted = [(rooms if each.stem == "daquar" else told)[str(each.picture)] for each in shown]
         shown += [Sample("drawings", rng.choice(drawings), [], drawn=True) for _ in range(_DRAWINGS)]
-        cells, _, drawn = pictures(shown, stems)
-        trunk = learner.trunk
+        cells = torch.from_numpy(pictures(shown, stems)[0]).float()
         _, features, labels = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(cells)))
+        photos = len(wanted)
         target = torch.from_numpy(np.stack(wanted))
-        missed = F.binary_cross_entropy_with_logits(scores(features[~drawn]), target, reduction="none").sum(1).mean()
-        distance = drawings_distance(trunk, old, cells[drawn], features[drawn])
+        missed = F.binary_cross_entropy_with_logits(scores(features[:photos]), target, reduction="none").sum(1).mean()
+        with torch.no_grad():
+            before = old.cell_words(old.mix(old.patch_embed.embed(cells[photos:])))[1]
+        distance = F.mse_loss(features[photos:], before)
         optimizer.zero_grad()
-        (_SHARE * missed + KEEP_DRAWINGS * distance + not_a_photo(labels[~drawn])).backward()
+        (_SHARE * missed + _KEEP_DRAWINGS * distance + _not_a_photo(labels[:photos])).backward()
         average_gradients(parameters, world)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()

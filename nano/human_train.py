@@ -1,9 +1,8 @@
 """Training on the mixture of :mod:`nano.mixture`, over cached maps of the stem, in several processes of one machine.
 
-Trained are the tower's blocks, projector and decoder; the stem stays. Drawings keep what the tower found in them: its
-features of drawings are held near those of the tower that the training starts from. The last stages reward captions by
-CIDEr-D (self-critical sequence training, Rennie et al., arXiv 1612.00563, with the mean of the other samples as
-baseline).
+Only the decoder learns. The tower has learnt the words of captions before (:mod:`nano.caption_words`). The projector
+stays: names of classes are read through it, and are lost where it moves. Captions can be rewarded by CIDEr-D
+(self-critical sequence training, Rennie et al., arXiv 1612.00563, with the mean of the other samples as baseline).
 
 A step's samples depend on the seed and its number alone, so a killed training goes on as if nothing had happened.
 """
@@ -25,17 +24,16 @@ from torch import Tensor, nn
 
 from mobillama_v import MobiLlamaVForConditionalGeneration
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
-from mobillama_v.model.vision.hybrid_lite0_sizes import CLASSES, GATHERED, GRID, LABELS, PARTS, PHOTO, TOLD, WIDTH
+from mobillama_v.model.vision.hybrid_lite0_sizes import CLASSES, GATHERED, GRID
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.muon import Muon
+from nano import tower
 from nano.branches import Answer, Batch, Branch, BranchEncoder, collate, run_decoder, sample
 from nano.caption_metrics import CiderD, garbled
 from nano.mixture import VISUAL_TOKENS, Mixture, Sample, describe
 
 _TOKENS = 45  # about how many are learnt of a sample: the loss of a batch is divided by them
-KEEP_DRAWINGS = 30.0
-"""Weight of the distance of drawings' features from the old tower's."""
-_RATES = {"hidden": 1.0, "small": 0.2, "words": 0.25, "tower": 0.3, "tower small": 0.1, "projector": 0.05}
+_RATES = {"hidden": 1.0, "small": 0.2, "words": 0.15}
 _SAVE_EVERY = 100
 _DRAWN_ANSWERS, _LONGEST = 5, 22
 
@@ -69,7 +67,7 @@ class Learner:
         self.encoder = BranchEncoder(self.tokenizer)
         self.trunk: HybridTrunk = self.model.vision_tower.visual.trunk
         self.prefix = torch.tensor(self.encoder.prefix)
-        self.groups = _groups(self.model, self.trunk)
+        self.groups = _groups(self.model)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for _, parameters in self.groups.values():
@@ -77,27 +75,14 @@ class Learner:
                 parameter.requires_grad_(True)
         self.parameters = [each for _, group in self.groups.values() for each in group]
 
-    def visual(self, cells: Tensor, shares: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Visual tokens [N,84,D] of pictures, their standardized features [N,P,D], and label probabilities.
-
-        Args:
-            cells: the stem's maps [N,P,GATHERED].
-            shares: class probabilities [N,1000].
-            drawn: which are drawings [N]. Shapes and letters are looked for in those alone, as a photograph's tokens
-                for them are zero.
-        """
-        trunk = self.trunk
-        patches, features, labels = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(cells)))
-        structured = cells.new_zeros(len(cells), TOLD, WIDTH)
-        if bool(drawn.any()):
-            structured[drawn] = trunk.account(shares[drawn], cells[drawn], features[drawn], labels[drawn])
-        if not bool(drawn.all()):
-            named = trunk.account.class_names(shares[~drawn])
-            medium = trunk.account.medium[:1].expand(len(named), 1, -1)
-            head = torch.cat((medium, named), dim=1)
-            structured[~drawn] = F.pad(head, (0, 0, 0, TOLD - head.shape[1]))
-        tokens = self.model.projector(torch.cat((structured, patches), dim=1), extra=self.model.vision_tower.extra)
-        return tokens, features, labels
+    def visual(self, samples: list[Sample], stems: dict[str, Any]) -> Tensor:
+        """Visual tokens [N,84,D] of those samples that have a picture."""
+        cells, shares = pictures(samples, stems)
+        if not len(cells):
+            return torch.zeros(0, VISUAL_TOKENS, self.model.lm_head.in_features)
+        with torch.no_grad():
+            features = tower.features(self.trunk, cells, shares).clone()
+            return self.model.projector(features, extra=self.model.vision_tower.extra)
 
     def save(self, folder: Path) -> None:
         """Write the model, whole or not at all."""
@@ -107,57 +92,33 @@ class Learner:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
-    def loss(
-        self, batch: Batch, cells: Tensor, shares: Tensor, drawn: Tensor, old: HybridTrunk
-    ) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of every learnt token [S], and what keeps the tower's findings."""
+    def loss(self, batch: Batch, visual: Tensor) -> Tensor:
+        """Cross-entropy of every learnt token [S], given the visual tokens [N,84,D] of the samples with pictures."""
         decoder = self.model.language_model
-        embeds, kept = decoder.embed_tokens(batch.ids), torch.zeros(())
-        if len(cells):
-            tokens, features, labels = self.visual(cells, shares, drawn)
-            embeds = embeds.clone()
-            embeds[batch.pictures, :VISUAL_TOKENS] = tokens
-            if bool(drawn.any()):
-                kept = kept + KEEP_DRAWINGS * drawings_distance(self.trunk, old, cells[drawn], features[drawn])
-            if not bool(drawn.all()):
-                kept = kept + not_a_photo(labels[~drawn])
+        embeds = decoder.embed_tokens(batch.ids).clone()
+        embeds[batch.pictures, :VISUAL_TOKENS] = visual
         hidden = run_decoder(decoder, self.prefix, embeds, batch.positions, batch.mask).flatten(0, 1)
-        logits = self.model.lm_head(hidden[batch.sources])
-        return F.cross_entropy(logits, batch.targets, reduction="none"), kept
+        return F.cross_entropy(self.model.lm_head(hidden[batch.sources]), batch.targets, reduction="none")
 
 
-def _groups(model: Any, trunk: HybridTrunk) -> dict[str, tuple[bool, list[nn.Parameter]]]:
-    """Parameters by how fast they learn, and whether Muon's matrices are among them."""
-    decoder, embed = model.language_model, trunk.patch_embed
+def _groups(model: Any) -> dict[str, tuple[bool, list[nn.Parameter]]]:
+    """The decoder's parameters by how fast they learn, and whether they are Muon's matrices."""
+    decoder = model.language_model
     inner = [*decoder.layers.parameters(), *decoder.feed_forward.parameters(), decoder.norm.weight]
-    tower = [*trunk.blocks.parameters(), *embed.norm.parameters(), *embed.fc1.parameters(), *embed.fc2.parameters()]
-    tower += [*trunk.cell_words.norm.parameters(), trunk.pos_embed]
-    named = trunk.account.class_names
-    words = [trunk.cell_words.place, named.table, named.kinds, named.how]
     return {
         "hidden": (True, [each for each in inner if each.ndim == 2]),
         "small": (False, [each for each in inner if each.ndim != 2]),
         "words": (False, [model.lm_head.weight, decoder.embed_tokens.weight]),
-        "tower": (True, [each for each in tower if each.ndim == 2]),
-        "tower small": (False, [each for each in tower if each.ndim != 2]),
-        "projector": (False, [*model.projector.parameters(), *words]),
     }
 
 
-def pictures(samples: list[Sample], stems: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Maps of the stem [N,P,GATHERED], class probabilities [N,1000], and which are drawn [N]; text alone has none."""
-    cells, shares, drawn = [], [], []
-    for each in samples:
-        if each.picture is not None:
-            cache = stems[each.stem]
-            row = cache.row[each.picture]
-            cells.append(cache.cells[row].astype(np.float32))
-            found = cache.probabilities[row] if each.probabilities is None else each.probabilities
-            shares.append(found.astype(np.float32))
-            drawn.append(each.drawn)
-    if not cells:
-        return torch.zeros(0, GRID * GRID, GATHERED), torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.bool)
-    return torch.from_numpy(np.stack(cells)), torch.from_numpy(np.stack(shares)), torch.tensor(drawn)
+def pictures(samples: list[Sample], stems: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Maps of the stem [N,P,GATHERED] and class probabilities [N,1000] of those samples that have a picture."""
+    shown = [(each, stems[each.stem]) for each in samples if each.picture is not None]
+    rows = [(each, cache, cache.row[each.picture]) for each, cache in shown]
+    cells = [cache.cells[row] for _, cache, row in rows]
+    shares = [c.probabilities[row] if each.probabilities is None else each.probabilities for each, c, row in rows]
+    return np.array(cells).reshape(len(rows), GRID * GRID, GATHERED), np.array(shares).reshape(len(rows), CLASSES)
 
 
 class Trainer:
@@ -179,14 +140,13 @@ class Trainer:
         mixture: Mixture,
         stems: dict[str, Any],
         captions: dict[str, tuple[str, ...]],
-        old: HybridTrunk,
         *,
         seed: int,
         batch: int,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.learner, self.mixture, self.stems, self.old = learner, mixture, stems, old.requires_grad_(False)
+        self.learner, self.mixture, self.stems = learner, mixture, stems
         self.seed, self.batch, self.rank, self.world = seed, batch, rank, world
         self._reward = CiderD(captions, end=True)
         self._shares = _split([each for hidden, g in learner.groups.values() if hidden for each in g], world)
@@ -211,12 +171,11 @@ class Trainer:
         rewarded = [i for i, name in enumerate(names) if name == "rewarded"]
         if rewarded:
             self._answer(samples, rewarded, rng)
-        batch = collate(
-            [(VISUAL_TOKENS * (s.picture is not None), s.branches) for s in samples], len(self.learner.prefix)
-        )
-        losses, kept = self.learner.loss(batch, *pictures(samples, self.stems), self.old)
+        shown = [(VISUAL_TOKENS * (each.picture is not None), each.branches) for each in samples]
+        batch = collate(shown, len(self.learner.prefix))
+        losses = self.learner.loss(batch, self.learner.visual(samples, self.stems))
         self.optimizer.zero_grad()
-        ((losses * batch.weights).sum() / (self.batch * _TOKENS) + kept).backward()
+        ((losses * batch.weights).sum() / (self.batch * _TOKENS)).backward()
         average_gradients(self.learner.parameters, self.world)
         nn.utils.clip_grad_norm_(self.learner.parameters, 1.0)
         self.optimizer.step()
@@ -232,8 +191,7 @@ class Trainer:
     def _answer(self, samples: list[Sample], rewarded: list[int], rng: random.Random) -> None:
         """Let the model describe photographs, and give each description its advantage as its weight."""
         learner = self.learner
-        with torch.inference_mode():
-            visual = learner.visual(*pictures([samples[i] for i in rewarded], self.stems))[0]
+        visual = learner.visual([samples[i] for i in rewarded], self.stems)
         question = learner.encoder.question(describe(rng))
         drawn = sample(
             learner.model.language_model, learner.model.lm_head.weight, learner.prefix, visual,
@@ -311,18 +269,6 @@ def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, (flat / world).split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
-
-
-def drawings_distance(trunk: HybridTrunk, old: HybridTrunk, cells: Tensor, features: Tensor) -> Tensor:
-    """How far the features [N,P,D] of drawings are from those of the tower that the training started from."""
-    with torch.no_grad():
-        before = old.cell_words(old.mix(old.patch_embed.embed(cells)))[1]
-    return F.mse_loss(features, before)
-
-
-def not_a_photo(labels: Tensor) -> Tensor:
-    """Cross-entropy of the label "photograph" in every cell of photographs' label probabilities [N,P,4*L]."""
-    return -labels.unflatten(-1, (PARTS, LABELS))[..., PHOTO].clamp(1e-6, 1 - 1e-6).log().mean()
 
 
 def _fitting(branches: list[Branch], room: int) -> list[Branch]:

@@ -303,8 +303,8 @@ def test_photographs_are_learnt_from_drawings_on(tmp_path: Path, few_easy_pictur
     assert build() == trained == out / "reward" / "final"
     start, end = (load(str(folder), engine="torch").network.state_dict() for folder in (out / "start", trained))
     changed = {name for name in end if not np.array_equal(start[name].numpy(), end[name].numpy())}
-    assert not any("stem" in name for name in changed)
-    for part in ("vision_tower.visual.trunk.blocks", "projector", "language_model.layers", "lm_head"):
+    assert not any("stem" in name or "projector" in name for name in changed)
+    for part in ("vision_tower.visual.trunk.blocks", "language_model.layers", "lm_head"):
         assert any(part in name for name in changed), part
     interviewer = evaluate_photos.Interviewer(load(str(trained), engine="torch"), flickr)
     captioned = human_data.read_captions(flickr)
