@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nano import caption_phrases as phrases
 from nano.nouns import (
     ANIMALS,
     CLOTHES,
@@ -37,87 +38,6 @@ from nano.nouns import (
 
 _RARE = 1 / 2000  # nouns in the captions of a smaller share of photographs are not asked about
 CANNOT_TELL = "I can't tell from this picture."
-IS_THERE = (
-    "Is there {thing} in the image?",
-    "Is there {thing} in the picture?",
-    "Is there {thing}?",
-    "Do you see {thing}?",
-    "Can you see {thing} in the photo?",
-    "Does the picture show {thing}?",
-    "Does the image contain {thing}?",
-)
-ARE_THERE = ("Are there any {things} in the picture?", "Are there {things} in the image?", "Do you see any {things}?")
-DOING = (
-    "What is the {who} doing?",
-    "What is the {who} doing in the picture?",
-    "What does the {who} do?",
-)
-MANY_DOING = ("What are the {who} doing?", "What are the {who} doing in the picture?")
-ANY_DOING = (
-    "What is happening in the picture?",
-    "What is going on?",
-    "What is happening here?",
-    "What is going on in this photo?",
-)
-WHERE = ("Where is the {who}?", "Where is the {who} in the picture?")
-ANY_WHERE = ("Where was this taken?", "What is the setting?", "Where does this take place?", "Where is this?")
-COLOR = (
-    "What color is the {thing}?",
-    "What is the color of the {thing}?",
-    "Which color is the {thing}?",
-    "What color is the {thing} in the picture?",
-)
-COLORS_OF = ("What color are the {thing}?", "What is the color of the {thing}?")
-WORN = (
-    "What color is the {who}'s {thing}?",
-    "What color {thing} is the {who} wearing?",
-    "Which color is the {who}'s {thing}?",
-)
-WORN_PAIR = ("What color are the {who}'s {thing}?", "What color {thing} is the {who} wearing?")
-HOW_MANY = (
-    "How many {things} are there?",
-    "How many {things} are in the picture?",
-    "How many {things} do you see?",
-    "How many {things} can you see in the photo?",
-)
-WHO = ("Who is in the picture?", "Who is in the photo?", "Who can be seen?", "Who do you see?")
-WHICH_ANIMAL = (
-    "What animal is this?",
-    "Which animal is in the picture?",
-    "What animal can you see?",
-    "What kind of animal is in the image?",
-)
-WEARING = ("What is the {who} wearing?", "What does the {who} wear?")
-SILENT_QUESTIONS = (
-    "What is the name of the {who}?",
-    "What is the {who} called?",
-    "How old is the {who} exactly?",
-    "Why is the {who} here?",
-    "What is the {who} thinking?",
-    "What will the {who} do next?",
-    "Where does the {who} live?",
-    "What does the {who} say?",
-    "Who took this picture?",
-    "When was this picture taken?",
-    "In which year was this taken?",
-    "What time is it?",
-    "What day is it?",
-    "In which country is this?",
-    "In which city was this taken?",
-    "Which town is this?",
-    "What happened before this?",
-    "What does it smell like?",
-    "How cold is it?",
-    "Who owns the {who}?",
-    "Why was this picture taken?",
-    "How much did this cost?",
-    "What is behind the camera?",
-    "What language do they speak?",
-    "Is the {who} married?",
-    "What is the phone number?",
-    "What music is playing?",
-    "How far is it to the next town?",
-)
 
 
 @dataclass(frozen=True)
@@ -317,7 +237,9 @@ class Asker:
         turns += _doing(facts, rng) + _where(facts, rng) + _colors(facts, rng) + _counts(facts, rng)
         turns += _who(facts, rng) + _wearing(facts, rng)
         if rng.random() < 0.25:
-            turns.append(("silent", rng.choice(SILENT_QUESTIONS).format(who=_main(facts) or "man"), CANNOT_TELL))
+            turns.append(
+                ("silent", rng.choice(phrases.SILENT_QUESTIONS).format(who=_main(facts) or "man"), CANNOT_TELL)
+            )
         return turns
 
 
@@ -333,8 +255,8 @@ def article(noun: str) -> str:
 def ask_for(noun: str, rng: random.Random) -> str:
     """A question whether a thing is there."""
     if noun not in MASS | PAIRS and rng.random() < 0.2:
-        return rng.choice(ARE_THERE).format(things=plural(noun))
-    return rng.choice(IS_THERE).format(thing=article(noun))
+        return rng.choice(phrases.ARE_THERE).format(things=plural(noun))
+    return rng.choice(phrases.IS_THERE).format(thing=article(noun))
 
 
 def _main(facts: Facts) -> str | None:
@@ -348,12 +270,12 @@ def _doing(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
     many = singular(who) != who
     kind = rng.random()
     question = (
-        rng.choice(ANY_DOING)
+        rng.choice(phrases.ANY_DOING)
         if kind < 0.25 and len(facts.doing[who]) > 1
-        else rng.choice(MANY_DOING if many else DOING).format(who=who)
+        else rng.choice(phrases.MANY_DOING if many else phrases.DOING).format(who=who)
     )
     answer = rng.choice(facts.doing[who])
-    if question in ANY_DOING:
+    if question in phrases.ANY_DOING:
         answer = rng.choice(facts.captions)
     return [("doing", question, answer)]
 
@@ -363,8 +285,8 @@ def _where(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
         return []
     who = rng.choice(sorted(facts.where))
     if singular(who) != who or rng.random() < 0.4:
-        return [("where", rng.choice(ANY_WHERE), rng.choice(facts.where[who]))]
-    return [("where", rng.choice(WHERE).format(who=who), rng.choice(facts.where[who]))]
+        return [("where", rng.choice(phrases.ANY_WHERE), rng.choice(facts.where[who]))]
+    return [("where", rng.choice(phrases.WHERE).format(who=who), rng.choice(facts.where[who]))]
 
 
 def _colors(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
@@ -373,14 +295,14 @@ def _colors(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
         known = colors - {""}
         others = {noun for noun in facts.named & PEOPLE if facts.numbers[noun] != {1}}
         if len(known) == 1 and not others:
-            question = rng.choice(WORN_PAIR if thing in PAIRS else WORN).format(who=who, thing=thing)
+            question = rng.choice(phrases.WORN_PAIR if thing in PAIRS else phrases.WORN).format(who=who, thing=thing)
             if rng.random() < 0.3:
-                question = rng.choice(COLORS_OF if thing in PAIRS else COLOR).format(thing=thing)
+                question = rng.choice(phrases.COLORS_OF if thing in PAIRS else phrases.COLOR).format(thing=thing)
             asked.append(("color", question, next(iter(known))))
     for thing, colors in sorted(facts.colors.items()):
         known = colors - {""}
         if len(known) == 1 and thing not in PEOPLE | PLACES and facts.numbers[thing] <= {1, None}:
-            asked.append(("color", rng.choice(COLOR).format(thing=thing), next(iter(known))))
+            asked.append(("color", rng.choice(phrases.COLOR).format(thing=thing), next(iter(known))))
     return rng.sample(asked, min(2, len(asked)))
 
 
@@ -395,7 +317,7 @@ def _counts(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
         ):
             number = next(iter(numbers))
             if number != 1 or rng.random() < 0.35:
-                asked.append(("count", rng.choice(HOW_MANY).format(things=plural(noun)), str(number)))
+                asked.append(("count", rng.choice(phrases.HOW_MANY).format(things=plural(noun)), str(number)))
     return rng.sample(asked, min(1, len(asked)))
 
 
@@ -405,8 +327,8 @@ def _who(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
         return []
     if noun in ANIMALS:
         kinds = {"dog"} if "dog" in also(noun) else {noun}
-        return [("what", rng.choice(WHICH_ANIMAL), kinds.pop())]
-    return [("who", rng.choice(WHO), rng.choice(facts.phrases[noun]))]
+        return [("what", rng.choice(phrases.WHICH_ANIMAL), kinds.pop())]
+    return [("who", rng.choice(phrases.WHO), rng.choice(facts.phrases[noun]))]
 
 
 def _wearing(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
@@ -416,4 +338,4 @@ def _wearing(facts: Facts, rng: random.Random) -> list[tuple[str, str, str]]:
     color = next(iter(sorted(facts.worn[who, thing] - {""})), "")
     noun = thing if thing in PAIRS else f"{'an' if (color or thing)[0] in 'aeiou' else 'a'} {color} {thing}"
     noun = f"{color} {thing}".strip() if thing in PAIRS else " ".join(noun.split())
-    return [("wearing", rng.choice(WEARING).format(who=who), noun)]
+    return [("wearing", rng.choice(phrases.WEARING).format(who=who), noun)]

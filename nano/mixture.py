@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nano import caption_qa, classes, nouns, photos, small_talk
+from nano import caption_phrases, caption_qa, classes, nouns, photos, small_talk
 from nano.branches import Branch, BranchEncoder, Turn
 from nano.captions import article
 from nano.human_data import Asked, Captioned
@@ -133,7 +133,7 @@ class Mixture:
         if rng.random() < 0.5:
             turns.append((rng.choice(photos.MEDIUM), "photo"))
         if rng.random() < 0.15:
-            turns.append((rng.choice(caption_qa.SILENT_QUESTIONS).format(who="owner"), caption_qa.CANNOT_TELL))
+            turns.append((rng.choice(caption_phrases.SILENT_QUESTIONS).format(who="owner"), caption_qa.CANNOT_TELL))
         # Of what the stem does not know, people's captions teach how to speak.
         sure = shares.max() >= photos.SURE
         branches = [self.encoder.branch(describe(rng), [photos.description(shares)])] if sure else []
