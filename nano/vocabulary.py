@@ -76,7 +76,8 @@ def extend_tokenizer(old: Path, texts: Iterable[str], path: Path, *, count: int)
 
     for piece in counts:
         tally(piece, 1)
-    vocabulary, merges, added = content["model"]["vocab"], content["model"]["merges"], []
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    added: list[tuple[int, int, int]] = []
     while len(added) < count and pairs:
         first, second = pair = max(pairs, key=lambda each: (pairs[each], each))
         if pairs[pair] < 1:
