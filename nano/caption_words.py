@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
-from mobillama_v.model.vision.hybrid_lite0_sizes import LABELS, PARTS, PHOTO
+from mobillama_v.model.vision.structured_tokens import LABELS, PARTS, PHOTO
 from mobillama_v.train.muon import Muon
 from nano.caption_metrics import words
 from nano.human_data import Asked, Captioned

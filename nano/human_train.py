@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mobillama_v import MobiLlamaVForConditionalGeneration
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
-from mobillama_v.model.vision.hybrid_lite0_sizes import CLASSES, GATHERED, GRID
+from mobillama_v.model.vision.lite0 import CLASSES, GATHERED, GRID
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.muon import Muon
 from nano import tower

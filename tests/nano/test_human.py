@@ -16,7 +16,7 @@ from mobillama_v.assistant import Assistant
 from mobillama_v.errors import DataError
 from mobillama_v.hub import find_model
 from mobillama_v.loading import load
-from mobillama_v.prompt import Message, assistant, encode, user
+from mobillama_v.prompt import Message, assistant, get_template, user
 from mobillama_v.tokenization import TextTokenizer
 from nano import caption_qa, evaluate_photos, human_build, human_data, nouns, small_talk, vocabulary
 from nano.branches import BranchEncoder, collate, run_decoder, sample
@@ -244,7 +244,7 @@ def test_branches_are_what_separate_samples_are(nano: Assistant) -> None:
         messages: list[Message] = []
         for i, (question, answer) in enumerate(turns):
             messages += [user(question, images=int(picture and i == 0)), assistant(answer)]
-        alone = encode(messages, tokenizer, template="v1", tokens_per_image=84)
+        alone = get_template("v1").encode(messages, tokenizer, tokens_per_image=84)
         ids, slots = torch.tensor([alone.input_ids]), torch.tensor([alone.image_mask])
         inputs = network.language_model.embed_tokens(ids).clone()
         if picture:
