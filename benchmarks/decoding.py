@@ -27,7 +27,7 @@ import typer
 
 from benchmarks.decoder_worker import BACKENDS, FLOATS, LLAMA_CPP, NATIVE
 from benchmarks.harness import OutputOption, finish, machine, times_as_fast
-from mobillama_v.cli.bench import aligned, check_context, prompt_lengths, spread, told
+from mobillama_v.cli.bench import aligned, check_context, formatted, prompt_lengths, spread
 from mobillama_v.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Worker:
     def ask(self, prompt: Sequence[int], new: int) -> dict[str, Any]:
         """One measurement."""
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which is told below
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is reported below
             self.process.stdin.write(json.dumps({"prompt": prompt, "new": new}) + "\n")
             self.process.stdin.flush()
         return self._read()
@@ -305,7 +305,7 @@ def versus_lines(facts: dict[str, Any]) -> list[str]:
     lines = []
     for mine, found in facts.items():
         parts = [
-            f"{words} {length} {told(each[phase], 2)}x"
+            f"{words} {length} {formatted(each[phase], 2)}x"
             for length, each in found["prompts"].items()
             for phase, words in (("prefill", "prefill of"), ("decode", "decode after"))
         ]
@@ -327,7 +327,7 @@ def table(facts: dict[str, Any]) -> str:
             each = mine["prompts"][length]
             times = each.get("decode_times_as_fast_as_torch")
             row.append(f"{each['prefill_tokens_per_second']['median']:.1f}")
-            row += [told(each["decode_tokens_per_second"]), f"{times:.1f}" if times else "-"]
+            row += [formatted(each["decode_tokens_per_second"]), f"{times:.1f}" if times else "-"]
         rows.append(row)
     lines = aligned(rows)
     lines.append(f"{facts['model']}, {facts['threads']} threads, medians of {facts['turns']} turns (least-most).")

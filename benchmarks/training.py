@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from benchmarks.harness import OutputOption, finish, machine, rotated, times_as_fast
-from mobillama_v.cli.bench import aligned, spread, told
+from mobillama_v.cli.bench import aligned, formatted, spread
 from mobillama_v.cli.options import ModelOption
 
 if TYPE_CHECKING:
@@ -295,21 +295,22 @@ def table(facts: dict[str, Any]) -> str:
     """The measurement as text: medians over the turns, least and most in brackets."""
     rows = [["stage 2", "samples/s", "supervised tokens/s", "padding", "activations MB"]]
     for name, row in facts["instruct"].items():
-        speeds = [told(row["samples_per_second"]), told(row["supervised_tokens_per_second"], 0)]
+        speeds = [formatted(row["samples_per_second"]), formatted(row["supervised_tokens_per_second"], 0)]
         rows.append([name, *speeds, f"{row['padding']:.0%}", f"{row['activation_bytes'] / 1e6:,.0f}"])
     stage1 = [["stage 1", "pictures/s"]]
     for name, row in facts["align"].items():
-        stage1.append([name, told(spread([facts["images"] / each for each in row["seconds"]]))])
+        stage1.append([name, formatted(spread([facts["images"] / each for each in row["seconds"]]))])
     lines = [*aligned(rows), "", *aligned(stage1), ""]
     lines.append(
         f"records  {facts['records']}: {facts['tokens']:,} tokens, {facts['supervised_tokens']:,} of them learnt"
     )
     lines += [
-        f"packed   {told(ratio, 2)} x as fast as {name}, {facts['packed_activations'][name]:.2f} of its activations"
+        f"packed   {formatted(ratio, 2)} x as fast as {name}, "
+        f"{facts['packed_activations'][name]:.2f} of its activations"
         for name, ratio in facts["packed_is_faster"].items()
     ]
     lines += [
-        f"cached   {told(facts['cached_is_faster'], 2)} x as fast as the tower at every step; the cache of "
+        f"cached   {formatted(facts['cached_is_faster'], 2)} x as fast as the tower at every step; the cache of "
         f"{facts['images'] * facts['turns']:,} pictures was filled in {facts['cache_filled_in_seconds']:.1f} s, once",
         f"losses   differ by {facts['largest_difference_of_losses']:.1e} at most",
     ]

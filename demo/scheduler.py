@@ -234,7 +234,7 @@ class Scheduler:
             item = ticket.advance()
         except StopIteration:
             self._end(ticket, Finished())
-        except Exception as error:  # whoever asked is told; the other answers go on
+        except Exception as error:  # whoever asked gets the error; the other answers go on
             self._end(ticket, Finished(error))
         else:
             ticket.seconds += time.perf_counter() - start

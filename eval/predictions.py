@@ -42,15 +42,15 @@ class Matched:
         if self.prompts and not others:
             return found
         if not self.prompts:
-            found["prompt"] = "not told by the predictions"
+            found["prompt"] = "not given by the predictions"
         else:
             found["prompt"] = (
                 f"the predictions' own; {len(others):,} of {len(self.prompts):,} are not {found['prompt']}"
             )
         if "ocr" in found:
             with_tokens = sum("OCR token" in prompt for prompt in self.prompts.values())
-            told = f"tokens in {with_tokens:,} of {len(self.prompts):,} prompts"
-            found["ocr"] = told if self.prompts else "not told by the predictions"
+            counted = f"tokens in {with_tokens:,} of {len(self.prompts):,} prompts"
+            found["ocr"] = counted if self.prompts else "not given by the predictions"
         return found
 
 

@@ -141,7 +141,7 @@ def _table(facts: dict[str, Any]) -> list[str]:
     rows = [["", *(f"{what} {length} tok/s" for length in lengths for what in ("prefill", "decode after"))]]
     for name, by_length in facts["backends"].items():
         phases = [(length, what) for length in lengths for what in ("prefill", "decode")]
-        rows.append([name, *(told(by_length[length][f"{what}_tokens_per_second"]) for length, what in phases)])
+        rows.append([name, *(formatted(by_length[length][f"{what}_tokens_per_second"]) for length, what in phases)])
     lines = [*aligned(rows), f"{facts['model']}, medians of {facts['turns']} turns (least-most)."]
     return lines + [f"Not measured: {name}: {reason}" for name, reason in facts["not_measured"].items()]
 
@@ -173,7 +173,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
 
 
-def told(found: dict[str, float], digits: int = 1) -> str:
+def formatted(found: dict[str, float], digits: int = 1) -> str:
     """A :func:`spread` as text."""
     return f"{found['median']:,.{digits}f} ({found['least']:,.{digits}f}-{found['most']:,.{digits}f})"
 

@@ -97,7 +97,7 @@ def load_image(
 def find_images(path: Path) -> list[Path]:
     """List the images in a folder, in natural order ("2.png" before "10.png").
 
-    Files are told by their suffix (:data:`SUFFIXES`, any case) and are not opened; hidden files and sub-folders are
+    Files are known by their suffix (:data:`SUFFIXES`, any case) and are not opened; hidden files and sub-folders are
     skipped.
 
     Raises:

@@ -56,7 +56,7 @@ def test_what_others_asked_is_not_called_ours(tmp_path: Path, capsys: pytest.Cap
         "ours": (ours, "prompt: {question}\\nReference OCR token: {tokens}", "ocr: rosetta"),
         "marked": (marked, "prompt: {question}\\nReference OCR token: {tokens}", "ocr: rosetta"),
         "mixed": (mixed, "prompt: the predictions' own; 1 of 4 are not {question}", "ocr: tokens in 3 of 4 prompts"),
-        "silent": (silent, "prompt: not told by the predictions", "ocr: not told by the predictions"),
+        "silent": (silent, "prompt: not given by the predictions", "ocr: not given by the predictions"),
     }
     for lines, prompt, ocr in expected.values():
         path = official.dump_lines(tmp_path / "answers.jsonl", lines)
