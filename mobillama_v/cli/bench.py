@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mobillama_v.generate import Engine
 
 BACKENDS = ("native", "torch")
+_MOVED = ("eval", "train")  # former sub-commands, which compare methods and measure no model
 _RANDOM = 3  # the first token id that is not a special one
 
 
@@ -39,7 +40,9 @@ def bench(
 
     The prompts are random tokens. The backends take turns, and the table has medians with the least and the most.
     """
-    if moved not in (None, "run"):
+    if moved not in (None, "run", *_MOVED):
+        raise ConfigError(f"bench takes no argument {moved!r}; name the model with --model.")
+    if moved in _MOVED:
         raise ConfigError(
             f"`bench {moved}` is now `python -m benchmarks {moved}`, run from a checkout of the project; this command "
             "measures one model."

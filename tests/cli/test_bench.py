@@ -71,6 +71,7 @@ def test_mistakes_and_what_has_moved_are_told(nano_like: Path) -> None:
         (["-m", nano_like, "--backend", "abacus"], "'abacus' is unknown"),
         (["eval"], "is now `python -m benchmarks eval`"),
         (["train"], "is now `python -m benchmarks train`"),
+        (["photo.jpg"], "takes no argument 'photo.jpg'"),
     ):
         code, _, err = call("bench", *arguments)
         assert code == 2 and message in err and err.count("\n") == 1, err
