@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from mobillama_v.config import ModelConfig
+from mobillama_v.conversation import Conversation, read_chat
 from mobillama_v.errors import PromptError
 from mobillama_v.generate import Engine, Generation, Prompt, Sampling, Scores
 from mobillama_v.images import load_image
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from mobillama_v.model.vlm import VisionLanguageModel
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | EncodedImage"
-Question: TypeAlias = "str | Sequence[Message]"
+Question: TypeAlias = "str | Sequence[Message | dict[str, Any]]"
 _KEPT_PROMPTS = 2  # with their keys and values, of chats that go on
 
 
@@ -208,14 +209,14 @@ class Assistant:
 
         Args:
             images: any number, also none; paths, bytes, streams, Pillow images or what :meth:`encode_image` returned.
-            question: a text, which the images precede, or a conversation that ends with the user's turn and has a slot
-                for every image.
+            question: a text, which the images precede, or a conversation that ends with the user's turn, as
+                :func:`~mobillama_v.conversation.read_chat` takes it, with a place for every image.
             sampling: greedy with at most 128 new tokens by default.
 
         Raises:
             ImageError: an image cannot be read.
-            PromptError: the conversation is longer than the context (both numbers given), has its roles out of order,
-                or has another number of slots than images.
+            PromptError: the conversation is longer than the context (both numbers given), has no canonical form, or
+                has another number of places than images.
         """
         return self.ask_batch([(images, question)], sampling)[0]
 
@@ -269,24 +270,19 @@ class Assistant:
 
     def prompt_tokens(self, images: int, question: Question) -> int:
         """How many tokens a prompt with this many images has; errors as in :meth:`ask`, found without an image."""
-        return len(self._encode(images, question).input_ids)
+        return len(self._encode(read_chat(question, [...] * images).fill(())).input_ids)
 
     def _row(self, images: Sequence[Source], question: Question) -> _Row:
-        new = [not isinstance(image, EncodedImage) for image in images]
-        encoded = self._encode(len(images), question)
-        seen = [self.encode_image(image) for image in images]
+        read = read_chat(question, images).fill(())
+        encoded = self._encode(read)
+        new = [not isinstance(image, EncodedImage) for image in read.images]
+        seen = [self.encode_image(image) for image in read.images]
         return _Row(encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh))
 
-    def _encode(self, images: int, question: Question) -> Encoded:
-        messages = [user(question, images=images)] if isinstance(question, str) else list(question)
-        slots = sum(message.images for message in messages)
-        if slots != images:
-            raise PromptError(f"the conversation has places for {slots} images and {images} were given.")
-        if messages and messages[-1].role != "user":
-            raise PromptError(
-                f"the conversation ends with the {messages[-1].role}'s turn and must end with the user's."
-            )
-        encoded = self.encode_messages(messages)
+    def _encode(self, read: Conversation) -> Encoded:
+        if read.messages[-1].role != "user":
+            raise PromptError("the conversation ends with the assistant's turn and must end with the user's.")
+        encoded = self._encode_canonical(read.messages)
         if len(encoded.input_ids) >= self.context:
             raise PromptError(
                 f"the conversation has {len(encoded.input_ids)} tokens and the model's context is {self.context}, with "
@@ -295,10 +291,17 @@ class Assistant:
         return encoded
 
     def encode_messages(self, messages: Sequence[Message], max_length: int | None = None) -> Encoded:
-        """A conversation in the model's template; errors as :meth:`mobillama_v.prompt.Template.encode`."""
-        return get_template(self.spec.template).encode(
-            list(messages), self.tokenizer, tokens_per_image=self.vision.tokens_per_image, max_length=max_length
-        )
+        """A conversation in the model's template, after :func:`~mobillama_v.conversation.read_chat`.
+
+        Raises:
+            PromptError: it has no canonical form, or more than ``max_length`` tokens.
+        """
+        return self._encode_canonical(read_chat(messages).messages, max_length)
+
+    def _encode_canonical(self, messages: Sequence[Message], max_length: int | None = None) -> Encoded:
+        tokens = self.vision.tokens_per_image
+        template = get_template(self.spec.template)
+        return template.encode(list(messages), self.tokenizer, tokens_per_image=tokens, max_length=max_length)
 
     def _generation(self, rows: list[_Row], sampling: Sampling | None) -> Generation:
         sampling = sampling or Sampling()

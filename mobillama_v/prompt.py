@@ -10,8 +10,9 @@ all else.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
@@ -35,10 +36,11 @@ class Slot(Enum):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: who speaks, and text with places for images."""
+    """One turn: who speaks, and text with places for images; an answer that is not ``learned`` is not supervised."""
 
     role: Literal["system", "user", "assistant"]
     content: tuple[str | Slot, ...]
+    learned: bool = True
 
     @property
     def images(self) -> int:
@@ -59,24 +61,48 @@ def user(text: str, *, images: int = 0) -> Message:
     return Message("user", (*content, text))
 
 
-def images_first(content: Sequence[str | Slot]) -> tuple[str | Slot, ...]:
-    """Put images where models are trained to see them: before the text, each on a line of its own.
-
-    LLaVA moves a lone image there wherever it stands. Several are moved where all of them follow the text; images
-    among the text are what it speaks of, and stay.
-    """
-    parts = [part for part in content if part]
-    images = parts.count(Slot.IMAGE)
-    first = parts.index(Slot.IMAGE) if images else 0
-    last = not any(isinstance(part, str) and part.strip() for part in parts[first:])
-    if first == 0 or (images > 1 and not last):
-        return tuple(content)
-    return user("".join(part for part in parts if isinstance(part, str)).strip(), images=images).content
-
-
 def assistant(text: str) -> Message:
     """An assistant's turn."""
     return Message("assistant", (text,))
+
+
+def arrange(content: Sequence[str | Slot]) -> tuple[str | Slot, ...]:
+    """Put pictures where models are trained to see them: before the text, each on a line of its own.
+
+    LLaVA moves a lone picture there wherever it stands. Several are moved where all of them follow the text. Pictures
+    among the text are what it speaks of. They stay, with a blank or a line break between them and the text.
+    """
+    parts = [part for part in content if part is Slot.IMAGE or (isinstance(part, str) and part.strip())]
+    slots = [part is Slot.IMAGE for part in parts]
+    images = sum(slots)
+    texts = [part for part in parts if isinstance(part, str)]
+    if images < 2 or all(slots[:images]) or all(slots[-images:]):
+        return user(join_texts(texts).strip(), images=images).content
+    merged: list[str | Slot] = [parts[0].lstrip() if isinstance(parts[0], str) else parts[0]]
+    for before, part in itertools.pairwise(parts):
+        text = ("" if _apart(before, part) else "\n") + (part if isinstance(part, str) else "")
+        if isinstance(last := merged[-1], str):
+            merged[-1] = last + text
+        elif text:
+            merged.append(text)
+        if isinstance(part, Slot):
+            merged.append(part)
+    if isinstance(last := merged[-1], str):
+        merged[-1] = last.rstrip()
+    return tuple(merged)
+
+
+def _apart(left: str | Slot, right: str | Slot) -> bool:
+    sides = (left[-1:] if isinstance(left, str) else "", right[:1] if isinstance(right, str) else "")
+    return any(side.isspace() for side in sides)
+
+
+def join_texts(texts: Iterable[str]) -> str:
+    """Texts one after the other, with a line break where no white space parts them."""
+    out = ""
+    for text in texts:
+        out += text if not out or _apart(out, text) else "\n" + text
+    return out
 
 
 class Tokenizer(Protocol):
@@ -138,7 +164,7 @@ class Template(ABC):
         max_length: int | None = None,
         open_ended: bool = False,
     ) -> Encoded:
-        """Encode a conversation.
+        """Encode a conversation in its canonical form (:mod:`mobillama_v.conversation`).
 
         One that ends with the user's turn is a prompt to be answered, one that ends with the assistant's is a training
         sample. Supervised are the assistant's texts and what ends them: ``</s>`` in ``v1``, the newline in ``plain``.
@@ -164,7 +190,7 @@ class Template(ABC):
                 system = None
             else:
                 end = not open_ended or message is not body[-1]
-                out.add(self.answer(message.text, tokenizer, end=end), supervised=True)
+                out.add(self.answer(message.text, tokenizer, end=end), supervised=message.learned)
         if max_length is not None and len(out.input_ids) > max_length:
             raise PromptError(
                 f"the conversation has {len(out.input_ids)} tokens and the model's context is {max_length}; "
@@ -191,8 +217,8 @@ class V1(Template):
     """A chat: ``SYSTEM USER: <image>\\nquestion ASSISTANT: answer</s>USER: …``."""
 
     def question(self, message: Message, system: str | None) -> list[str | Slot]:
-        """``USER:``, what the user says with images before it (:func:`images_first`), ``ASSISTANT:``."""
-        return ["USER: " if system is None else f"{system} USER: ", *images_first(message.content), " ASSISTANT:"]
+        """``USER:``, what the user says, ``ASSISTANT:``."""
+        return ["USER: " if system is None else f"{system} USER: ", *message.content, " ASSISTANT:"]
 
     def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
         """The answer after a space, and the end-of-sequence token."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mobillama_v.errors import CheckpointError, PromptError
-from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, TEMPLATES, Encoded, Message, Slot, assistant, images_first, user
+from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, TEMPLATES, Encoded, Message, Slot, arrange, assistant, user
 from mobillama_v.tokenization import TextTokenizer
 
 CORPUS = [SYSTEM, "USER: What is it? ASSISTANT: A red circle.", "<image> </s> <s>"]
@@ -159,12 +160,18 @@ def test_missing_and_broken_tokenizer_files_are_refused(tmp_path) -> None:
         (("What is it?\n", Slot.IMAGE, "\n"), (Slot.IMAGE, "\n", "What is it?")),
         (("What is in ", Slot.IMAGE, " here?"), (Slot.IMAGE, "\n", "What is in  here?")),
         (("Which?", Slot.IMAGE, "\n", Slot.IMAGE), (Slot.IMAGE, "\n", Slot.IMAGE, "\n", "Which?")),
-        (("First ", Slot.IMAGE, " then ", Slot.IMAGE, "."), None),
-        ((Slot.IMAGE, "\n", " What?"), None),
-        (("What?",), None),
+        ((Slot.IMAGE, Slot.IMAGE, " Which?"), (Slot.IMAGE, "\n", Slot.IMAGE, "\n", "Which?")),
+        (("First ", Slot.IMAGE, " then ", Slot.IMAGE, "."), ("First ", Slot.IMAGE, " then ", Slot.IMAGE, "\n.")),
+        ((" A", Slot.IMAGE, "B", Slot.IMAGE), ("A\n", Slot.IMAGE, "\nB\n", Slot.IMAGE)),
+        ((Slot.IMAGE, "\n", " What?"), (Slot.IMAGE, "\n", "What?")),
+        (("What?",), ("What?",)),
     ],
 )
-def test_images_stand_where_models_are_trained_to_see_them(content: tuple, expected: tuple | None) -> None:
-    assert images_first(content) == (content if expected is None else expected)
-    encoded = run([Message("user", content)])
-    assert encoded == run([Message("user", content if expected is None else expected)])
+def test_images_stand_where_models_are_trained_to_see_them(content: tuple, expected: tuple) -> None:
+    assert arrange(content) == arrange(expected) == expected
+
+
+def test_an_answer_that_is_not_learned_is_read_but_not_supervised() -> None:
+    turns = [user("Hi"), Message("assistant", ("No.",), learned=False), user("And?"), assistant("Yes.")]
+    assert run(turns).input_ids == run([replace(turn, learned=True) for turn in turns]).input_ids
+    assert supervised(run(turns)) == " Yes.[E]"

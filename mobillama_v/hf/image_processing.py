@@ -5,8 +5,6 @@ Shapes: N images, S image side.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 from typing import Any
 
@@ -66,8 +64,6 @@ def open_image(source: Any, *, target: int | None = None) -> Image.Image:
     if isinstance(source, str):
         if is_url(source):
             return load_image(fetch(source), name=repr(source), target=target)
-        if source.startswith("data:"):
-            return load_image(from_base64(source.partition(",")[2]), name="the data URL", target=target)
     elif isinstance(source, np.ndarray) or hasattr(source, "detach"):
         try:
             source = to_pil_image(source)
@@ -80,14 +76,6 @@ def open_image(source: Any, *, target: int | None = None) -> Image.Image:
     ):
         raise ImageError(f"a {type(source).__name__} is not an image: give a path, a URL, bytes or a Pillow image")
     return load_image(source, target=target)
-
-
-def from_base64(text: str) -> bytes:
-    """The bytes of an image file that was sent as text; an :class:`ImageError` where it is no base64."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(f"an image's base64 text cannot be decoded ({error}): encode it again") from error
 
 
 def flat_images(images: Any) -> list[Any]:

@@ -10,8 +10,8 @@ Shapes: B rows, T positions (padded on the left), N images of all rows in order,
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,26 +19,18 @@ from tokenizers import Tokenizer
 from transformers import BatchFeature, ProcessorMixin, TokenizersBackend
 from transformers.utils import cached_file
 
-from mobillama_v import prompt
+from mobillama_v.conversation import Conversation, read_chat
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
-from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, flat_images, from_base64
-from mobillama_v.prompt import Encoded, Message, Slot, get_template
+from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, flat_images
+from mobillama_v.prompt import Encoded, get_template
 from mobillama_v.tokenization import TextTokenizer, check_vocabulary
 
 IMAGE_TEXT = "<image>"
 """How a rendered prompt shows an image slot; in a text that is encoded it has no meaning."""
 
+_LOG = logging.getLogger(__name__)
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-@dataclass
-class _Conversation:
-    """Messages, the image of each slot in order (None where it is still to be given), and whether an answer goes on."""
-
-    messages: list[Message]
-    images: list[Any] = field(default_factory=list)
-    goes_on: bool = False
 
 
 class RenderedPrompt(str):
@@ -48,12 +40,14 @@ class RenderedPrompt(str):
     that is cut or joined becomes a plain string, which the processor takes for a question.
     """
 
-    conversation: _Conversation
+    conversation: Conversation
+    goes_on: bool
+    """Whether its last answer is to be continued."""
 
-    def __new__(cls, text: str, conversation: _Conversation) -> RenderedPrompt:
+    def __new__(cls, text: str, conversation: Conversation, *, goes_on: bool = False) -> RenderedPrompt:
         """Make the string ``text`` with its parts."""
         prompt = super().__new__(cls, text)
-        prompt.conversation = conversation
+        prompt.conversation, prompt.goes_on = conversation, goes_on
         return prompt
 
 
@@ -129,10 +123,8 @@ class MobiLlamaVProcessor(ProcessorMixin):
         if padding not in (True, False, "longest"):
             raise PromptError(f"padding {padding!r} is not supported; rows are padded to the longest.")
         texts = [text] if isinstance(text, str) else list(text)
-        conversations = [
-            _with_images(each, given) for each, given in zip(texts, _images_of_rows(images, texts), strict=True)
-        ]
-        return self._assemble(conversations, return_tensors, max_length)
+        prompts = [_with_images(each, given) for each, given in zip(texts, _images_of_rows(images, texts), strict=True)]
+        return self._assemble(prompts, return_tensors, max_length)
 
     def apply_chat_template(  # type: ignore[override]
         self,
@@ -152,8 +144,9 @@ class MobiLlamaVProcessor(ProcessorMixin):
         A chat that ends with the user's turn always ends with ``ASSISTANT:``; the template knows no other end.
 
         Args:
-            conversation: mappings with ``role`` and ``content``: text, or parts of ``type`` ``text`` (``text``) and
-                ``image`` (``image``, ``url``, ``path`` or ``base64``, or none of them with ``images`` given beside).
+            conversation: what :func:`~mobillama_v.conversation.read_chat` takes: mappings with ``role`` and
+                ``content``, a text or parts of ``type`` ``text`` (``text``) and ``image`` (``image``, ``url``, ``path``
+                or ``base64``, or none of them with ``images`` given beside).
             chat_template: must be None, for there is one template.
             add_generation_prompt: make sure that an answer is what comes next.
             continue_final_message: go on with the assistant's last turn instead of ending it.
@@ -170,44 +163,46 @@ class MobiLlamaVProcessor(ProcessorMixin):
         if chat_template is not None:
             raise PromptError("a chat_template was given, and MobiLlama-V encodes by its own; leave it out.")
         options = (processor_kwargs or {}) | options
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        batched = isinstance(conversation, (list, tuple)) and isinstance(next(iter(conversation), None), (list, tuple))
         rendered = []
         for chat in conversation if batched else [conversation]:
-            parts = _from_chat(chat)
-            parts.goes_on = continue_final_message
-            ends_with = parts.messages[-1].role if parts.messages else ""
-            if add_generation_prompt and ends_with == "assistant":
+            read = read_chat(chat)
+            if read.notes:
+                _LOG.info("a conversation was normalized: %s", "; ".join(read.notes))
+            answered = read.messages[-1].role == "assistant"
+            if add_generation_prompt and answered:
                 raise PromptError("the conversation ends with an answer, so there is nothing to answer; ask something.")
-            if continue_final_message and ends_with != "assistant":
+            if continue_final_message and not answered:
                 raise PromptError("only a conversation that ends with the assistant's turn can be continued.")
-            rendered.append(RenderedPrompt(self._render(parts), parts))
+            prompt = RenderedPrompt("", read, goes_on=continue_final_message)
+            rendered.append(RenderedPrompt(self._render(prompt), read, goes_on=continue_final_message))
         if not tokenize:
             return rendered if batched else rendered[0]
         options["return_tensors"] = "pt" if return_tensors == "auto" else return_tensors
         inputs = self(text=rendered, **options)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _encode(self, parts: _Conversation, max_length: int | None) -> Encoded:
+    def _encode(self, prompt: RenderedPrompt, max_length: int | None) -> Encoded:
         return get_template(self.template).encode(
-            parts.messages,
+            list(prompt.conversation.messages),
             self.text_tokenizer,
             tokens_per_image=self.tokens_per_image,
             max_length=self.context_length if max_length is None else max_length,
-            open_ended=parts.goes_on,
+            open_ended=prompt.goes_on,
         )
 
-    def _render(self, parts: _Conversation) -> str:
+    def _render(self, prompt: RenderedPrompt) -> str:
         encoded = get_template(self.template).encode(
-            parts.messages, _Characters(), tokens_per_image=1, open_ended=parts.goes_on
+            list(prompt.conversation.messages), _Characters(), tokens_per_image=1, open_ended=prompt.goes_on
         )
         special = {_Characters.bos_id: self.tokenizer.bos_token, _Characters.eos_id: self.tokenizer.eos_token}
         pairs = zip(encoded.input_ids, encoded.image_mask, strict=True)
         return "".join(IMAGE_TEXT if slot else special.get(code) or chr(code) for code, slot in pairs)
 
     def _assemble(
-        self, conversations: list[_Conversation], return_tensors: str | None, max_length: int | None
+        self, prompts: list[RenderedPrompt], return_tensors: str | None, max_length: int | None
     ) -> BatchFeature:
-        rows = [self._encode(parts, max_length) for parts in conversations]
+        rows = [self._encode(prompt, max_length) for prompt in prompts]
         longest = max((len(row.input_ids) for row in rows), default=0)
         room = [longest - len(row.input_ids) for row in rows]
         data: dict[str, Any] = {
@@ -215,7 +210,7 @@ class MobiLlamaVProcessor(ProcessorMixin):
             "attention_mask": [[0] * n + [1] * (longest - n) for n in room],
             "image_mask": [[False] * n + row.image_mask for n, row in zip(room, rows, strict=True)],
         }
-        images = [image for parts in conversations for image in parts.images]
+        images = [image for prompt in prompts for image in prompt.conversation.images]
         if images:
             data["pixel_values"] = self.image_processor.preprocess(images)["pixel_values"]
         return BatchFeature(data, tensor_type=return_tensors)
@@ -303,42 +298,6 @@ def _has_file(name: Any, file: str, hub: dict[str, Any]) -> bool:
     return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub) is not None
 
 
-def _from_chat(chat: Any) -> _Conversation:
-    """Messages of transformers' multimodal format; every image is followed by a newline, as LLaVA puts them."""
-    out = _Conversation([])
-    for message in chat:
-        if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-            raise PromptError("a message must be a mapping with role and content.")
-        if message["role"] not in ("system", "user", "assistant"):
-            raise PromptError(f"the role {message['role']!r} is unknown; it must be system, user or assistant.")
-        content: list[str | Slot] = []
-        parts = message["content"]
-        for part in [{"type": "text", "text": parts}] if isinstance(parts, str) else parts:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text" and isinstance(part.get("text"), str):
-                content.append(part["text"])
-            elif kind in ("image", "image_url") and message["role"] == "user":
-                content += [Slot.IMAGE, "\n"]
-                out.images.append(_image_of(part))
-            else:
-                raise PromptError(
-                    f"a {message['role']}'s message has a part that cannot be used ({kind!r}); "
-                    "parts are text, and in a user's message images."
-                )
-        out.messages.append(Message(message["role"], tuple(content)))
-    return out
-
-
-def _image_of(part: dict[str, Any]) -> Any:
-    """What the part says about its image, or None where it only marks the place."""
-    if part["type"] == "image_url":  # OpenAI's form
-        url = part.get("image_url")
-        return url.get("url") if isinstance(url, dict) else url
-    if part.get("base64") is not None:
-        return from_base64(part["base64"].rpartition(",")[2])
-    return next((part[key] for key in ("image", "url", "path") if part.get(key) is not None), None)
-
-
 def _images_of_rows(images: Any, texts: list[str]) -> list[list[Any]]:
     """The images given beside each text."""
     if images is None:
@@ -358,18 +317,10 @@ def _images_of_rows(images: Any, texts: list[str]) -> list[list[Any]]:
     return [flat[end - count : end] for end, count in zip(ends, places, strict=True)]
 
 
-def _with_images(text: str, given: list[Any]) -> _Conversation:
-    """The conversation of one text with an image for every slot."""
-    if not isinstance(text, RenderedPrompt):
-        if not isinstance(text, str):
-            raise PromptError(f"text must be a string or a list of strings, not {type(text).__name__}.")
-        return _Conversation([prompt.user(text, images=len(given))], given)
-    known = text.conversation
-    empty = sum(image is None for image in known.images)
-    if empty != len(given):
-        raise PromptError(
-            f"the conversation has {empty} images to be filled in, and {len(given)} were given beside it."
-        )
-    rest = iter(given)
-    images = [next(rest) if image is None else image for image in known.images]
-    return dataclasses.replace(known, images=images)
+def _with_images(text: str, given: list[Any]) -> RenderedPrompt:
+    """The prompt of one text with an image for every slot."""
+    if isinstance(text, RenderedPrompt):
+        return RenderedPrompt(text, text.conversation.fill(given), goes_on=text.goes_on)
+    if not isinstance(text, str):
+        raise PromptError(f"text must be a string or a list of strings, not {type(text).__name__}.")
+    return RenderedPrompt(text, read_chat(text, given))

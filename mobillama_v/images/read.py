@@ -14,6 +14,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from mobillama_v.errors import ImageError
+from mobillama_v.images.inline import decode_data_url, is_data_url
 from mobillama_v.images.upright import quiet, upright_rgb
 
 # The bound above which Pillow itself refuses to open a file (twice its warning bound), 0.7 GB at the 4 bytes that it
@@ -44,8 +45,9 @@ def load_image(
     """Read one image as an upright 8-bit RGB image that holds no file and no metadata.
 
     Args:
-        source: a path, the bytes of a file, a binary stream (read to its end, left open) or a Pillow image (left as it
-            is). Of an animation or a multi-page file the first frame is taken; of a Pillow image, the current one.
+        source: a path, a data URL, the bytes of a file, a binary stream (read to its end, left open) or a Pillow image
+            (left as it is). Of an animation or a multi-page file the first frame is taken; of a Pillow image, the
+            current one.
         max_pixels: refuse an image of more pixels (width x height) from its header, before its pixels are allocated.
             Values above :data:`MAX_PIXELS` have no effect, because Pillow refuses there.
         name: what messages call the source; by default its path, or "the image".
@@ -68,6 +70,8 @@ def load_image(
         with refuse_damage(where):
             upright = upright_rgb(source)
             return upright.copy() if upright is source else upright
+    if isinstance(source, str) and is_data_url(source):
+        source, name = decode_data_url(source), name or "the data URL"
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         where = name or repr(path)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import struct
 import subprocess
 import sys
+import textwrap
 import threading
 import tracemalloc
 import warnings
 import zlib
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -290,3 +293,34 @@ def test_import_is_light():
     code = "import sys, mobillama_v.images; sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("form", ["plain", "lines", "url-safe", "percent", "unpadded", "no type", "upper", "escaped"])
+def test_data_urls_as_clients_write_them(form: str) -> None:
+    data = io.BytesIO()
+    Image.effect_noise((9, 7), 90).convert("RGB").save(data, "PNG")
+    text = base64.b64encode(data.getvalue()).decode()
+    url = {
+        "plain": f"data:image/png;base64,{text}",
+        "lines": "data:image/png;base64," + "\r\n".join(textwrap.wrap(text, 76)),
+        "url-safe": "data:image/png;base64," + text.replace("+", "-").replace("/", "_"),
+        "percent": "data:image/png;base64," + quote(text, safe=""),
+        "unpadded": "data:image/png;base64," + text.rstrip("="),
+        "no type": f"data:;base64,{text}",
+        "upper": f"DATA:image/PNG;BASE64,{text}",
+        "escaped": "data:image/png," + quote(data.getvalue()),
+    }[form]
+    assert load_image(url).tobytes() == load_image(data.getvalue()).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("data:image/png;base64,!!", "base64 text"),
+        ("data:x", "no comma"),
+        ("data:,x", "the data URL is not an"),
+    ],
+)
+def test_bad_data_urls_are_refused(url: str, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(url)
