@@ -13,6 +13,8 @@ from mobillama_v.cli.options import (
     DeviceOption,
     EngineOption,
     ModelOption,
+    NgramOption,
+    PenaltyOption,
     SeedOption,
     TemperatureOption,
     TokensOption,
@@ -20,6 +22,7 @@ from mobillama_v.cli.options import (
     UrlsOption,
     VerboseOption,
     load_assistant,
+    log_verbosely,
     printable,
     read_image,
     sampling_of,
@@ -45,6 +48,8 @@ def chat(
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
+    repetition_penalty: PenaltyOption = 1.0,
+    no_repeat_ngram: NgramOption = 0,
     model: ModelOption = "nano",
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
@@ -57,12 +62,13 @@ def chat(
     """
     from mobillama_v.hub import find_model, read_spec
 
+    log_verbosely(verbose)
     folder = find_model(model)
     target = read_spec(folder).image.size
     if "-" in (images or []):
         raise ImageError("in a chat, standard input carries the questions; give the picture as a file.")
     pictures = [read_image(source, allow_urls=allow_urls, target=target) for source in images or []]
-    sampling = sampling_of(max_new_tokens, temperature, top_p, seed)
+    sampling = sampling_of(max_new_tokens, temperature, top_p, seed, repetition_penalty, no_repeat_ngram)
     assistant = load_assistant(folder, device, engine, verbose=verbose)
     Session(assistant.chat(pictures), sampling, allow_urls=allow_urls).run()
 

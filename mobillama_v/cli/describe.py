@@ -16,6 +16,8 @@ from mobillama_v.cli.options import (
     DeviceOption,
     EngineOption,
     ModelOption,
+    NgramOption,
+    PenaltyOption,
     SeedOption,
     TemperatureOption,
     TokensOption,
@@ -24,6 +26,7 @@ from mobillama_v.cli.options import (
     VerboseOption,
     expand,
     load_assistant,
+    log_verbosely,
     printable,
     read_image,
     sampling_of,
@@ -57,6 +60,8 @@ def describe(
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
     seed: SeedOption = None,
+    repetition_penalty: PenaltyOption = 1.0,
+    no_repeat_ngram: NgramOption = 0,
     model: ModelOption = "nano",
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
@@ -70,6 +75,7 @@ def describe(
     """
     from mobillama_v.hub import find_model, read_spec
 
+    log_verbosely(verbose)
     folder = find_model(model)
     target = read_spec(folder).image.size
     sources = list(expand(images))
@@ -80,7 +86,7 @@ def describe(
         first = next(pictures, None)
         if first is None:  # before torch is imported
             raise typer.Exit(2)
-        sampling = sampling_of(max_new_tokens, temperature, top_p, seed)
+        sampling = sampling_of(max_new_tokens, temperature, top_p, seed, repetition_penalty, no_repeat_ngram)
         assistant = load_assistant(folder, device, engine, verbose=verbose)
         live = sys.stdout.isatty() and not as_json
         for picture in _chain(first, pictures):

@@ -5,7 +5,9 @@ Imported before torch is, so that ``--help``, mistyped options and unreadable pi
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -40,17 +42,28 @@ TemperatureOption = Annotated[
 ]
 TopPOption = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")]
 SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
+PenaltyOption = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1, words that the answer has already become less likely.")
+]
+NgramOption = Annotated[
+    int, typer.Option("--no-repeat-ngram", help="No run of this many tokens comes twice in an answer; 0: it may.")
+]
 UrlsOption = Annotated[
     bool, typer.Option("--allow-urls", help="Fetch http(s) addresses; only public hosts, up to 32 MB and 20 s each.")
 ]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say on standard error which backends answer, and why.")
+    bool,
+    typer.Option(
+        "--verbose", "-v", help="Say on standard error which backends answer, and what was changed to read a picture."
+    ),
 ]
 
 MAX_STDIN = 256 * 1024 * 1024
 
 
-def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> Sampling:
+def sampling_of(
+    max_new_tokens: int, temperature: float, top_p: float, seed: int | None, penalty: float, ngram: int
+) -> Sampling:
     """The sampling that the options ask for.
 
     Raises:
@@ -58,7 +71,17 @@ def sampling_of(max_new_tokens: int, temperature: float, top_p: float, seed: int
     """
     from mobillama_v.generate import Sampling
 
-    return Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    return dataclasses.replace(sampling, repetition_penalty=penalty, no_repeat_ngram=ngram)
+
+
+def log_verbosely(verbose: bool) -> None:
+    """Say on stderr, where ``verbose``, what the package logs: how a picture was shown, what was normalized."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("note: %(message)s"))
+    logger = logging.getLogger("mobillama_v")
+    logger.handlers = [handler] if verbose else []
+    logger.setLevel(logging.INFO if verbose else logging.NOTSET)
 
 
 def load_assistant(folder: Path, device: str, engine: str, *, verbose: bool = False) -> Assistant:

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mobillama_v.errors import ImageError
 from mobillama_v.images.inline import decode_data_url, is_data_url
+from mobillama_v.images.kinds import HEAD, is_heif, looks_like_picture, raw_preview, unread_format
 from mobillama_v.images.upright import quiet, upright_rgb
 
 # The bound above which Pillow itself refuses to open a file (twice its warning bound), 0.7 GB at the 4 bytes that it
@@ -28,11 +29,7 @@ MAX_PIXELS = 178_956_970
 #: Multi-picture JPEGs (MPO) are opened through JPEG, animated PNGs through PNG.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-#: Lower-case file suffixes that :func:`find_images` takes for images.
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp"),
-    *(".tif", ".tiff", ".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".j2k", ".avif"),
-)
+_SUBFILE = 254  # the tag of TIFF that says whether a picture is a preview of another
 
 
 def load_image(
@@ -68,7 +65,7 @@ def load_image(
         where = name or "the image"
         check_size(source.size, max_pixels, where)
         with refuse_damage(where):
-            upright = upright_rgb(source)
+            upright = upright_rgb(source, where)
             return upright.copy() if upright is source else upright
     if isinstance(source, str) and is_data_url(source):
         source, name = decode_data_url(source), name or "the data URL"
@@ -99,37 +96,43 @@ def load_image(
 
 
 def find_images(path: Path) -> list[Path]:
-    """List the images in a folder, in natural order ("2.png" before "10.png").
+    """List what looks like a picture in a folder, in natural order ("2.png" before "10.png").
 
-    Files are known by their suffix (:data:`SUFFIXES`, any case) and are not opened; hidden files and sub-folders are
-    skipped.
+    Pictures of formats that are not read are listed too, so that whoever reads the list can say so. Hidden files and
+    sub-folders are skipped. Files are known by their suffix, those of other suffixes by their first bytes.
 
     Raises:
         ImageError: ``path`` is not a folder that can be listed, or it holds no image.
     """
     try:
-        entries = [e for e in Path(path).iterdir() if e.suffix.lower() in SUFFIXES and not e.name.startswith(".")]
-        found = [e for e in entries if e.is_file()]
+        entries = [each for each in Path(path).iterdir() if not each.name.startswith(".")]
+        files = [each for each in entries if each.is_file() or (each.is_symlink() and not each.exists())]
     except OSError as error:
         reason = error.strerror or error
         raise ImageError(f"{str(path)!r} cannot be listed ({reason}): name a folder that holds images") from None
+    found = [each for each in files if looks_like_picture(each)]
     if not found:
         raise ImageError(f"{str(path)!r} holds no image: name a folder with .jpg, .png or .webp files in it")
     return sorted(found, key=_natural_key)
 
 
 def _decode(file: BinaryIO, max_pixels: int, where: str, target: int | None) -> Image.Image:
-    if not file.read(1):
+    head = file.read(HEAD)
+    if not head:
         raise ImageError(f"{where} is empty (0 bytes): copy or download it again")
     file.seek(0)
+    if what := unread_format(head):
+        raise ImageError(f"{where} is {what}")
     with refuse_damage(where):
         with quiet():
-            opened = Image.open(file, formats=_installed_formats())
+            opened = Image.open(file, formats=_installed_formats(heif=is_heif(head)))
         with opened as image:
+            if image.format == "TIFF" and (what := raw_preview(image.getexif().get(_SUBFILE))):
+                raise ImageError(f"{where} is {what}")
             check_size(image.size, max_pixels, where)
             if target is not None:
                 image.draft(None, (target, target))
-            return upright_rgb(image)
+            return upright_rgb(image, where)
 
 
 def check_size(size: tuple[int, int], max_pixels: int, where: str) -> None:
@@ -174,8 +177,14 @@ def refuse_damage(where: str) -> Iterator[None]:
 
 
 @functools.cache
-def _installed_formats() -> tuple[str, ...]:
+def _installed_formats(*, heif: bool) -> tuple[str, ...]:
+    """The formats to try; what decodes HEIC is imported for such a file alone."""
     Image.init()
+    if heif:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        return ("HEIF",)
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 

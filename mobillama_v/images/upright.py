@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 from PIL import ExifTags, Image
 
-_WHITE = (255, 255, 255)
+_LOG = logging.getLogger(__name__)
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -24,25 +26,26 @@ _PIECE = 1 << 20  # pixels
 _quiet_lock = threading.Lock()
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     """The same image, upright, 8-bit RGB and without metadata; ``image`` itself where nothing is to be done.
 
-    ``image`` is not changed. Transparency is composited on white. Raises what Pillow raises on damaged data.
+    ``image`` is not changed. What was chosen for it is logged, by its ``name``. Raises what Pillow raises on damaged
+    data.
     """
     # Only TIFF warns while loading (of damaged tags); the lock would keep threads from decoding side by side.
     with quiet() if image.format == "TIFF" else nullcontext():
         image.load()
     # After load(), since Pillow turns a TIFF itself while loading it and then drops the tag.
     turn = _TURNS.get(_orientation(image))
-    grey = image.mode.startswith("I") or image.mode == "F"
-    rgb = Image.fromarray(_grey_to_8_bits(image)) if grey else image
+    gray = image.mode.startswith("I") or image.mode == "F"
+    rgb = Image.fromarray(_gray_to_8_bits(image, name)) if gray else image
     if rgb.mode in ("P", "PA") and not (rgb.palette and rgb.palette.palette):
         raise ValueError("its palette is missing")
     if rgb.mode == "La":
         rgb = rgb.convert("LA")
     if rgb.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in rgb.info:
         layer = rgb if rgb.mode == "RGBA" else rgb.convert("RGBA")
-        rgb = Image.new("RGB", layer.size, _WHITE)
+        rgb = Image.new("RGB", layer.size, _background(layer, name))
         rgb.paste(layer, mask=layer)
     elif rgb.mode != "RGB":
         rgb = rgb.convert("RGB")
@@ -63,27 +66,43 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
+def _background(layer: Image.Image, name: str) -> tuple[int, int, int]:
+    """The color behind an RGBA image: white, or black where white would hide what is drawn."""
+    alpha = layer.getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return _WHITE
+    lightness = layer.convert("L").histogram(mask=alpha.point([0] * 128 + [255] * 128))
+    if sum(lightness[224:]) <= 0.75 * sum(lightness):
+        return _WHITE
+    _LOG.info("%s is nearly white on a transparent ground: it is shown on black", name)
+    return _BLACK
+
+
+def _gray_to_8_bits(image: Image.Image, name: str) -> np.ndarray:
     values = np.asarray(image).ravel()
-    grey = np.empty(values.shape, np.uint8)
+    gray = np.empty(values.shape, np.uint8)
     # In pieces: the float64 steps below would take gigabytes for a large image at once.
     count = values.size // _PIECE + 1
-    pieces = list(zip(np.array_split(values, count), np.array_split(grey, count), strict=True))
+    pieces = list(zip(np.array_split(values, count), np.array_split(gray, count), strict=True))
+    low, high = _finite_range([source for source, _ in pieces])
     # Pillow gives a 16-bit PGM (and, before 11, a 16-bit PNG) the 32-bit mode "I".
-    if image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM")):
+    sixteen = image.mode != "F" and (image.mode != "I" or image.format in ("PNG", "PPM"))
+    if sixteen and high >= 32768:
         for source, out in pieces:
             out[:] = np.clip(source, 0, 65535) >> 8
-    else:
-        scales = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        low, high = _finite_range([source for source, _ in pieces])
-        fitting = [scale for scale in scales if low >= 0 and high <= scale]
-        # No usual range holds these values (elevations, temperatures): the darkest becomes black, the lightest white.
-        start, span = (0.0, fitting[0]) if fitting else (low, high - low or 1.0)
-        for source, out in pieces:
-            with np.errstate(invalid="ignore"):  # some NaN patterns warn when they are cast
-                scaled = (source.astype(np.float64) - start) / span
-            out[:] = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0), 0, 1) * 255)
-    return grey.reshape(image.height, image.width)
+        return gray.reshape(image.height, image.width)
+    scales = () if sixteen else (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    fitting = [scale for scale in scales if low >= 0 and high <= scale]
+    # No usual range holds these values (elevations, temperatures, 12 bits in 16): the darkest becomes black, the
+    # lightest white.
+    start, span = (0.0, fitting[0]) if fitting else (low, high - low or 1.0)
+    if not fitting:
+        _LOG.info("%s has gray values from %g to %g: they are shown from black to white", name, low, high)
+    for source, out in pieces:
+        with np.errstate(invalid="ignore"):  # some NaN patterns warn when they are cast
+            scaled = (source.astype(np.float64) - start) / span
+        out[:] = np.rint(np.clip(np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0), 0, 1) * 255)
+    return gray.reshape(image.height, image.width)
 
 
 def _finite_range(pieces: list[np.ndarray]) -> tuple[float, float]:

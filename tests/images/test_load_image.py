@@ -85,6 +85,20 @@ def test_alpha_is_composited_on_white(mode):
     assert pixels(load_image(image)) == [WHITE, BLACK]
 
 
+@pytest.mark.parametrize("color", [WHITE, (250, 250, 235), (230, 255, 230)])
+def test_what_is_nearly_white_on_transparent_is_shown_on_black(color, caplog):
+    image = Image.new("RGBA", (10, 1), (*BLACK, 0))
+    for x in range(5):
+        image.putpixel((x, 0), (*color, 255))
+    with caplog.at_level("INFO", "mobillama_v"):
+        assert pixels(load_image(image)) == [color] * 5 + [BLACK] * 5
+    assert "shown on black" in caplog.text
+    image.putpixel((0, 0), (*BLUE, 255))
+    image.putpixel((1, 0), (*BLUE, 255))  # enough to be seen on white
+    assert pixels(load_image(image))[5:] == [WHITE] * 5
+    assert pixels(load_image(Image.new("RGBA", (2, 1), (*WHITE, 0)))) == [WHITE] * 2
+
+
 def test_half_transparent_is_half_way_to_white():
     (pixel,) = pixels(load_image(Image.new("RGBA", (1, 1), (0, 100, 255, 51))))
     assert pixel == (204, 224, 255)
@@ -128,9 +142,15 @@ def test_16_bit_grey_keeps_its_gradient(format):
     assert pixels(got.getchannel("R")) == [0, 1, 128, 255]
 
 
-def test_16_bit_dark_grey_stays_dark():
-    values = np.array([[0, 100, 200]], dtype=np.uint16)
-    assert max(pixels(load_image(encoded(Image.fromarray(values), "PNG")).getchannel("R"))) == 0
+@pytest.mark.parametrize("values", [[0, 15, 30], [15, 24, 33], [291, 492, 694], [0, 2047, 4095], [0, 16383, 32767]])
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_gray_that_leaves_16_bits_unused_is_scaled_by_its_range_and_said(values, format, caplog):
+    array = np.array([values], dtype=np.uint16)
+    pgm = b"P5 3 1 65535\n" + array.astype(">u2").tobytes()
+    with caplog.at_level("INFO", "mobillama_v"):
+        got = load_image(pgm if format == "PPM" else encoded(Image.fromarray(array), format), name="x-ray")
+    assert pixels(got.getchannel("R")) == [0, round((values[1] - values[0]) / (values[2] - values[0]) * 255), 255]
+    assert f"x-ray has gray values from {values[0]} to {values[2]}" in caplog.text
 
 
 def test_16_bit_big_endian_and_rgb():
@@ -287,6 +307,20 @@ def test_find_images(tmp_path):
     for bad in ("missing", "notes.txt"):
         with pytest.raises(ImageError, match="cannot be listed"):
             find_images(tmp_path / bad)
+
+
+def test_a_folder_loses_no_picture_in_silence(tmp_path):
+    photo = encoded(noise(), "JPEG")
+    for name, data in (
+        ("IMG_1.HEIC", b"x"),
+        ("b.svg", b"<svg/>"),
+        ("IMG_2", photo),
+        ("c.jpg~", photo),
+        ("d.pdf", b"x"),
+    ):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "elsewhere.jpg")
+    assert [p.name for p in find_images(tmp_path)] == ["b.svg", "c.jpg~", "gone.jpg", "IMG_1.HEIC", "IMG_2"]
 
 
 def test_import_is_light():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from mobillama_v.images import load_image, read
+from mobillama_v.images import kinds, load_image, read
 from pictures import RED, chunk, encoded, noise, png, refusal
 
 
@@ -136,7 +136,7 @@ def test_animation_that_claims_billions_of_frames():
 
 
 def test_out_of_memory_is_one_sentence(monkeypatch):
-    def exhausted(image):
+    def exhausted(image, name):
         raise MemoryError
 
     monkeypatch.setattr(read, "upright_rgb", exhausted)
@@ -159,8 +159,8 @@ def test_large_allowed_image_warns_nobody(monkeypatch):
 
 
 def test_formats_that_start_programs_are_not_tried():
-    assert "not an image" in refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
-    assert set(read._installed_formats()) <= set(read.FORMATS)
+    assert "PostScript" in refusal(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    assert set(read._installed_formats(heif=False)) <= set(read.FORMATS)
 
 
 def test_target_decodes_jpeg_smaller():
@@ -188,3 +188,43 @@ def test_no_handle_is_left_open(tmp_path):
             kept.append(load_image(good))
             refusal(bad)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("head", "what"),
+    [
+        (b"\0\0\0\x1cftypheic\0\0\0\0mif1heic", "a HEIC image: install the extra"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "a HEIC image: install the extra"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing: export"),
+        (b"<!DOCTYPE html><html>", "a web page: download"),
+        (b"8BPS\0\1", "a Photoshop file"),
+        (b"II*\0\x10\0\0\0CR\x02\0", "RAW file"),
+        (b"\0\0\0\x18ftypcrx ", "RAW file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript drawing"),
+        (b"\xff\x0a\xfa", "a JPEG XL image"),
+        (bytes(128) + b"DICM", "a DICOM image"),
+        (b"version https://git-lfs.github.com/spec/v1", "run git lfs pull"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(head, what, tmp_path, monkeypatch):
+    monkeypatch.setattr(kinds.importlib.util, "find_spec", lambda name: None)
+    path = tmp_path / "IMG_1"
+    path.write_bytes(head + bytes(20))
+    assert what in refusal(path)
+
+
+def test_the_preview_in_a_raw_file_is_not_taken_for_the_photo():
+    import PIL.TiffImagePlugin as tiff
+
+    info = tiff.ImageFileDirectory_v2()
+    info[254] = 1
+    assert "RAW file" in refusal(encoded(noise(), "TIFF", tiffinfo=info))
+
+
+def test_heic_with_the_extra(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    path = tmp_path / "IMG_0001.HEIC"
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), RED)).save(path, quality=90)
+    got = load_image(path)
+    assert got.size == (64, 48) and max(abs(a - b) for a, b in zip(got.getpixel((30, 20)), RED, strict=True)) < 12
+    assert "damaged" in refusal(path.read_bytes()[:300])
