@@ -32,7 +32,9 @@ _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole 
 class Sampling:
     """How tokens are chosen and when to stop. Temperature 0 is greedy; ``stop`` strings are not part of the text.
 
-    The token during which ``max_seconds`` pass, prompt included, is the last one.
+    The token during which ``max_seconds`` pass, prompt included, is the last one. ``repetition_penalty`` above 1 makes
+    tokens that the answer has already less likely (arXiv 1909.05858), and no run of ``no_repeat_ngram`` tokens comes
+    twice in an answer (0: it may). Both look at the answer alone, for it may repeat the question.
     """
 
     max_new_tokens: int = 128
@@ -41,6 +43,8 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     max_seconds: float = math.inf
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -53,6 +57,10 @@ class Sampling:
             raise ConfigError("a stop string is empty; leave it out.")
         if not self.max_seconds > 0:
             raise ConfigError(f"max_seconds must be above 0, not {self.max_seconds}.")
+        if not 0.1 <= self.repetition_penalty <= 10:
+            raise ConfigError(f"repetition_penalty must be from 0.1 to 10, not {self.repetition_penalty}.")
+        if self.no_repeat_ngram < 0:
+            raise ConfigError(f"no_repeat_ngram must be 0 (off) or more, not {self.no_repeat_ngram}.")
 
 
 class Detokenizer(Protocol):
@@ -212,6 +220,21 @@ class Engine(ABC):
         return Scores(np.stack(log_probs, -1), np.stack(greedy, -1))
 
 
+def penalize(logits: Array, answers: Sequence[list[int]], sampling: Sampling) -> Array:
+    """Logits [B,V] for the next tokens of ``answers``, changed as ``sampling`` asks against repetition."""
+    penalty, size = sampling.repetition_penalty, sampling.no_repeat_ngram
+    if penalty == 1 and not size:
+        return logits
+    logits = logits.copy()
+    for row, ids in zip(logits, answers, strict=True):
+        seen = np.unique(np.asarray(ids, np.int64))
+        row[seen] = np.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
+        if 0 < size <= len(ids):
+            ends = [i for i in range(size - 1, len(ids)) if ids[i - size + 1 : i] == ids[len(ids) - size + 1 :]]
+            row[[ids[i] for i in ends]] = -np.inf
+    return logits
+
+
 def sample(logits: Array, sampling: Sampling, random: np.random.Generator) -> list[int]:
     """Choose one token for each row of logits [B,V].
 
@@ -307,7 +330,8 @@ class Generation(Iterator[list[str]]):
         elif self.tokens:
             decode_step([self])
         assert self._logits is not None
-        tokens = sample(self._logits, self.sampling, self._random)
+        answers = [self.completions[row].ids for row in self._rows]
+        tokens = sample(penalize(self._logits, answers, self.sampling), self.sampling, self._random)
         late = time.monotonic() >= self._deadline
         pieces, rows, following = [""] * len(self.completions), [], []
         for row, token in zip(self._rows, tokens, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -183,6 +184,18 @@ def test_conversations_that_cannot_be(model: Assistant) -> None:
         model.ask([], [user("What?"), assistant("That.")])
     with pytest.raises(PromptError, match="no turns"):
         model.ask([], [])
+
+
+def test_no_answer_repeats_itself_where_that_is_asked(nano_like: Path, model: Assistant) -> None:
+    asked = Sampling(max_new_tokens=40, repetition_penalty=1.2, no_repeat_ngram=2)
+    found = []
+    for engine in ("native", "torch"):
+        answer = load(str(nano_like), device="cpu", engine=engine).stream([RED], "What?", asked)
+        text = "".join(answer)
+        ids = answer.generation.completions[0].ids
+        assert len(set(itertools.pairwise(ids))) == len(ids) - 1
+        found.append(text)
+    assert found[0] == found[1] != model.ask([RED], "What?", Sampling(max_new_tokens=40)).text
 
 
 def test_a_caption_ends_with_its_line(nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mobillama_v.generate import Sampling, sample
+from mobillama_v.errors import ConfigError
+from mobillama_v.generate import Sampling, penalize, sample
 
 FOUR = np.log(np.array([[0.15, 0.5, 0.05, 0.3]], np.float32))
 
@@ -53,3 +54,34 @@ def test_a_seed_repeats_and_none_does_not() -> None:
     many = FOUR.repeat(64, 0)
     runs = [sample(many, Sampling(temperature=1.0), np.random.default_rng(seed)) for seed in (1, 1, 2, None, None)]
     assert runs[0] == runs[1] != runs[2] and runs[3] != runs[4]
+
+
+@pytest.mark.parametrize(("penalty", "size"), [(1.3, 0), (0.7, 0), (1.0, 1), (1.0, 2), (1.0, 3), (1.8, 2)])
+def test_repetition_is_penalized_as_transformers_does(penalty: float, size: int) -> None:
+    """With the answers alone as what was said."""
+    import torch
+    from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+    random = np.random.default_rng(2)
+    logits = random.standard_normal((3, 6)).astype(np.float32)
+    answers = [random.integers(0, 6, length).tolist() for length in (9, 9, 9)]
+    wanted = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(answers), torch.tensor(logits))
+    if size:
+        wanted = NoRepeatNGramLogitsProcessor(size)(torch.tensor(answers), wanted)
+    before = logits.copy()
+    found = penalize(logits, answers, Sampling(repetition_penalty=penalty, no_repeat_ngram=size))
+    np.testing.assert_array_equal(found, wanted.numpy())
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_answers_without_words_and_rows_apart() -> None:
+    asked = Sampling(repetition_penalty=2.0, no_repeat_ngram=2)
+    np.testing.assert_array_equal(penalize(FOUR, [[]], asked), FOUR)
+    both = penalize(FOUR.repeat(2, 0), [[1], [3]], asked)
+    assert sample(both, asked, np.random.default_rng(0)) == [3, 1]
+
+
+@pytest.mark.parametrize("values", [{"repetition_penalty": 0.0}, {"repetition_penalty": 1e9}, {"no_repeat_ngram": -1}])
+def test_penalties_out_of_range(values: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        Sampling(**values)
