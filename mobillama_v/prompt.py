@@ -144,6 +144,8 @@ class Encoded:
 class Template(ABC):
     """How a conversation becomes tokens, and which texts end an answer."""
 
+    jinja: str
+    """The same for programs that read a ``chat_template.jinja``: equal for turns that alternate."""
     stop: tuple[str, ...] = ()
     """Texts after which an answer is over, besides the end-of-sequence token."""
 
@@ -199,9 +201,58 @@ class Template(ABC):
         return out
 
 
+# What `arrange` does, for a content that is a text or parts.
+_WORDS = """{%- macro put(out, piece) -%}
+{{ out }}{{ "\\n" if (out[-1:] | trim) and (piece[:1] | trim) else "" }}{{ piece }}
+{%- endmacro -%}
+{%- macro words(content) -%}
+{%- set ns = namespace(images=0, switches=0, last="", text="", all="") -%}
+{%- for part in ([content] if content is string else content or []) -%}
+{%- set kind = "text" if part is string or part.type == "text" else "image" -%}
+{%- set piece = "<image>" if kind == "image" else part if part is string else part.text -%}
+{%- if piece | trim -%}
+{%- if ns.last and ns.last != kind -%}{%- set ns.switches = ns.switches + 1 -%}{%- endif -%}
+{%- if kind == "image" -%}{%- set ns.images = ns.images + 1 -%}
+{%- else -%}{%- set ns.text = put(ns.text, piece) -%}{%- endif -%}
+{%- set ns.all = put(ns.all, piece) -%}
+{%- set ns.last = kind -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if ns.images < 2 or ns.switches < 2 -%}
+{%- for i in range(ns.images) -%}{{ "<image>\\n" }}{%- endfor -%}{{ ns.text | trim }}
+{%- else -%}{{ ns.all | trim }}{%- endif -%}
+{%- endmacro -%}
+"""
+_V1 = """{%- set turns = messages -%}
+{%- set system = "" -%}
+{%- if messages and messages[0].role in ["system", "developer"] -%}
+{%- set system = words(messages[0].content) -%}
+{%- set turns = messages[1:] -%}
+{%- endif -%}
+{{ bos_token }}
+{%- for turn in turns -%}
+{%- if turn.role != ("assistant" if loop.index0 % 2 else "user") -%}
+{{ raise_exception("a conversation starts with the user, after an optional system message, and alternates.") }}
+{%- endif -%}
+{%- if loop.first -%}{{ (system or "%s") ~ " " }}{%- endif -%}
+{%- if turn.role == "user" -%}{{ "USER: " ~ words(turn.content) ~ " ASSISTANT:" }}
+{%- else -%}{{ " " ~ words(turn.content) ~ eos_token }}{%- endif -%}
+{%- endfor -%}
+""".replace("%s", SYSTEM)
+_PLAIN = """{{ bos_token }}
+{%- for turn in messages -%}
+{%- if turn.role == "assistant" -%}{{ words(turn.content) ~ "\\n" }}
+{%- elif turn.role == "user" and turn.content is not string -%}
+{%- for part in turn.content if part is not string and part.type != "text" -%}{{ "<image>" }}{%- endfor -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
 class Plain(Template):
     """Image and caption, one after the other: what the user says beside the image is not part of the template."""
 
+    jinja = f"{_WORDS}{_PLAIN}"
     stop = ("\n",)  # captions end with it, and not with the end-of-sequence token
 
     def question(self, message: Message, system: str | None) -> list[str | Slot]:
@@ -215,6 +266,8 @@ class Plain(Template):
 
 class V1(Template):
     """A chat: ``SYSTEM USER: <image>\\nquestion ASSISTANT: answer</s>USER: …``."""
+
+    jinja = f"{_WORDS}{_V1}"
 
     def question(self, message: Message, system: str | None) -> list[str | Slot]:
         """``USER:``, what the user says, ``ASSISTANT:``."""

@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 from mobillama_v import distributed
 from mobillama_v.errors import RecipeError
+from mobillama_v.hf.folder import describe_folder
 from mobillama_v.train import checkpoints, lora
 from mobillama_v.train.build import Setup, parameter_groups, start_folder
 from mobillama_v.train.data.collate import Collator, PackCollator
@@ -227,6 +228,7 @@ def save_model_folder(setup: Setup, folder: Path, state_dict: dict[str, Any] | N
     setup.model.save_pretrained(folder, state_dict=state_dict)
     logging.enable_progress_bar()
     shutil.copyfile(start_folder(setup.recipe) / "tokenizer.json", folder / "tokenizer.json")
+    describe_folder(folder)
     (folder / "recipe.yaml").write_text(to_yaml(setup.recipe), encoding="utf-8")
 
 

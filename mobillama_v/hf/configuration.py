@@ -101,6 +101,7 @@ class MobiLlamaVConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         _refuse_unknown(self, kwargs)
+        kwargs.pop("use_cache", None)  # what a trainer set for itself; the decoder's own counts
         super().__post_init__(**kwargs)
         for name, default in (("tower", {}), ("projector", {}), ("image", {"size": 336})):
             if getattr(self, name) is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mobillama_v.checkpoint import refuse_misfits
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaConfig, MobiLlamaVConfig
+from mobillama_v.hf.folder import add_card
 from mobillama_v.model.decoder import Decoder, Mask, RMSNorm, position_ids_from_mask
 from mobillama_v.model.vlm import VisionLanguage, place_image_features
 from mobillama_v.prompt import IGNORE_INDEX
@@ -120,6 +122,10 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
                 for name, found, wanted in sorted(info["mismatched_keys"])
             ],
         )
+        if getattr(model.generation_config, "_from_model_config", False):
+            # Without a generation_config.json transformers takes the use_cache of config.json, which trainers switch
+            # off for themselves; generation would run the tower for every token.
+            model.generation_config.use_cache = True
         return (model, info) if with_info else model
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -321,6 +327,14 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
     @property
     def _decoder(self) -> Decoder:
         return self.language_model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as transformers does, with a model card and the chat template where there is none."""
+        folder = Path(save_directory)
+        if is_main_process and not folder.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            add_card(folder, self.config.spec)
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any

@@ -1,6 +1,7 @@
-"""The transformers processor: text and images to model inputs, by ``images.py`` and ``prompts.py``.
+"""The transformers processor: text and images to model inputs, by ``images`` and ``prompt.py``.
 
-There is one chat template, that of ``prompts.py``; no Jinja is involved. Image slots are a mask, so ``<image>`` or
+Conversations are encoded by ``prompt.py``; the ``chat_template.jinja`` that is saved says the same to other programs,
+and is not read. Image slots are a mask, so ``<image>`` or
 ``</s>`` typed by a user stays text. A folder with only ``config.json`` and ``tokenizer.json`` is enough to load a
 processor; one that was saved has its settings in ``processor_config.json``.
 
@@ -79,7 +80,10 @@ class MobiLlamaVProcessor(ProcessorMixin):
         tokens_per_image: int = 576,
         context_length: int = 2048,
     ) -> None:
-        super().__init__(image_processor, tokenizer)
+        # For programs that read it, and for the tokenizer alone; this class encodes by the template itself.
+        jinja = get_template(template).jinja
+        super().__init__(image_processor, tokenizer, chat_template=jinja)
+        tokenizer.chat_template = jinja
         self.template, self.tokens_per_image, self.context_length = template, tokens_per_image, context_length
         ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         absent = [name for name, value in ids.items() if value is None]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mobillama_v.checkpoint import iterate_tensors, weight_files
 from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import CheckpointError, ConfigError
+from mobillama_v.hf.folder import describe_folder
 from mobillama_v.hub import find_checkpoint
 from mobillama_v.images import ImageTransform
 from mobillama_v.interop.formats import FFN, ImportedDecoder, import_decoder
@@ -95,6 +96,7 @@ def write_initial_model(
         made.mkdir()
         _write(made, spec, tensors)
         shutil.copyfile(vocabulary, made / "tokenizer.json")
+        describe_folder(made)
         (made / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return InitialModel(spec, imported, len(tensors))
 

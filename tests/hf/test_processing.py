@@ -63,7 +63,8 @@ def folder(request: pytest.FixtureRequest, tower_name: str, tmp_path_factory: py
     path = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(path)
     tokenizer.save(str(path / "tokenizer.json"))
-    (path / "generation_config.json").unlink()
+    for name in ("generation_config.json", "README.md", "chat_template.jinja"):
+        (path / name).unlink()
     assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     return path
 
@@ -247,7 +248,7 @@ def test_a_folder_saved_and_loaded(processor: MobiLlamaVProcessor, tmp_path: Pat
         processor.save_pretrained(tmp_path)
     finally:
         processor.image_processor.mode = "squash"
-    assert not (tmp_path / "chat_template.jinja").exists()
+    assert (tmp_path / "chat_template.jinja").read_text() == prompt.TEMPLATES["v1"].jinja
     again = MobiLlamaVProcessor.from_pretrained(tmp_path)
     assert again.image_processor.transform == ImageTransform(IMAGE_SIZE, "crop", (0.5,) * 3, (0.25,) * 3)
     assert (again.template, again.tokens_per_image, again.context_length) == ("v1", SLOTS, 512)
