@@ -193,12 +193,21 @@ class Template(ABC):
             else:
                 end = not open_ended or message is not body[-1]
                 out.add(self.answer(message.text, tokenizer, end=end), supervised=message.learned)
-        if max_length is not None and len(out.input_ids) > max_length:
+        self.check_length(out, max_length)
+        return out
+
+    @staticmethod
+    def check_length(encoded: Encoded, max_length: int | None) -> None:
+        """Refuse a conversation of more than ``max_length`` tokens.
+
+        Raises:
+            PromptError: it is longer; both numbers are given.
+        """
+        if max_length is not None and len(encoded.input_ids) > max_length:
             raise PromptError(
-                f"the conversation has {len(out.input_ids)} tokens and the model's context is {max_length}; "
+                f"the conversation has {len(encoded.input_ids)} tokens and the model's context is {max_length}; "
                 "shorten it or start a new one."
             )
-        return out
 
 
 # What `arrange` does, for a content that is a text or parts.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from mobillama_v.checkpoint import refuse_misfits
 from mobillama_v.errors import CheckpointError, PromptError
@@ -34,6 +36,13 @@ from mobillama_v.prompt import IGNORE_INDEX
 # under the other, and generates nonsense.
 _OUTPUT_FIELDS = {field.name for field in dataclasses.fields(CausalLMOutputWithPast)}
 _CACHE = "cache" if "cache" in _OUTPUT_FIELDS else "past_key_values"
+
+
+@dataclass
+class MobiLlamaOutput(CausalLMOutputWithPast):
+    """What a forward pass gives; beside transformers' own fields the decoder's last hidden state [B,T,D]."""
+
+    last_hidden_state: Tensor | None = None
 
 
 def supervised_loss(hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -138,6 +147,11 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             nn.init.ones_(module.weight)
 
     @property
+    def base_model(self) -> PreTrainedModel:  # type: ignore[override]
+        """The model itself: its output has the ``last_hidden_state`` for which trainers ask a backbone."""
+        return self
+
+    @property
     def _decoder(self) -> Decoder:
         raise AttributeError(f"{type(self).__name__} names no decoder")
 
@@ -189,6 +203,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             image_tokens = self.project(image_features)
         return place_image_features(embeds, image_mask, image_tokens)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -207,7 +222,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         sample_lengths: tuple[int, ...] | None = None,
         **_: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> MobiLlamaOutput:
         """Run the model.
 
         Args:
@@ -218,7 +233,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             position_ids: [B,T].
             cache: a transformers cache.
             inputs_embeds: [B,T,D] instead of ``input_ids``.
-            labels: [B,T], -100 where not supervised.
+            labels: [B,T], -100 where not supervised; image slots never are.
             use_cache: keep keys and values for later calls.
             logits_to_keep: how many last positions get logits; 0 means all.
             output_hidden_states: return the input of each layer and the final state.
@@ -230,7 +245,8 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             **_: ignored; transformers passes more than this model needs.
 
         Returns:
-            ``logits`` [B,T,V] without labels, ``loss`` with them.
+            ``logits`` [B,T,V], ``loss`` with labels. In training there are no logits beside a loss: they are computed
+            at supervised positions only.
 
         Raises:
             PromptError: image slots and images disagree.
@@ -253,15 +269,17 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         hidden = self._decoder(inputs_embeds, position_ids=position_ids, mask=mask, cache=cache, hidden_states=states)
         loss = logits = None
         if labels is not None:
+            labels = labels if image_mask is None else labels.masked_fill(image_mask, IGNORE_INDEX)
             loss = supervised_loss(hidden, self.lm_head, labels, num_items_in_batch)
-        else:
+        if labels is None or not self.training:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, keep])
         kept: dict[str, Any] = {_CACHE: cache}
-        return CausalLMOutputWithPast(
+        return MobiLlamaOutput(
             loss=loss,  # type: ignore[arg-type]
             logits=logits,  # type: ignore[arg-type]
             hidden_states=tuple(states) if states else None,
+            last_hidden_state=hidden,
             **kept,
         )
 
@@ -291,7 +309,7 @@ class MobiLlamaForCausalLM(_DecoderRunner):
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> MobiLlamaOutput:
         """Run the decoder; arguments in the order of transformers' text models, ``options`` as of the whole model."""
         return super().forward(
             input_ids,
@@ -337,15 +355,21 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        *args: Any,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """Give the images to the prefill only; later steps find them in the cache (or, without one, run all again)."""
         inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs["pixel_values"] = inputs["image_mask"] = None
         elif inputs.get("image_mask") is not None:
-            mask = inputs["image_mask"]
-            inputs["image_mask"] = F.pad(mask, (0, input_ids.shape[1] - mask.shape[1]))
+            mask, embeds = inputs["image_mask"], inputs.get("inputs_embeds")
+            length = input_ids.shape[1] if embeds is None else embeds.shape[1]
+            inputs["image_mask"] = F.pad(mask, (0, length - mask.shape[1]))
         return inputs

@@ -15,50 +15,28 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 from transformers import BatchFeature, ProcessorMixin, TokenizersBackend
 from transformers.utils import cached_file
 
-from mobillama_v.conversation import Conversation, read_chat
+from mobillama_v.conversation import read_chat
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
-from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, flat_images
-from mobillama_v.prompt import Encoded, get_template
+from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor
+from mobillama_v.hf.rendering import (
+    IMAGE_TEXT,
+    RenderedPrompt,
+    encode_rendered,
+    images_of_rows,
+    in_template,
+    render,
+    without_places,
+)
+from mobillama_v.prompt import IGNORE_INDEX, Encoded, get_template
 from mobillama_v.tokenization import TextTokenizer, check_vocabulary
-
-IMAGE_TEXT = "<image>"
-"""How a rendered prompt shows an image slot; in a text that is encoded it has no meaning."""
 
 _LOG = logging.getLogger(__name__)
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-class RenderedPrompt(str):
-    """A conversation as text, for reading, that still carries its parts.
-
-    The processor encodes the parts, so that what a user typed is never taken for a slot or for the end of a turn. Text
-    that is cut or joined becomes a plain string, which the processor takes for a question.
-    """
-
-    conversation: Conversation
-    goes_on: bool
-    """Whether its last answer is to be continued."""
-
-    def __new__(cls, text: str, conversation: Conversation, *, goes_on: bool = False) -> RenderedPrompt:
-        """Make the string ``text`` with its parts."""
-        prompt = super().__new__(cls, text)
-        prompt.conversation, prompt.goes_on = conversation, goes_on
-        return prompt
-
-
-class _Characters:
-    """A tokenizer whose ids are code points: with it, the template renders text."""
-
-    bos_id, eos_id = -1, -2
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(character) for character in text]
 
 
 class MobiLlamaVProcessor(ProcessorMixin):
@@ -107,16 +85,29 @@ class MobiLlamaVProcessor(ProcessorMixin):
         *,
         return_tensors: str | None = "pt",
         padding: bool | str = True,
+        padding_side: str = "left",
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
         max_length: int | None = None,
+        add_special_tokens: bool = True,
+        return_assistant_tokens_mask: bool = False,
     ) -> BatchFeature:
-        """Encode questions, or prompts that :meth:`apply_chat_template` rendered, with their images.
+        """Encode questions or prompts with their images.
 
         Args:
             images: for one text, its image or images; for several, a list with the images of each.
-            text: a plain string is a user's question, and its images come before it; a list makes a batch.
+            text: a plain string is a user's question, and its images come before it, also where it begins with
+                ``<image>`` for each. What :meth:`apply_chat_template` rendered is encoded as it was meant, and a string
+                in the template's form (``USER: <image>\\n… ASSISTANT:``, an ``<image>`` for each image) is not wrapped
+                again. A list makes a batch.
             return_tensors: ``pt``, ``np``, or None for lists.
-            padding: rows are always padded to the longest; other strategies are refused.
-            max_length: refuse longer prompts (by default than the model's context); nothing is ever cut.
+            padding: ``max_length`` pads to that length, everything else to the longest row.
+            padding_side: ``left`` (for generation) or ``right``.
+            pad_to_multiple_of: pad to a multiple of this length.
+            truncation: cut prompts to ``max_length`` instead of refusing them; never within the images.
+            max_length: refuse longer prompts (by default than the model's context).
+            add_special_tokens: False says that every string is in the template's form, with all its special tokens.
+            return_assistant_tokens_mask: add ``assistant_masks`` [B,T], 1 where the assistant's words are.
 
         Raises:
             PromptError: no text, images that do not match it, or too long a prompt.
@@ -124,16 +115,59 @@ class MobiLlamaVProcessor(ProcessorMixin):
         """
         if text is None:
             raise PromptError("there is no text; give a question about the images.")
-        if padding not in (True, False, "longest"):
-            raise PromptError(f"padding {padding!r} is not supported; rows are padded to the longest.")
+        if padding not in (True, False, "longest", "max_length", "do_not_pad") or padding_side not in ("left", "right"):
+            options = "longest or max_length, left or right"
+            raise PromptError(f"padding {padding!r} on the {padding_side!r} is not supported; use {options}.")
         texts = [text] if isinstance(text, str) else list(text)
-        prompts = [_with_images(each, given) for each, given in zip(texts, _images_of_rows(images, texts), strict=True)]
-        return self._assemble(prompts, return_tensors, max_length)
+        limit = self.context_length if max_length is None else max_length
+        rows, pictures = [], []
+        for each, given_images in zip(texts, images_of_rows(images, texts), strict=True):
+            row, shown = self._row(each, given_images, None if truncation else limit, raw=not add_special_tokens)
+            rows.append(_cut(row, limit) if truncation else row)
+            pictures += shown
+        width = max([len(row.input_ids) for row in rows] + [limit] * (padding == "max_length"))
+        width += -width % (pad_to_multiple_of or 1)
+        pad = self.text_tokenizer.pad_id
+        columns = {
+            "input_ids": [(row.input_ids, pad) for row in rows],
+            "attention_mask": [([1] * len(row.input_ids), 0) for row in rows],
+            "image_mask": [(row.image_mask, False) for row in rows],
+        }
+        if return_assistant_tokens_mask:
+            masks = [[int(label != IGNORE_INDEX) for label in row.labels] for row in rows]
+            columns["assistant_masks"] = [(mask, 0) for mask in masks]
+        data: dict[str, Any] = {}
+        for name, values in columns.items():
+            filled = [(value, [filler] * (width - len(value))) for value, filler in values]
+            data[name] = [[*value, *fill] if padding_side == "right" else [*fill, *value] for value, fill in filled]
+        if pictures:
+            data["pixel_values"] = self.image_processor.preprocess(pictures)["pixel_values"]
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _row(self, text: str, images: list[Any], max_length: int | None, *, raw: bool) -> tuple[Encoded, Sequence[Any]]:
+        """One text as tokens, and the images of its slots."""
+        if not isinstance(text, str):
+            raise PromptError(f"text must be a string or a list of strings, not {type(text).__name__}.")
+        template, tokens = get_template(self.template), self.tokens_per_image
+        if not isinstance(text, RenderedPrompt):
+            if raw or in_template(text, len(images)):
+                encoded = encode_rendered(text, self.text_tokenizer, self.tokenizer, tokens, trusted=raw)
+                if sum(encoded.image_mask) != tokens * len(images):
+                    raise PromptError(f"a prompt has other {IMAGE_TEXT} places than its {len(images)} images.")
+                template.check_length(encoded, max_length)
+                return encoded, images
+            text, images = RenderedPrompt(text, read_chat(without_places(text, len(images)), images)), []
+        read = text.conversation.fill(images)
+        messages = list(read.messages)
+        encoded = template.encode(
+            messages, self.text_tokenizer, tokens_per_image=tokens, max_length=max_length, open_ended=text.goes_on
+        )
+        return encoded, read.images
 
     def apply_chat_template(  # type: ignore[override]
         self,
         conversation: Any,
-        chat_template: None = None,
+        chat_template: str | None = None,
         *,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
@@ -151,7 +185,7 @@ class MobiLlamaVProcessor(ProcessorMixin):
             conversation: what :func:`~mobillama_v.conversation.read_chat` takes: mappings with ``role`` and
                 ``content``, a text or parts of ``type`` ``text`` (``text``) and ``image`` (``image``, ``url``, ``path``
                 or ``base64``, or none of them with ``images`` given beside).
-            chat_template: must be None, for there is one template.
+            chat_template: None or the model's own, for there is one template.
             add_generation_prompt: make sure that an answer is what comes next.
             continue_final_message: go on with the assistant's last turn instead of ending it.
             tokenize: encode, instead of returning a :class:`RenderedPrompt`.
@@ -164,7 +198,7 @@ class MobiLlamaVProcessor(ProcessorMixin):
             PromptError: a chat that the template cannot hold, or images that do not match it.
             ImageError: an image that cannot be read.
         """
-        if chat_template is not None:
+        if chat_template not in (None, self.chat_template):
             raise PromptError("a chat_template was given, and MobiLlama-V encodes by its own; leave it out.")
         options = (processor_kwargs or {}) | options
         batched = isinstance(conversation, (list, tuple)) and isinstance(next(iter(conversation), None), (list, tuple))
@@ -178,46 +212,13 @@ class MobiLlamaVProcessor(ProcessorMixin):
                 raise PromptError("the conversation ends with an answer, so there is nothing to answer; ask something.")
             if continue_final_message and not answered:
                 raise PromptError("only a conversation that ends with the assistant's turn can be continued.")
-            prompt = RenderedPrompt("", read, goes_on=continue_final_message)
-            rendered.append(RenderedPrompt(self._render(prompt), read, goes_on=continue_final_message))
+            shown = render(get_template(self.template), read, self.tokenizer, goes_on=continue_final_message)
+            rendered.append(shown)
         if not tokenize:
             return rendered if batched else rendered[0]
         options["return_tensors"] = "pt" if return_tensors == "auto" else return_tensors
         inputs = self(text=rendered, **options)
         return inputs if return_dict else inputs["input_ids"]
-
-    def _encode(self, prompt: RenderedPrompt, max_length: int | None) -> Encoded:
-        return get_template(self.template).encode(
-            list(prompt.conversation.messages),
-            self.text_tokenizer,
-            tokens_per_image=self.tokens_per_image,
-            max_length=self.context_length if max_length is None else max_length,
-            open_ended=prompt.goes_on,
-        )
-
-    def _render(self, prompt: RenderedPrompt) -> str:
-        encoded = get_template(self.template).encode(
-            list(prompt.conversation.messages), _Characters(), tokens_per_image=1, open_ended=prompt.goes_on
-        )
-        special = {_Characters.bos_id: self.tokenizer.bos_token, _Characters.eos_id: self.tokenizer.eos_token}
-        pairs = zip(encoded.input_ids, encoded.image_mask, strict=True)
-        return "".join(IMAGE_TEXT if slot else special.get(code) or chr(code) for code, slot in pairs)
-
-    def _assemble(
-        self, prompts: list[RenderedPrompt], return_tensors: str | None, max_length: int | None
-    ) -> BatchFeature:
-        rows = [self._encode(prompt, max_length) for prompt in prompts]
-        longest = max((len(row.input_ids) for row in rows), default=0)
-        room = [longest - len(row.input_ids) for row in rows]
-        data: dict[str, Any] = {
-            "input_ids": [[self.text_tokenizer.pad_id] * n + row.input_ids for n, row in zip(room, rows, strict=True)],
-            "attention_mask": [[0] * n + [1] * (longest - n) for n in room],
-            "image_mask": [[False] * n + row.image_mask for n, row in zip(room, rows, strict=True)],
-        }
-        images = [image for prompt in prompts for image in prompt.conversation.images]
-        if images:
-            data["pixel_values"] = self.image_processor.preprocess(images)["pixel_values"]
-        return BatchFeature(data, tensor_type=return_tensors)
 
     @classmethod
     def get_processor_dict(
@@ -246,6 +247,13 @@ class MobiLlamaVProcessor(ProcessorMixin):
     ) -> list[Any]:
         image_processor = MobiLlamaVImageProcessor(**(processor_dict or {}).get("image_processor", {}))
         return [image_processor, load_tokenizer(pretrained_model_name_or_path, **kwargs)]
+
+
+def _cut(row: Encoded, length: int) -> Encoded:
+    """The row without what is beyond ``length``."""
+    if any(row.image_mask[length:]):
+        raise PromptError(f"max_length={length} would cut within the images; raise it.")
+    return Encoded(row.input_ids[:length], row.labels[:length], row.image_mask[:length])
 
 
 def settings_of(config: MobiLlamaVConfig) -> dict[str, Any]:
@@ -300,31 +308,3 @@ def _hub_options(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _has_file(name: Any, file: str, hub: dict[str, Any]) -> bool:
     return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub) is not None
-
-
-def _images_of_rows(images: Any, texts: list[str]) -> list[list[Any]]:
-    """The images given beside each text."""
-    if images is None:
-        return [[] for _ in texts]
-    if len(texts) == 1:
-        return [flat_images(images)]
-    places = [sum(i is None for i in t.conversation.images) if isinstance(t, RenderedPrompt) else 1 for t in texts]
-    nested = isinstance(images, (list, tuple)) and any(isinstance(each, (list, tuple)) for each in images)
-    if nested and len(images) == len(texts):
-        return [flat_images(each) for each in images]
-    flat = flat_images(images)
-    if nested or len(flat) != sum(places):
-        raise PromptError(
-            f"{len(images)} entries of images were given for {len(texts)} texts; give a list with the images of each."
-        )
-    ends = np.cumsum(places).tolist()
-    return [flat[end - count : end] for end, count in zip(ends, places, strict=True)]
-
-
-def _with_images(text: str, given: list[Any]) -> RenderedPrompt:
-    """The prompt of one text with an image for every slot."""
-    if isinstance(text, RenderedPrompt):
-        return RenderedPrompt(text, text.conversation.fill(given), goes_on=text.goes_on)
-    if not isinstance(text, str):
-        raise PromptError(f"text must be a string or a list of strings, not {type(text).__name__}.")
-    return RenderedPrompt(text, read_chat(text, given))

@@ -26,7 +26,9 @@ def _models(module: Any) -> None:
     from mobillama_v.hf.modeling import MobiLlamaForCausalLM, MobiLlamaVForConditionalGeneration
 
     module.AutoModelForCausalLM.register(MobiLlamaConfig, MobiLlamaForCausalLM, exist_ok=True)
-    module.AutoModelForImageTextToText.register(MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, exist_ok=True)
+    for name in ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"):  # the second is transformers 5's
+        if hasattr(module, name):
+            getattr(module, name).register(MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, exist_ok=True)
 
 
 def _image_processors(module: Any) -> None:

@@ -63,3 +63,28 @@ def test_assisted_generation_says_the_same(model: Any, inputs: Any) -> None:
         strict=False,
     )
     assert ask(model, inputs, assistant_model=assistant).tolist() == ask(model, inputs).tolist()
+
+
+def test_what_transformers_models_give(model: Any, inputs: Any) -> None:
+    from transformers import AutoModelForMultimodalLM
+
+    labels = inputs["input_ids"].clone()
+    whole = model(**inputs)
+    assert torch.equal(model(**inputs, return_dict=False)[0], whole.logits)
+    assert torch.equal(model.lm_head(whole.last_hidden_state), whole.logits)
+    beside = model(**inputs, labels=labels)
+    assert torch.equal(beside.logits, whole.logits)
+    slots = labels.masked_fill(inputs["image_mask"], -100)
+    wanted = torch.nn.functional.cross_entropy(whole.logits[0, :-1], slots[0, 1:])
+    torch.testing.assert_close(beside.loss, wanted)
+    model.train()
+    assert model(**inputs, labels=labels).logits is None
+    model.eval()
+    assert AutoModelForMultimodalLM.from_config(model.config).num_parameters() == model.num_parameters()
+
+
+def test_embeddings_may_be_given(model: Any, inputs: Any) -> None:
+    embeds = model.get_input_embeddings()(inputs["input_ids"])
+    rest = {name: inputs[name] for name in ("attention_mask", "pixel_values", "image_mask")}
+    found = model.generate(inputs_embeds=embeds, **rest, max_new_tokens=6, do_sample=False)
+    assert found.tolist() == ask(model, inputs)[:, inputs["input_ids"].shape[1] :].tolist()

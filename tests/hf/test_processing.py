@@ -442,10 +442,12 @@ def test_what_does_not_go_together_is_refused(processor: MobiLlamaVProcessor) ->
         processor.apply_chat_template(chat("what?"), "{{ messages }}")
     with pytest.raises(PromptError, match="there is no text"):
         processor(images=picture())
-    with pytest.raises(PromptError, match="padding 'max_length'"):
-        processor(text="what?", padding="max_length")
-    with pytest.raises(TypeError, match="truncation"):
-        processor(text="what?", truncation=True)
+    with pytest.raises(PromptError, match="padding 'shortest'"):
+        processor(text="what?", padding="shortest")
+    with pytest.raises(PromptError, match="would cut within the images"):
+        processor(text="what?", images=picture(), truncation=True, max_length=30)
+    with pytest.raises(PromptError, match="other <image> places than its 1 images"):
+        processor(text="USER: <image><image> ASSISTANT:", images=picture(), add_special_tokens=False)
 
 
 def test_too_long_prompts_are_refused_never_cut(processor: MobiLlamaVProcessor) -> None:

@@ -167,7 +167,7 @@ class Validation:
         total, count = 0.0, 0
         for batch in loader:
             inputs = trainer._prepare_inputs(batch)
-            total += float(model(**inputs, num_items_in_batch=1, use_cache=False).loss)
+            total += float(model(**inputs, num_items_in_batch=1, use_cache=False, logits_to_keep=1).loss)
             count += int((batch["labels"] != IGNORE_INDEX).sum())
         return total, count
 
