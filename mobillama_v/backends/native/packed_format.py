@@ -46,6 +46,8 @@ TILE_BYTES = {4: 288, 8: 544, 16: 1024}
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Layout: TypeAlias = "dict[str, tuple[np.dtype[Any], tuple[int, ...]]]"
 """Types and shapes by name."""
+_LARGE = 1 << 24  # bytes of a table whose rows are not worth their memory; to let go of one takes some 30 microseconds
+_ROWS_AT_ONCE = 8  # around each of which up to 2 MB of the file may get into memory
 _FORMAT, _VERSION = "mobillama_v.packed", "1"
 _DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32), "U8": np.dtype(np.uint8)}
 
@@ -61,6 +63,27 @@ class Packed:
     bits: int
     tensors: dict[str, Array]
     mapping: mmap.mmap | None = None
+
+    def embed(self, ids: Array) -> Array:
+        """Embeddings [...,D] of ids, fp32.
+
+        Raises:
+            IndexError: an id that is not in the vocabulary.
+        """
+        if ids.size and ids.min() < 0:  # which would count from the end
+            raise IndexError(f"token {ids.min()} is not in a vocabulary of {self.spec.vocab_size}")
+        flat = ids.reshape(-1)
+        rows = np.empty((len(flat), self.spec.hidden_size), np.float32)
+        for i in range(0, len(flat), _ROWS_AT_ONCE):
+            some = slice(i, i + _ROWS_AT_ONCE)
+            rows[some] = self.tensors["embed_tokens"][flat[some]]
+            self.leave_table()
+        return rows.reshape(*ids.shape, self.spec.hidden_size)
+
+    def leave_table(self) -> None:
+        """Release the memory of the embeddings, of which some have been read and few others will be."""
+        if self.tensors["embed_tokens"].nbytes >= _LARGE:
+            self.release_pages("embed_tokens")
 
     def release_pages(self, name: str) -> None:
         """Release the memory of a tensor that lies in a file; it is read from there again when it is used."""

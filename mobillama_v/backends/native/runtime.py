@@ -15,10 +15,6 @@ from mobillama_v.backends.native import library
 from mobillama_v.backends.native.packed_format import ROWS, Array, Packed, ffn_count, layout
 from mobillama_v.config import DecoderConfig
 
-_TABLE = "embed_tokens"
-_LARGE = 1 << 24  # bytes of a table whose rows are not worth their memory; to let go of one takes some 30 microseconds
-_ROWS_AT_ONCE = 8  # around each of which up to 2 MB of the file may get into memory
-
 
 def supports(spec: DecoderConfig, device: str) -> str:
     """Why a decoder cannot run here; empty where it can."""
@@ -80,20 +76,8 @@ class NativeModel:
         return streamed.value, cached.value
 
     def embed(self, ids: Array) -> Array:
-        """Embeddings [...,D] of ids, fp32.
-
-        Raises:
-            IndexError: an id that is not in the vocabulary.
-        """
-        if ids.size and ids.min() < 0:  # which would count from the end
-            raise IndexError(f"token {ids.min()} is not in a vocabulary of {self.spec.vocab_size}")
-        table, flat = self._packed.tensors[_TABLE], ids.reshape(-1)
-        rows = np.empty((len(flat), self.spec.hidden_size), np.float32)
-        for i in range(0, len(flat), _ROWS_AT_ONCE):
-            some = slice(i, i + _ROWS_AT_ONCE)
-            rows[some] = table[flat[some]]
-            self._leave_table()
-        return rows.reshape(*ids.shape, self.spec.hidden_size)
+        """:meth:`Packed.embed`."""
+        return self._packed.embed(ids)
 
     def forward(self, sequences: Several[NativeSequence], inputs: Several[Array]) -> Array:
         """Append to sequences, each once; logits [B,V] after the last position of each.
@@ -120,13 +104,8 @@ class NativeModel:
         if library.library().mv_forward(self.handle, handles, counts, count, *where, logits.ctypes.data):
             raise RuntimeError(f"the native engine: {library.error()}")
         if not embeddings:
-            self._leave_table()
+            self._packed.leave_table()
         return logits[:, : self.spec.vocab_size]
-
-    def _leave_table(self) -> None:
-        """Embeddings have been read, which few others will be."""
-        if self._packed.tensors[_TABLE].nbytes >= _LARGE:
-            self._packed.release_pages(_TABLE)
 
 
 class NativeSequence:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mobillama_v.backends.native import pack
 from mobillama_v.backends.native.pack import check_fp16_range, pack_fp16
 from mobillama_v.backends.native.packed_format import BLOCK, ROWS, tiles_shape
 
@@ -156,16 +157,4 @@ def _squared_error(tiles: Tensor, scales: Tensor, weights: Tensor | None) -> Ten
 
 def unpack_matrix(tiles: Tensor, bits: int, rows: int, columns: int) -> Tensor:
     """The matrix [rows, columns] that tiles [A,B,bytes] mean, fp32."""
-    panels, blocks, _ = tiles.shape
-    if bits == 16:
-        values = tiles.contiguous().view(torch.float16).view(panels, blocks, BLOCK, ROWS).transpose(2, 3).float()
-    else:
-        scales = tiles[..., : 2 * ROWS].contiguous().view(torch.float16).float()  # [A,B,16]
-        data = tiles[..., 2 * ROWS :]
-        if bits == 4:
-            data = data.reshape(panels, blocks, 2, 4, 8, 4).transpose(3, 4)  # [A,B,2,8,4,4]
-            codes = torch.stack((data & 15, data >> 4), dim=-2).float() - 8
-        else:
-            codes = data.reshape(panels, blocks, 2, 8, 8, 4).transpose(3, 4).contiguous().view(torch.int8).float()
-        values = codes.reshape(panels, blocks, ROWS, BLOCK) * scales[..., None]
-    return values.transpose(1, 2).reshape(panels * ROWS, blocks * BLOCK)[:rows, :columns]
+    return torch.from_numpy(pack.unpack_matrix(tiles.cpu().numpy(), bits, rows, columns)).to(tiles.device)

@@ -20,7 +20,7 @@ _STRIP = 1 << 16  # values of a strip of a depthwise convolution, few enough to 
 
 
 class MisfitError(Exception):
-    """A tensor that is not there, or has another shape than the layer that takes it."""
+    """A tensor that is not there, or has another shape than the layer that takes it; says what was found instead."""
 
 
 class Tensors:
@@ -44,7 +44,7 @@ class Tensors:
         whole = self._prefix + name
         tensor = self._tensors.get(whole)
         if tensor is None or tensor.shape != shape or tensor.dtype.kind != "f":
-            raise MisfitError(whole)
+            raise MisfitError(f"no {whole} of the shape {list(shape)}")
         self.left.discard(whole)
         return tensor
 

@@ -69,45 +69,40 @@ def supports(config: ModelConfig) -> str:
 
 def load(
     folder: Path, spec: ModelConfig, make_network: Callable[[], VisionLanguageModel]
-) -> tuple[NumpyVisionEncoder, Packed] | None:
+) -> tuple[NumpyVisionEncoder, Packed]:
     """The vision encoder of a model that :func:`supports` finds no fault with, and its decoder.
 
-    Float weights of the decoder are packed to 16 bits. None where the files do not hold what they should in a way that
-    is known here: who loads them into torch knows more ways, and says what is wrong.
+    Float weights of the decoder are packed to 16 bits.
 
     Raises:
+        MisfitError: the files do not hold what they should in a way that is known here: who loads them into torch knows
+            more ways, and says what is wrong.
         CheckpointError: there are no weights, a packed file is damaged, or weights are not finite.
     """
-    files = _read(weight_files(folder))
-    if files is None:
-        return None
-    tensors = Tensors(files)
-    try:
-        vision = NumpyVisionEncoder(tensors, spec, make_network)
-        if is_packed(folder):
-            packed = read(folder, spec.decoder)
-        else:
+    tensors = Tensors(_read(weight_files(folder)))
+    vision = NumpyVisionEncoder(tensors, spec, make_network)
+    if is_packed(folder):
+        packed = read(folder, spec.decoder)
+    else:
 
-            def get(name: str, *shape: int) -> Array:
-                return tensors.take(name if name == HEAD else f"language_model.{name}", *shape)
+        def get(name: str, *shape: int) -> Array:
+            return tensors.take(name if name == HEAD else f"language_model.{name}", *shape)
 
-            packed = pack_decoder(get, spec.decoder, 16, pack_fp16)
-    except MisfitError:
-        return None
-    return None if tensors.left else (vision, packed)
+        packed = pack_decoder(get, spec.decoder, 16, pack_fp16)
+    if tensors.left:
+        raise MisfitError(f"an unknown {min(tensors.left)}")
+    return vision, packed
 
 
-def _read(paths: list[Path]) -> dict[str, Array] | None:
-    """Everything in weight files; None where one is of another format, damaged, or holds types that numpy lacks."""
+def _read(paths: list[Path]) -> dict[str, Array]:
+    """Everything in weight files; not if one is of another format, damaged, or holds types that numpy lacks."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     tensors: dict[str, Array] = {}
     for path in paths:
-        if path.suffix != ".safetensors":
-            return None
         try:
             tensors |= load_file(path)
-        except (SafetensorError, OSError, KeyError, TypeError):
-            return None
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            raise MisfitError(f"{path.name} damaged or of a type that it cannot read") from error
     return tensors
