@@ -19,7 +19,7 @@ from mobillama_v.assistant import Reply
 from mobillama_v.demo.protocol import Answer, ChatRequest, RequestError, api_error, parse
 from mobillama_v.demo.scheduler import Ticket
 from mobillama_v.demo.service import Service, Stopped
-from mobillama_v.errors import MissingExtraError, MobiLlamaVError
+from mobillama_v.errors import MobiLlamaVError, needs
 from mobillama_v.images.fetch import fetch
 
 _BODY_SECONDS = 60.0  # for a request to arrive
@@ -40,12 +40,10 @@ def build(
     Raises:
         MissingExtraError: FastAPI is not installed.
     """
-    try:
+    with needs("the server"):
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse, Response
         from starlette.exceptions import HTTPException
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the server needs {error.name}: pip install 'mobillama-v[serve]'.") from None
     started = int(time.time())
 
     @contextlib.asynccontextmanager

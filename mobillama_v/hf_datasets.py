@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.errors import DataError, MissingExtraError, MobiLlamaVError
+from mobillama_v.errors import DataError, MobiLlamaVError, needs
 
 
 def is_saved(folder: Path) -> bool:
@@ -26,12 +26,8 @@ def reading(folder: Path) -> Iterator[None]:
         MissingExtraError: the library ``datasets`` is not installed.
         DataError: the dataset in ``folder`` cannot be read.
     """
-    try:
+    with needs("a Hugging Face dataset"):
         import datasets  # noqa: F401
-    except ImportError:
-        raise MissingExtraError(
-            "reading Hugging Face datasets needs the library 'datasets'; pip install 'mobillama-v[eval]'."
-        ) from None
     try:
         yield
     except MobiLlamaVError:

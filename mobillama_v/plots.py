@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.errors import ConfigError, MissingExtraError
+from mobillama_v.errors import ConfigError, needs
 
 
 def pyplot(what: str, extra: str) -> Any:
@@ -14,10 +14,8 @@ def pyplot(what: str, extra: str) -> Any:
     Raises:
         MissingExtraError: matplotlib is not installed; ``what`` needs it, ``extra`` brings it.
     """
-    try:
+    with needs(what, extra):
         import matplotlib
-    except ImportError:
-        raise MissingExtraError(f"{what} needs matplotlib: pip install 'mobillama-v[{extra}]'.") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as pyplot
 

@@ -22,7 +22,7 @@ from mobillama_v.cli.serving_options import (
     with_limits,
 )
 from mobillama_v.demo.limits import Limits
-from mobillama_v.errors import ConfigError, MissingExtraError
+from mobillama_v.errors import ConfigError, needs
 
 
 @with_limits
@@ -51,11 +51,9 @@ def demo(
         # Gradio reads these when it is imported.
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        try:
+        with needs("the demo", "demo"):
             import gradio
             import prometheus_client  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise MissingExtraError(f"the demo needs {error.name}: pip install 'mobillama-v[demo]'.") from None
         from mobillama_v.demo.bind import base_url, bind_socket
 
         with bind_socket(host, port) as sock:  # only tried: Gradio's error would come after a model was loaded

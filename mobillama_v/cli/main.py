@@ -26,7 +26,7 @@ from mobillama_v import __version__
 from mobillama_v.cli.chat import chat
 from mobillama_v.cli.describe import describe
 from mobillama_v.cli.options import printable
-from mobillama_v.errors import MobiLlamaVError
+from mobillama_v.errors import MobiLlamaVError, needs
 
 USER_ERROR, BUG, BROKEN_PIPE = 2, 70, 141
 
@@ -92,7 +92,8 @@ class Commands(TyperGroup):
             if hasattr(stream, "reconfigure"):  # a name or text that the terminal cannot show must not end the program
                 stream.reconfigure(errors="replace")
         try:
-            return super().main(*args, **options)
+            with needs("this command"):
+                return super().main(*args, **options)
         except MobiLlamaVError as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(USER_ERROR)

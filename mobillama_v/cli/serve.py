@@ -18,7 +18,7 @@ from mobillama_v.cli.serving_options import (
     with_limits,
 )
 from mobillama_v.demo.limits import Limits
-from mobillama_v.errors import ConfigError, MissingExtraError
+from mobillama_v.errors import ConfigError, needs
 
 _KeyOption = Annotated[
     str | None,
@@ -54,12 +54,10 @@ def serve(
 
     The addresses are /v1/chat/completions and /v1/models. After Ctrl-C or SIGTERM, running answers may end first.
     """
-    try:
+    with needs("the server", "serve"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f"the server needs {error.name}: pip install 'mobillama-v[serve]'.") from None
     models = model_loaders(model, device, engine)
     from mobillama_v.demo.api import build
     from mobillama_v.demo.bind import base_url, bind_socket

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from mobillama_v.errors import RecipeError
+from mobillama_v.errors import RecipeError, needs
 from mobillama_v.train.recipe import Recipe
 from mobillama_v.train.recipe_files import key_help, load_recipe, recipe_names
 
@@ -75,14 +75,16 @@ def train(
     if (gpus is not None or mfu is not None) and gpu is None:
         raise RecipeError("--gpus and --mfu need a kind of GPU; add --gpu, such as --gpu a100-80gb.")
     if dry_run:
-        print(_plan(loaded, gpu, gpus or "1,8,32", mfu))
+        with needs("training", "train"):
+            print(_plan(loaded, gpu, gpus or "1,8,32", mfu))
         return
     if gpu is not None:
         raise RecipeError("--gpu is for planning; add --dry-run.")
-    from mobillama_v import distributed
-    from mobillama_v.train.run import run
+    with needs("training", "train"):
+        from mobillama_v import distributed
+        from mobillama_v.train.run import run
 
-    run(loaded, resume=resume)
+        run(loaded, resume=resume)
     distributed.cleanup()
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mobillama_v.backends.native.pack import check_fp16_range
 from mobillama_v.backends.native.packed_format import BLOCK
 from mobillama_v.config import DecoderConfig, ModelConfig
-from mobillama_v.errors import CheckpointError, ConfigError, MissingExtraError
+from mobillama_v.errors import CheckpointError, ConfigError, needs
 from mobillama_v.interop.formats import Exporter
 from mobillama_v.tokenization import check_vocabulary
 
@@ -74,10 +74,8 @@ def library() -> ModuleType:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
+    with needs("a GGUF file"):
         import gguf
-    except ImportError:
-        raise MissingExtraError("GGUF files need the package gguf: pip install 'mobillama-v[gguf]'.") from None
     return gguf
 
 

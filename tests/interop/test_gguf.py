@@ -218,4 +218,4 @@ def test_without_the_package_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "gguf", None)
     result = call(nano_like, tmp_path / "m.gguf", "--type", "f16")
     assert result.exit_code == 2
-    assert result.stderr == "error: GGUF files need the package gguf: pip install 'mobillama-v[gguf]'.\n"
+    assert result.stderr == "error: a GGUF file needs gguf: pip install 'mobillama-v[gguf]'.\n"
