@@ -235,13 +235,13 @@ def penalize(logits: Array, answers: Sequence[list[int]], sampling: Sampling) ->
     return logits
 
 
-def sample(logits: Array, sampling: Sampling, random: np.random.Generator) -> list[int]:
+def sample(logits: Array, sampling: Sampling, random: np.random.Generator | None) -> list[int]:
     """Choose one token for each row of logits [B,V].
 
     The likeliest where the temperature is 0, else at random within the smallest set of mass ``top_p`` (nucleus
     sampling, arXiv 1904.09751).
     """
-    if sampling.temperature == 0:
+    if sampling.temperature == 0 or random is None:
         return logits.argmax(-1).tolist()
     scaled = logits.astype(np.float64) / sampling.temperature
     powers = np.exp(scaled - scaled.max(-1, keepdims=True))
@@ -294,7 +294,8 @@ class Generation(Iterator[list[str]]):
         self._tokenizer, self._prompts, self._reuse = tokenizer, prompts, reuse
         self._budgets = [min(sampling.max_new_tokens, context - length) for length in lengths]
         self._texts = [TextStream(tokenizer, sampling.stop) for _ in prompts]
-        self._random = np.random.default_rng(sampling.seed)
+        # numpy imports what makes random numbers when it is first asked for.
+        self._random = np.random.default_rng(sampling.seed) if sampling.temperature else None
         self._deadline = math.inf
         self._rows = list(range(len(prompts)))  # those that go on
         self._sequences: list[Any] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ MAX_PIXELS = 178_956_970
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 _SUBFILE = 254  # the tag of TIFF that says whether a picture is a preview of another
-
+_COMMON = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG", "GIF": b"GIF8", "BMP": b"BM"}
 
 def load_image(
     source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image,
@@ -125,7 +124,7 @@ def _decode(file: BinaryIO, max_pixels: int, where: str, target: int | None) -> 
         raise ImageError(f"{where} is {what}")
     with refuse_damage(where):
         with quiet():
-            opened = Image.open(file, formats=_installed_formats(heif=is_heif(head)))
+            opened = Image.open(file, formats=_formats(head))
         with opened as image:
             if image.format == "TIFF" and (what := raw_preview(image.getexif().get(_SUBFILE))):
                 raise ImageError(f"{where} is {what}")
@@ -176,16 +175,20 @@ def refuse_damage(where: str) -> Iterator[None]:
         raise ImageError(f"{where} is damaged ({reason}): copy or export it again") from error
 
 
-@functools.cache
-def _installed_formats(*, heif: bool) -> tuple[str, ...]:
-    """The formats to try; what decodes HEIC is imported for such a file alone."""
-    Image.init()
-    if heif:
+def _formats(head: bytes) -> tuple[str, ...]:
+    """Pillow's names of the formats that a file may have whose first bytes these are.
+
+    What decodes HEIC is imported for such a file alone, and Pillow's rarer formats for those that need them.
+    """
+    if is_heif(head):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
         return ("HEIF",)
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    found = tuple(name for name, start in _COMMON.items() if head.startswith(start))
+    if not found:
+        Image.init()  # imports forty modules
+    return found or tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _natural_key(path: Path) -> tuple[list[str | int], str]:

@@ -181,7 +181,8 @@ def read(folder: Path, spec: DecoderConfig) -> Packed:
             bits = _bits(file, path)
             expected = layout(spec, bits)
             _refuse_others(file, path, expected)
-        mapping, tensors = _mapped(path, expected)
+        mapping, found = mapped(path)
+        tensors = {name: found[name] for name in expected}
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
     for name, tensor in tensors.items():
@@ -225,11 +226,11 @@ def _show(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
     return f"{names[dtype]} {list(shape)}"
 
 
-def _mapped(path: Path, expected: Layout) -> tuple[mmap.mmap, dict[str, Array]]:
+def mapped(path: Path) -> tuple[mmap.mmap, dict[str, Array]]:
     """A file that has been checked, and its tensors where they lie in it; those at odd places are copied.
 
     Raises:
-        ValueError, KeyError: it is another file by now.
+        ValueError, KeyError: it is another file by now, or holds a type that numpy lacks.
     """
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of what cannot be written to
@@ -237,8 +238,9 @@ def _mapped(path: Path, expected: Layout) -> tuple[mmap.mmap, dict[str, Array]]:
     header = json.loads(mapping[8:start])
     whole = np.frombuffer(mapping, np.uint8)[start:]
     tensors = {}
-    for name, (dtype, shape) in expected.items():
-        begin, end = header[name]["data_offsets"]
-        tensor = whole[begin:end].view(dtype).reshape(shape)
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        tensor = whole[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         tensors[name] = tensor if _address(tensor) % 4 == 0 else tensor.copy()
     return mapping, tensors

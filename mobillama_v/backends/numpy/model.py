@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mobillama_v.backends.native.pack import HEAD, pack_decoder, pack_fp16
-from mobillama_v.backends.native.packed_format import Packed, is_packed, read
+from mobillama_v.backends.native.packed_format import Packed, is_packed, mapped, read
 from mobillama_v.backends.numpy.layers import NUMPY, Array, Linear, MisfitError, Tensors, to_numpy
 from mobillama_v.checkpoint import weight_files
 from mobillama_v.config import ModelConfig
@@ -96,13 +96,13 @@ def load(
 
 def _read(paths: list[Path]) -> dict[str, Array]:
     """Everything in weight files; not if one is of another format, damaged, or holds types that numpy lacks."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors import SafetensorError, safe_open
 
     tensors: dict[str, Array] = {}
     for path in paths:
         try:
-            tensors |= load_file(path)
-        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            with safe_open(path, framework="np"):  # which checks that the tensors lie in it, one after another
+                tensors |= mapped(path)[1]
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise MisfitError(f"{path.name} damaged or of a type that it cannot read") from error
     return tensors
