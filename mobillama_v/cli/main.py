@@ -13,6 +13,7 @@ Commands that import much, or belong to another part of the project, are importe
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -59,10 +60,56 @@ LAZY = {
     "serve": Lazy("mobillama_v.cli.serve", "serve", "Serve a model over HTTP, for clients of the OpenAI API."),
     "eval": Lazy("mobillama_v.cli.eval", "app", "Score a model, or a file of predictions, on benchmarks."),
     "bench": Lazy("mobillama_v.cli.bench", "bench", "Measure how fast this machine runs a model."),
+    "doctor": Lazy("mobillama_v.cli.doctor", "doctor", "Show what is installed here, and what is wrong."),
 }
+_START = """\
+MobiLlama-V {version} answers questions about pictures, on this machine. Try:
+
+  mobillama-v photo.jpg                             describe a picture, several, or a folder
+  mobillama-v describe photo.jpg -p "What is this?" ask about it
+  mobillama-v chat photo.jpg                        ask several questions
+  mobillama-v demo                                  the same in a browser (pip install 'mobillama-v[demo]')
+  mobillama-v doctor                                what is installed here, and what is wrong
+  mobillama-v --help                                all commands"""
 
 
-class Commands(TyperGroup):
+class _Value:
+    """The value of a parameter: texts, and defaults of any type, as they are.
+
+    typer imports pydantic to look at a value, which takes longer than encoding a picture. Its own conversion is left
+    to numbers and paths that somebody typed.
+    """
+
+    def coerce(self, value: Any, *, param: Any, ctx: Any) -> Any:
+        """As the method that typer has for this."""
+        several = param.multiple or param.nargs == -1
+        if value is None or (not value and several):
+            return () if several else value
+        kind = param.type_descriptor.annotation
+        if kind in (list[str], str, str | None) or not isinstance(value, str | list | tuple):
+            return list(value) if several else value
+        from typer._coercion import build_runtime_param
+
+        return build_runtime_param(param.type_descriptor).coerce(value, param=param, ctx=ctx)
+
+
+class _Quick:
+    """A command whose values are taken so."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The parameters, the help option among them."""
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "_runtime_param", self) is None:  # else another version of typer
+                param._runtime_param = _Value()
+        return params
+
+
+class QuickCommand(_Quick, TyperCommand):
+    """A command of ours."""
+
+
+class Commands(_Quick, TyperGroup):
     """The commands of the program; it alone turns exceptions into exit codes."""
 
     def __init__(self, **options: Any) -> None:
@@ -71,7 +118,12 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=lazy.help), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Import the command that is called; the help of all others needs only their line of it."""
+        """Import the command that is called; the help of all others needs only their line of it.
+
+        A picture in place of a command is described.
+        """
+        if args and args[0] not in self.commands and (args[0] == "-" or "." in args[0] or os.path.exists(args[0])):
+            args = ["describe", *args]
         if args and args[0] in LAZY:
             self.add_command(LAZY[args[0]].load(args[0]), args[0])
         return super().resolve_command(ctx, args)
@@ -118,13 +170,13 @@ app = typer.Typer(
     cls=Commands,
     name="mobillama-v",
     help="Ask a small vision-language model about pictures, on this machine.",
-    epilog="Start with: mobillama-v describe photo.jpg",
-    no_args_is_help=True,
+    epilog="Start with: mobillama-v photo.jpg",
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("describe")(describe)
-app.command("chat")(chat)
+app.command("describe", cls=QuickCommand)(describe)
+app.command("chat", cls=QuickCommand)(chat)
 
 
 def _print_version(wanted: bool) -> None:
@@ -135,15 +187,19 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _program(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Ask a small vision-language model about pictures, on this machine."""
+    if context.invoked_subcommand is None:
+        print(_START.format(version=__version__))
 
 
 def main() -> None:
     """The console script."""
     # numpy's products here are small: its threads would wait for each other, long where something else runs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    gc.set_threshold(50_000)  # to search for garbage while modules are imported takes a tenth of that time
     app()

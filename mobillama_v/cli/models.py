@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobillama_v.config import DecoderConfig, ModelConfig, weight_bytes
-from mobillama_v.errors import CheckpointError, ModelNotFoundError
+from mobillama_v.errors import CheckpointError, MissingExtraError, ModelNotFoundError
 from mobillama_v.hub import embedded_models, find_model, read_spec
 from mobillama_v.presets import PRESETS, PUBLISHED, Published
 
@@ -102,6 +102,8 @@ def _backend(name: str, spec: ModelConfig | DecoderConfig) -> str | None:
         return select_backend(spec, find_model(name)).describe() if isinstance(spec, ModelConfig) else None
     except CheckpointError:
         return None
+    except MissingExtraError as error:
+        return f"nothing yet: {error}"
 
 
 def find_spec(name: str) -> tuple[str, ModelConfig | DecoderConfig]:

@@ -6,12 +6,11 @@ Imported before torch is, so that ``--help``, mistyped options and unreadable pi
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +33,7 @@ DeviceOption = Annotated[
 ]
 EngineOption = Annotated[
     str,
-    typer.Option(help="native (the CPU engine), torch, or auto: native on a CPU for packed and for small models."),
+    typer.Option(help="native (the CPU engine), numpy, torch, or auto: native on a CPU for packed and small models."),
 ]
 TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 TemperatureOption = Annotated[
@@ -101,27 +100,25 @@ def load_assistant(folder: Path, device: str, engine: str, *, verbose: bool = Fa
     from mobillama_v.loading import load_plan
 
     config = read_spec(folder)
-    with _import_without_collecting():
-        plan = select_backend(config, folder, device=device, engine=engine)
-        plan.limit_threads()
-    assistant = load_plan(str(folder.absolute()), folder, config, plan)
+    plan = select_backend(config, folder, device=device, engine=engine)
+    plan.limit_threads()
+    with _waiting(f"loading {folder.name}") if "torch" in (plan.decoder, plan.vision) else nullcontext():
+        assistant = load_plan(str(folder.absolute()), folder, config, plan)
     if verbose:
         print(assistant.backend, file=sys.stderr)
     return assistant
 
 
 @contextmanager
-def _import_without_collecting() -> Iterator[None]:
-    """Import torch without collecting garbage meanwhile: there is none, and the search takes a tenth of the time."""
-    if "torch" in sys.modules:
+def _waiting(what: str) -> Iterator[None]:
+    """Show on a terminal what is being waited for."""
+    if not sys.stderr.isatty():
         yield
         return
-    gc.disable()
-    try:
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
         yield
-        gc.freeze()
-    finally:
-        gc.enable()
 
 
 def expand(sources: list[str]) -> Iterator[str | ImageError]:
@@ -145,14 +142,17 @@ def read_image(source: str, *, allow_urls: bool, target: int | None = None) -> I
         ImageError: it cannot be read.
     """
     from mobillama_v.images import load_image
-    from mobillama_v.images.fetch import fetch, is_url
 
     if source == "-":
         data = sys.stdin.buffer.read(MAX_STDIN + 1)
         if len(data) > MAX_STDIN:
             raise ImageError(f"standard input holds more than {MAX_STDIN >> 20} MB; give a smaller picture.")
         return load_image(data, name="standard input", target=target)
-    if is_url(source):
+    if "://" in source:
+        from mobillama_v.images.fetch import fetch, is_url
+
+        if not is_url(source):
+            return load_image(source, target=target)
         if not allow_urls:
             raise ImageError(f"{source!r} is a web address; add --allow-urls to fetch it.")
         return load_image(fetch(source), name=repr(source), target=target)

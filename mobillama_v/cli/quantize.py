@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mobillama_v.errors import CheckpointError, ConfigError
+from mobillama_v.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,8 @@ def _write(
         raise CheckpointError(f"{str(folder)!r} is packed already; give the model that it was made from.")
     network = load_network(folder, spec)  # which checks all names and shapes
     moments = None if records is None else _moments(network, spec, folder, records, image_root)
-    packed = pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments)
+    with Progress("matrices") as bar:
+        packed = pack(network.language_model, network.lm_head, spec.decoder, bits, moments=moments, progress=bar)
     packed_format.write(packed, made)
     packed_vision.pack(network)
     kept = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(_VISION)}
@@ -115,7 +117,8 @@ def _moments(
     known = TrainingSet(samples, image_root=image_root, transform=spec.image)
     collate = Collator(spec.decoder.pad_token_id)
     decoder = network.language_model
-    with torch.inference_mode(), gathered_moments(decoder, network.lm_head, spec.decoder) as moments:
+    gathering = gathered_moments(decoder, network.lm_head, spec.decoder)
+    with torch.inference_mode(), gathering as moments, Progress("records") as bar:
         count = min(len(known), _RECORDS)
         for number in range(count):
             batch = collate([known[number * len(known) // count]])
@@ -125,4 +128,5 @@ def _moments(
                 embeds = place_image_features(embeds, batch["image_mask"], features)
             hidden = decoder(embeds, position_ids=torch.arange(embeds.shape[1])[None])
             network.lm_head(hidden[:, :-1][batch["labels"][:, 1:] != IGNORE_INDEX])  # where something is to be said
+            bar("calibrating", number + 1, count)
     return moments

@@ -31,6 +31,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF
 _SUBFILE = 254  # the tag of TIFF that says whether a picture is a preview of another
 _COMMON = {"JPEG": b"\xff\xd8", "PNG": b"\x89PNG", "GIF": b"GIF8", "BMP": b"BM"}
 
+
 def load_image(
     source: str | os.PathLike[str] | bytes | BinaryIO | Image.Image,
     *,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ def pack(
     *,
     search: bool = True,
     moments: Mapping[str, Tensor] | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Packed:
     """Pack a :class:`~mobillama_v.model.decoder.Decoder` and its head.
 
@@ -31,6 +33,7 @@ def pack(
         bits: 4, 8 or 16.
         search: as in :func:`pack_matrix`.
         moments: of the inputs of matrices, by their names (:mod:`mobillama_v.backends.native.calibration`).
+        progress: is called with what is done, how many matrices are packed, and of how many.
 
     Raises:
         CheckpointError: weights that are not finite.
@@ -38,13 +41,17 @@ def pack(
     state = {name: tensor.detach() for name, tensor in decoder.state_dict().items()}
     state[HEAD] = lm_head.state_dict()["weight"].detach()
 
+    done, count = itertools.count(1), len(matrices(spec))
+
     def get(name: str, *_: int) -> Array:
         tensor = state[name]
         return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()  # numpy has no bfloat16
 
     def tiles(weight: Array, name: str) -> Array:
         known = None if moments is None else moments.get(name)
-        return pack_matrix(torch.from_numpy(weight), bits, search=search, moments=known, name=name).numpy()
+        made = pack_matrix(torch.from_numpy(weight), bits, search=search, moments=known, name=name).numpy()
+        progress("packing", next(done), count)
+        return made
 
     return pack_decoder(get, spec, bits, tiles)
 
