@@ -1,14 +1,17 @@
 """The optional part of the build: the CPU engine, a C++ library that Python calls through ctypes.
 
-Without a compiler the install goes on without it. Everything else is in pyproject.toml.
+Without a compiler, or with ``MOBILLAMA_V_PURE=1``, the install goes on without it: numpy answers then. A wheel fits
+every Python, and every platform where it holds no library. Everything else is in pyproject.toml.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("mobillama_v/backends/native/csrc")
@@ -23,18 +26,25 @@ class BuildEngine(build_ext):
         return []
 
 
+class TaggedWheel(bdist_wheel):
+    """Says what a wheel fits: ctypes asks for no version of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Called when everything has been built."""
+        self.root_is_pure = not any(Path(self.bdist_dir).rglob("_native*"))
+        return "py3", "none", "any" if self.root_is_pure else super().get_tag()[2]
+
+
+engine = Extension(
+    "mobillama_v.backends.native._native",
+    sources=[str(path) for path in sorted(NATIVE.glob("*.cpp"))],
+    depends=[str(path) for pattern in ("*.h", "*.inc") for path in sorted(NATIVE.glob(pattern))],
+    extra_compile_args=["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else UNIX,
+    extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
+    optional=True,
+    py_limited_api=True,  # in the file's name
+)
 setup(
-    ext_modules=[
-        Extension(
-            "mobillama_v.backends.native._native",
-            sources=[str(path) for path in sorted(NATIVE.glob("*.cpp"))],
-            depends=[str(path) for pattern in ("*.h", "*.inc") for path in sorted(NATIVE.glob(pattern))],
-            extra_compile_args=["/std:c++17", "/O2", "/EHsc"] if sys.platform == "win32" else UNIX,
-            extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
-            optional=True,
-            py_limited_api=True,
-        )
-    ],
-    cmdclass={"build_ext": BuildEngine},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=[] if os.environ.get("MOBILLAMA_V_PURE") == "1" else [engine],
+    cmdclass={"build_ext": BuildEngine, "bdist_wheel": TaggedWheel},
 )
