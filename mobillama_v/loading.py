@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from mobillama_v.backends.numpy.layers import MisfitError
 from mobillama_v.backends.select import BackendPlan, is_small, select_backend
 from mobillama_v.checkpoint import tensor_names
 from mobillama_v.config import ModelConfig
-from mobillama_v.errors import needs
+from mobillama_v.errors import CheckpointError, needs
 from mobillama_v.generate import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
 from mobillama_v.tokenization import TextTokenizer
@@ -67,8 +68,11 @@ def load_plan(name: str, folder: Path, config: ModelConfig, plan: BackendPlan) -
         try:
             vision, packed = numpy_backend.load(folder, config, lambda: _torch_parts(folder, config, unpacked)[0])
         except MisfitError as error:
-            with needs(f"the model in {str(folder)!r}, where numpy finds {error},"):
-                import torch  # noqa: F401
+            if importlib.util.find_spec("torch") is None:
+                raise CheckpointError(
+                    f"the model in {str(folder)!r} cannot be read, for numpy finds {error}: copy it again, or let torch "
+                    "read it (pip install 'mobillama-v[torch]')."
+                ) from error
         else:
             return Assistant(name, config, tokenizer, vision, _packed_engine(packed, plan), plan.describe())
         plan = dataclasses.replace(plan, vision="torch", why=f"{plan.why}; numpy cannot read its files")

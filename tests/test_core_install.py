@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,12 +67,15 @@ try:
 except mobillama_v.MobiLlamaVError as error:
     print(error)
 """
-    folder = str(nano_like)
+    folder, damaged = str(nano_like), shutil.copytree(nano_like, tmp_path / "damaged")
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:9999])
+    shapes = str(ROOT / "demo/examples/shapes.png")
     doors = {
+        ("describe", shapes, "-m", str(damaged)): "torch",
         ("init", str(tmp_path / "new"), "--decoder", "random:mobillama-0.5b"): "torch",
         ("quantize", folder, str(tmp_path / "new")): "torch",
-        ("describe", str(ROOT / "demo/examples/shapes.png"), "-m", folder, "--engine", "torch"): "torch",
-        ("describe", str(ROOT / "demo/examples/shapes.png"), "-m", folder, "--device", "cuda"): "torch",
+        ("describe", shapes, "-m", folder, "--engine", "torch"): "torch",
+        ("describe", shapes, "-m", folder, "--device", "cuda"): "torch",
         ("train", "align-558k", "--dry-run"): "train",
         ("serve",): "serve",
         ("demo",): "demo",
