@@ -70,7 +70,7 @@ def load_plan(name: str, folder: Path, config: ModelConfig, plan: BackendPlan) -
         except MisfitError as error:
             if importlib.util.find_spec("torch") is None:
                 raise CheckpointError(
-                    f"the model in {str(folder)!r} cannot be read, for numpy finds {error}: copy it again, or let torch "
+                    f"the model in {str(folder)!r} cannot be read, as numpy finds {error}: copy it again, or let torch "
                     "read it (pip install 'mobillama-v[torch]')."
                 ) from error
         else:
