@@ -91,7 +91,7 @@ def _provided() -> list[str]:
 
 
 def _lacks(extra: str) -> list[str]:
-    """What an extra needs and is not here, by name; of another version than it needs, in a few words."""
+    """What an extra needs and is not here: packages and other extras by name, another version in a few words."""
     from packaging.requirements import Requirement
 
     found: list[str] = []
@@ -100,7 +100,7 @@ def _lacks(extra: str) -> list[str]:
         if need.marker is None or need.marker.evaluate({"extra": ""}) or not need.marker.evaluate({"extra": extra}):
             continue
         if need.name == "mobillama-v":
-            found += [each for inner in sorted(need.extras) for each in _lacks(inner)]
+            found += [inner for inner in sorted(need.extras) if _lacks(inner)]
         elif (version := _version(need.name)) is None:
             found.append(need.name)
         elif not need.specifier.contains(version, prereleases=True):
