@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 from PIL import Image
@@ -17,6 +18,7 @@ import mobillama_v
 from mobillama_v.cli import doctor
 from mobillama_v.cli.main import app
 from mobillama_v.errors import EXTRAS, MissingExtraError, MobiLlamaVError, needs
+from serving import RED, data_url, encoded, question, running
 
 ROOT = Path(__file__).parent.parent
 LIBRARIES = {"numpy", "PIL", "tokenizers", "safetensors", "typer", "shellingham", "annotated_doc", "mobillama_v"}
@@ -88,6 +90,39 @@ except mobillama_v.MobiLlamaVError as error:
         assert stderr.startswith("error: ") and f"pip install 'mobillama-v[{extra}]'" in stderr, (door, stderr)
     assert out[-1] == ("MobiLlamaVForConditionalGeneration needs torch: pip install 'mobillama-v[torch]'.")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.fixture
+def no_torch(tmp_path: Path) -> str:
+    """A folder for ``PYTHONPATH`` with which torch, transformers and open_clip are not there."""
+    for name in ("torch", "transformers", "open_clip"):
+        (tmp_path / "without" / name).mkdir(parents=True)
+        (tmp_path / "without" / name / "__init__.py").write_text(f"raise ModuleNotFoundError('none', name={name!r})")
+    return str(tmp_path / "without")
+
+
+def test_evaluation_needs_no_torch(nano_like: Path, picture: Path, no_torch: str, tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("image,question,answer\nred.png,What is this?,a square\n")
+    command = [sys.executable, "-m", "mobillama_v", "eval", "run", "custom", "-m", str(nano_like), "--data", "q.csv"]
+    done = subprocess.run(
+        [*command, "--output", "out"], env=os.environ | {"PYTHONPATH": no_torch}, cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "out").rglob("*.jsonl")) and b"exact" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["serve", pytest.param("demo", marks=pytest.mark.slow)])
+def test_serving_needs_no_torch(command: str, nano_like: Path, no_torch: str) -> None:
+    pytest.importorskip({"serve": "fastapi", "demo": "gradio"}[command])
+    with running(command, nano_like, PYTHONPATH=no_torch) as server:
+        message = question("What?", data_url(encoded(RED)))
+        asked = json.dumps({"model": nano_like.name, "messages": [message], "max_tokens": 4}).encode()
+        headers = {"Content-Type": "application/json"}
+        if command == "serve":
+            answer = urlopen(Request(f"{server.url}/v1/chat/completions", asked, headers)).read()
+            assert json.loads(answer)["usage"]["completion_tokens"] == 4
+        else:
+            assert b"gradio" in urlopen(server.url).read()
 
 
 def test_extras_are_those_of_the_package() -> None:
