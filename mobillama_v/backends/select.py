@@ -147,7 +147,7 @@ def _choose_decoder(
         return "native", gains
     if reason == library.missing():
         answers = "numpy" if numpy_can else "torch"
-        _tell(f"note: {answers} answers, which is slower: the native engine is not here ({reason}).")
+        _tell(f"note: {answers} answers; the native engine, which decodes faster, is not here ({reason}).")
     return ("numpy" if numpy_can else "torch"), reason
 
 

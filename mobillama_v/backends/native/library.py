@@ -62,8 +62,8 @@ def _open_once() -> tuple[ctypes.CDLL | None, str]:
     folder = Path(__file__).parent
     found = [path for path in sorted(folder.glob("_native*")) if path.suffix in (".so", ".pyd", ".dylib")]
     if not found:
-        built = "it was not built when this package was installed, for want of a C++ compiler"
-        return None, f"{built}; install one and this package again"
+        built = "this package was installed from its source without a C++ compiler, or from a pure wheel"
+        return None, f"{built}; install it again with a compiler, or from a wheel of this platform"
     try:
         return _open(found[0]), ""
     except (OSError, AttributeError) as error:
