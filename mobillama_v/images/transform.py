@@ -106,15 +106,18 @@ class ImageTransform:
         """
         pixels = np.asarray(self.apply(image))
         planes = np.empty((3, *pixels.shape[:2]), np.float32)
-        for channel, levels in enumerate(self._levels):
-            np.take(levels, pixels[..., channel], out=planes[channel], mode="clip")  # other modes check every index
+        for channel, (scale, shift) in enumerate(self._affine):  # plane by plane : a tenth of one expression over all
+            np.multiply(pixels[..., channel], scale, out=planes[channel], dtype=np.float32)
+            planes[channel] += shift
         return planes
 
     @cached_property
-    def _levels(self) -> np.ndarray:
-        """What each of the 256 values of a channel becomes, [3,256]: a look-up costs a tenth of the arithmetic."""
-        values = np.arange(256, dtype=np.float32) / np.float32(255)
-        return (values - np.asarray(self.mean, np.float32)[:, None]) / np.asarray(self.std, np.float32)[:, None]
+    def _affine(self) -> list[tuple[np.float32, np.float32]]:
+        """What each channel is multiplied by, and what is added then."""
+        return [
+            (np.float32(1 / (255 * std)), np.float32(-mean / std))
+            for mean, std in zip(self.mean, self.std, strict=True)
+        ]
 
     def batch(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Transform N images (also none) to float32 ``[N, 3, size, size]``, C-contiguous.

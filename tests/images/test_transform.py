@@ -165,3 +165,10 @@ def test_configuration_is_checked():
     ):
         with pytest.raises(ConfigError):
             ImageTransform(**{"size": 8, **bad})
+
+
+def test_normalizing_is_the_formula_to_half_a_millionth() -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    transform = ImageTransform(size=16)
+    expected = (levels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    np.testing.assert_allclose(transform(Image.fromarray(levels)).transpose(1, 2, 0), expected, rtol=0, atol=5e-7)
