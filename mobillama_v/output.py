@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,3 +47,29 @@ def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
         raise ConfigError(
             f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."
         ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that are free where ``path`` is, or is to be made."""
+    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    return shutil.disk_usage(there).free
+
+
+def require_space(path: Path, needed: int, what: str, instead: str) -> None:
+    """Ask for space before it is needed.
+
+    Args:
+        path: what is to be written, or its folder.
+        needed: bytes.
+        what: what needs them, for the message.
+        instead: what to do where there is no room.
+
+    Raises:
+        ConfigError: the disk has less.
+    """
+    free = free_bytes(path)
+    if needed > free:
+        raise ConfigError(
+            f"{what} take {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free at {str(path)!r}; make room, or "
+            f"choose {instead}."
+        )

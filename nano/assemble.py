@@ -14,7 +14,7 @@ from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration
 from mobillama_v.config import ModelConfig
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
 from mobillama_v.tokenization import TextTokenizer
-from mobillama_v.train.data.features import FeatureCache, fingerprint
+from mobillama_v.train.data.features import FeatureStore
 from nano import recognize, tower
 from nano.scenes import Scene
 from nano.stem import load_stem
@@ -92,9 +92,15 @@ def _trunk(model: MobiLlamaVForConditionalGeneration) -> HybridTrunk:
 
 
 def write_features(
-    start: Path, caches: list[StemCache], names: list[str], probabilities: np.ndarray, alone: list[str], folder: Path
+    start: Path,
+    caches: list[StemCache],
+    names: list[str],
+    probabilities: np.ndarray,
+    alone: list[str],
+    root: Path,
+    folder: Path,
 ) -> None:
-    """Fill a feature cache for every picture of the stem's caches, without running the stem again.
+    """Fill a feature store for every picture of the stem's caches, without running the stem again.
 
     Args:
         start: folder of the model with the trained tower.
@@ -102,30 +108,32 @@ def write_features(
         names: ``<image>#permuted`` names, whose class part is made of ``probabilities`` [M,1000] instead.
         probabilities: see ``names``.
         alone: ``<image>#account`` names, whose patches are zero.
-        folder: of the feature cache.
+        root: what names are relative to.
+        folder: of the feature store.
     """
-    if FeatureCache.is_complete(folder):
+    done = folder / "complete"
+    if done.exists():
         return
     model = MobiLlamaVForConditionalGeneration.from_pretrained(start)
-    trunk, print_of = _trunk(model), fingerprint(model.vision_tower, model.config.spec.image)
-    extra = model.vision_tower.extra
-    shape = (extra + model.vision_tower.patches, model.vision_tower.width)
-    pictures = [name for cache in caches for name in cache.names]
-    target = FeatureCache.create(folder, [*pictures, *names, *alone], shape, print_of)
+    trunk, extra, store = _trunk(model), model.vision_tower.extra, FeatureStore.of(model, folder)
+    every = [*(name for cache in caches for name in cache.names), *names]
     seen = [(cache.cells, i, cache.probabilities, i) for cache in caches for i in range(len(cache.names))]
     seen += [(caches[0].cells, caches[0].row[name.split("#")[0]], probabilities, i) for i, name in enumerate(names)]
-    for first in range(0, len(seen), _BATCH):
-        batch = seen[first : first + _BATCH]
-        cells = np.stack([source[i] for source, i, _, _ in batch])
-        shares = np.stack([source[i] for _, _, source, i in batch])
-        found = tower.features(trunk, cells, shares).numpy()
-        for row, array in enumerate(found, start=first):
-            target.write(row, array)
-    for name in alone:
-        array = target.read([name.split("#")[0]])[0].copy()
-        array[extra:] = 0
-        target.write(target.keys[name], array)
-    target.flush()
+    wanted = {name.split("#")[0]: name for name in alone}
+    with store.shard() as shard:
+        for first in range(0, len(seen), _BATCH):
+            batch = seen[first : first + _BATCH]
+            cells = np.stack([source[i] for source, i, _, _ in batch])
+            shares = np.stack([source[i] for _, _, source, i in batch])
+            with torch.inference_mode():
+                found = tower.features(trunk, cells, shares).numpy()
+            rows = dict(zip(every[first : first + _BATCH], found, strict=True))
+            for name in [each for each in rows if each in wanted]:
+                rows[wanted[name]] = np.concatenate([rows[name][:extra], np.zeros_like(rows[name][extra:])])
+            # Not found by their pictures: these are views of the stem, and of some there is no picture.
+            keys = store.pictures.name({root / name: row.tobytes() for name, row in rows.items()})
+            shard.add(keys, np.stack(list(rows.values())))
+    done.touch()
 
 
 def write_half(trained: Path, folder: Path) -> None:

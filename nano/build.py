@@ -267,7 +267,7 @@ def cache_features(start: Path, data: Path, caches: list[Any], folder: Path) -> 
     permuted = np.load(data / "photos-permuted.npz")
     drills = [json.loads((data / f"{name}-drills.json").read_text(encoding="utf-8")) for name in (SCENES, SIGNS)]
     alone = [record["image"] for told in drills for record in told if record["image"].endswith(ACCOUNT)]
-    write_features(start, caches, permuted["names"].tolist(), permuted["probabilities"], alone, folder)
+    write_features(start, caches, permuted["names"].tolist(), permuted["probabilities"], alone, data, folder)
 
 
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:

@@ -26,8 +26,9 @@ from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import lora
 from mobillama_v.train.data.dataset import Samples, TrainingSet, count_kinds, load_samples
 from mobillama_v.train.data.encoding import SUPERVISED, Encoding
-from mobillama_v.train.data.features import FeatureCache, compute, fingerprint
+from mobillama_v.train.data.features import PATHS, compute, tower_seconds
 from mobillama_v.train.data.parallel import cores
+from mobillama_v.train.data.picture_keys import PictureKeys
 from mobillama_v.train.data.preprocess import Problem, check_images
 from mobillama_v.train.data.sampler import Packs
 from mobillama_v.train.planner.memory import BatchShape
@@ -124,9 +125,10 @@ def encoding_of(recipe: Recipe, spec: ModelConfig) -> Encoding:
 
 
 def unusable_images(data: DataSection, paths: list[str]) -> dict[str, tuple[str, str]]:
-    """Images that training could not use, with kind and reason; cached features need no images."""
-    if not paths or (data.features is not None and FeatureCache.is_complete(Path(data.features))):
-        return {}
+    """Images that training could not use, with kind and reason."""
+    if data.features is not None:  # it may hold rows of which there is no file
+        keys, root = PictureKeys(Path(data.features) / PATHS), Path(data.image_root)
+        paths = [path for path in paths if not keys.is_named(root / path)]
     decode, workers = data.check_images == "decode", cores(alone=True)  # the other ranks wait for the first
     with Progress() as bar:
         done = functools.partial(bar, "images", total=len(paths))
@@ -177,28 +179,21 @@ class Setup:
         return cls(recipe, model, tokenizer, samples, plan, skipped, packs)
 
     def dataset(self) -> TrainingSet:
-        """The samples with their pictures; computes the cache of features that the recipe names where it is missing.
+        """The samples with their pictures; adds what is missing to the store of features that the recipe names.
 
         Raises:
-            ImageError: an image that cannot be read.
-            DataError: a cache that does not fit.
+            MobiLlamaVError: an image that cannot be read, or no room for the features.
         """
-        data, paths = self.recipe.data, self.samples.image_paths()
-        root, cache = Path(data.image_root), None
+        train, data, paths = self.recipe.train, self.recipe.data, self.samples.image_paths()
+        root, features = Path(data.image_root), None
         if data.features is not None and paths:
-            cache = self._features(Path(data.features), paths, root)
-        return TrainingSet(self.samples, image_root=root, transform=self.model.config.spec.image, features=cache)
+            options: dict[str, Any] = {"workers": train.dataloader_workers, "precision": train.precision}
+            features = compute(self.model, paths, root, Path(data.features), **options)
+        return TrainingSet(self.samples, image_root=root, transform=self.model.config.spec.image, features=features)
 
-    def _features(self, folder: Path, paths: list[str], root: Path) -> FeatureCache:
-        print_key = fingerprint(self.model.vision_tower, self.model.config.spec.image)
-        distributed.on_rank0(lambda: self._fill(folder, paths, root))
-        cache = FeatureCache.open(folder, fingerprint=print_key)
-        cache.require(paths)
-        return cache
-
-    def _fill(self, folder: Path, paths: list[str], root: Path) -> None:
-        if not FeatureCache.is_complete(folder):
-            compute(self.model, paths, root, folder)
+    def seconds_per_image(self) -> float:
+        """How long the tower takes for an image of a batch, as :func:`compute` runs it here; decoding is not in it."""
+        return tower_seconds(self.model.vision_tower, self.model.config.spec.image.size, 8, self.recipe.train.precision)
 
     def describe(self) -> str:
         """What learns, from what, for how long, as lines of text."""

@@ -55,7 +55,7 @@ class DataSection:
         "tokens of a sample, images included; null: the model's context", default=None, least=2
     )
     features: str | None = _help(
-        "folder of the frozen tower's cached outputs, filled when it is missing; null: the tower runs at each step",
+        "folder where the frozen tower's outputs are stored, and new images' added; null: the tower runs at each step",
         default=None,
     )
     skip_bad: bool = _help("train without records that cannot be learned from, instead of refusing them", default=False)

@@ -107,6 +107,7 @@ def _plan(recipe: Recipe, gpu: str | None, gpus: str, mfu: float | None) -> str:
     from mobillama_v.train.planner import plan
     from mobillama_v.train.planner.gpus import gpu as find_gpu
 
+    seconds: float | None = None
     kind = None if gpu is None else find_gpu(gpu)
     counts = [int(count) for count in gpus.split(",")] if re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", gpus) else []
     if not counts:
@@ -117,10 +118,15 @@ def _plan(recipe: Recipe, gpu: str | None, gpus: str, mfu: float | None) -> str:
 
         setup = Setup.of(recipe)
         spec, stats, lines = setup.model.config.spec, setup.stats(), [setup.describe()]
+        images = len(setup.samples.image_paths())
+        if recipe.data.features is not None and kind is None:
+            seconds = setup.seconds_per_image()
     else:
         spec, stats = plan.assumed_spec(recipe), plan.assumed_stats(recipe)
-        lines = [plan.describe_assumed(recipe, spec, stats)]
+        lines, images = [plan.describe_assumed(recipe, spec, stats)], round(stats.samples * stats.images)
     lines.append(plan.describe_checkpoints(recipe, spec))
+    if recipe.data.features is not None:
+        lines.append(plan.describe_features(spec, recipe.data.features, images, seconds))
     if kind is not None:
         mfu = plan.default_mfu(recipe, spec, stats) if mfu is None else mfu
         lines.append(plan.describe_gpus(recipe, spec, stats, kind, counts, mfu))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mobillama_v.loading import load
-from mobillama_v.train.data.features import FeatureCache
+from mobillama_v.train.data.features import FeatureStore
 from nano import build, stem
 
 SIZES = build.Sizes(
@@ -35,9 +35,9 @@ def test_from_nothing_to_a_model_that_answers(
         Image.effect_noise((120, 90), 90).convert("RGB").save(photos / f"{i}.jpg")
     out = tmp_path / "out"
     trained = build.build(photos, out, sizes=SIZES, workers=1)
-    whole, alone = FeatureCache.open(out / "features").read(
-        [f"images/signs/000001.png{end}" for end in ("", "#account")]
-    )
+    names = [out / "data" / f"images/signs/000001.png{end}" for end in ("", "#account")]
+    store = FeatureStore.of(load(str(out / "start"), engine="torch").network, out / "features")
+    whole, alone = store.read(store.pictures.of(names))
     np.testing.assert_array_equal(alone[:-49], whole[:-49])
     assert alone[:-49].any() and whole[-49:].any() and not alone[-49:].any()
 

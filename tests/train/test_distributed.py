@@ -17,6 +17,7 @@ import tiny
 from mobillama_v import MobiLlamaVForConditionalGeneration
 from mobillama_v.train.build import Setup
 from mobillama_v.train.data.collate import Collator
+from mobillama_v.train.data.picture_keys import KEY_BYTES
 from mobillama_v.train.data.sampler import TrainingSampler
 from mobillama_v.train.deepspeed_config import deepspeed_config
 from mobillama_v.train.monitor.val_samples import read_answers
@@ -167,6 +168,7 @@ CASES = {
     "zero2-align": ("align", ["train.deepspeed=zero2"]),
     "zero2-lora": ("lora", ["train.deepspeed=zero2"]),
     "zero3-lora": ("lora", ["train.deepspeed=zero3", "train.gradient_checkpointing=true"]),
+    "stored-features": ("align", ["data.features={folder}/features"]),
     "zero3-align": ("align", ["train.deepspeed=zero3", "train.batch_size=1", "train.global_batch_size=4"]),
 }
 
@@ -178,7 +180,7 @@ def test_two_processes_have_the_losses_of_one(case: str, recipes, launch, start_
     recipe = recipes[name]
     single = run(load_recipe(recipe, overrides(start_folder, corpus, tmp_path / "one", "train.batch_size=4")))
     args = overrides(start_folder, corpus, tmp_path / "two", "train.batch_size=2", *more)
-    done = launch(recipe, args)
+    done = launch(recipe, [each.format(folder=tmp_path) for each in args])
     assert done.returncode == 0, done.stderr[-3000:]
     assert trace(tmp_path / "two") == pytest.approx(trace(tmp_path / "one"), rel=CLOSE)
     assert done.stdout.count("step 6/6") == 1
@@ -190,6 +192,8 @@ def test_two_processes_have_the_losses_of_one(case: str, recipes, launch, start_
     for folder in (tmp_path / "two" / "final", tmp_path / "two" / "checkpoint-6"):
         MobiLlamaVForConditionalGeneration.from_pretrained(folder)
     assert not (tmp_path / "two" / ".partial").exists()
+    shares = [path.stat().st_size // KEY_BYTES for path in (tmp_path / "features").glob("*/*.keys")]
+    assert shares == ([12, 12] if case == "stored-features" else [])  # half of the 24 pictures each
 
 
 @pytest.mark.slow

@@ -325,3 +325,14 @@ def test_bad_records_stop_a_training_before_its_first_step_or_are_left_out(
     assert "20 samples, 20 images" in out
     kept = Setup.of(load_recipe("nano-align", [*args, "data.skip_bad=true", "data.duplicates=keep"])).samples
     assert [name for _, name in kept.records] == [f"p{i}" for i in range(24) if f"p{i}" not in bad] + ["again"]
+
+
+def test_pictures_are_checked_though_their_features_are_stored(start_folder, corpus, tmp_path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(corpus / "images", root)
+    recipe = load_recipe("nano-align", overrides(start_folder, corpus, tmp_path / "run", f"data.image_root={root}"))
+    Setup.of(recipe).dataset()
+    (root / "5.png").write_bytes((root / "5.png").read_bytes()[:50])
+    (root / "7.png").unlink()
+    with pytest.raises(DataError, match=r"2 of 32 records cannot .*1 unreadable image, 1 missing image"):
+        Setup.of(recipe)

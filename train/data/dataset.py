@@ -21,7 +21,7 @@ from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.prompt import IGNORE_INDEX
 from mobillama_v.train.data.encoding import IMAGE, SUPERVISED, Encoding, labels_of
-from mobillama_v.train.data.features import FeatureCache
+from mobillama_v.train.data.features import StoredFeatures
 from mobillama_v.train.data.preprocess import Outcome, Problem, partition, preprocess
 from mobillama_v.train.data.sampler import Packs
 from mobillama_v.train.recipe import DataFile
@@ -158,14 +158,14 @@ def _samples(outcomes: Sequence[Outcome]) -> Samples:
 
 
 class TrainingSet(Dataset[dict[str, Any]]):
-    """Samples with their pictures: decoded when asked for, or the tower's cached outputs.
+    """Samples with their pictures: decoded when asked for, or the tower's stored outputs.
 
     An item has ``input_ids`` [T] int64, ``labels`` [T] int64 (see :func:`labels_of`), ``image_mask`` [T] bool, and
     where the sample has images ``pixel_values`` [n,3,S,S] float32 or ``image_features`` [n,E+P,Dv] float16.
     """
 
     def __init__(
-        self, samples: Samples, *, image_root: Path, transform: ImageTransform, features: FeatureCache | None = None
+        self, samples: Samples, *, image_root: Path, transform: ImageTransform, features: StoredFeatures | None = None
     ) -> None:
         self.samples, self.image_root, self.transform, self.features = samples, image_root, transform, features
 

@@ -6,10 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import RecipeError
 from mobillama_v.hub import find_model, read_spec
+from mobillama_v.output import free_bytes
 from mobillama_v.presets import preset
 from mobillama_v.train.planner.gpus import Gpu
 from mobillama_v.train.planner.memory import BatchShape, Counts, Memory, estimate
@@ -112,12 +114,28 @@ def floating_point_operations(recipe: Recipe, spec: ModelConfig, stats: DataStat
     blocks = 2 * matrices * tokens + 2 * layers * decoder.hidden_size * stats.mean * tokens  # causal attention
     head = 2 * parts["head"] * samples * stats.supervised
     times = 3 if train.modules.decoder is not None and train.lora is None else 2
-    counts, shape = Counts.of(spec, train), spec.tower_shape()
-    visual = samples * stats.images
-    tower = 0.0 if recipe.data.features else 2 * shape.parameters * (shape.patches + shape.prefix) * visual
+    counts, visual = Counts.of(spec, train), samples * stats.images
+    tower = 0.0 if recipe.data.features else tower_operations(spec, visual)
     projector = 6 * counts.all["projector"] * spec.tokens_per_image() * visual
     useful = times * (blocks + head) + projector + tower * (1 if train.modules.tower is None else 3)
     return useful, useful + (blocks if train.gradient_checkpointing else 0)
+
+
+def tower_operations(spec: ModelConfig, images: float) -> float:
+    """Floating-point operations of the tower going forward."""
+    shape = spec.tower_shape()
+    return 2 * shape.parameters * (shape.patches + shape.prefix) * images
+
+
+def describe_features(spec: ModelConfig, folder: str, images: int, seconds: float | None = None) -> str:
+    """One line: what the features of all images take of the disk, and hours where ``seconds`` an image are known."""
+    shape = spec.tower_shape()
+    one, free = 2 * (shape.patches + shape.extra(spec.tower)) * shape.width, free_bytes(Path(folder))
+    line = (
+        f"features up to {images * one / 1e9:,.1f} GB in {folder} ({images:,} images of {one / 1e6:.2f} MB), where "
+        f"{free / 1e9:,.1f} GB are free{'' if images * one <= free else ': not enough'}"
+    )
+    return line if seconds is None else f"{line}; {images * seconds / 3600:,.1f} hours on this machine, once"
 
 
 def batch_on(recipe: Recipe, devices: int) -> tuple[int, int]:
@@ -148,8 +166,10 @@ def describe_gpus(
         f"GPUs  {'batch' if train.pack_tokens is None else 'tokens':<10}    steps  weights  gradients  optimizer  "
         "activations  logits  buffers   peak  fits  hours",
     ]
-    small = []
+    small, filling = [], []
+    images = tower_operations(spec, stats.samples * stats.images) if recipe.data.features else 0.0
     for devices in counts:
+        filling.append(f"{images / (devices * peak * 1e12 * mfu) / 3600:,.1f} on {devices}")
         size, accumulation = batch_on(recipe, devices)
         if size != train.batch_size:
             small.append(f"{devices} GPUs: train.batch_size={size}")
@@ -165,6 +185,8 @@ def describe_gpus(
         "assumption; give --mfu what you measure"
     )
     lines.append("peak without CUDA's context, NCCL and fragmentation: leave a tenth")
+    if images:
+        lines.append(f"features, once: {', '.join(filling)} hours, not in the table")
     if small:
         lines.append(f"for the global batch of {train.global_batch_size}, {'; '.join(small)}")
     return "\n".join(lines)

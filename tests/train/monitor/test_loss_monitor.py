@@ -15,6 +15,8 @@ import pytest
 
 import tiny
 from mobillama_v.errors import DataError
+from mobillama_v.train.data.features import PATHS
+from mobillama_v.train.data.picture_keys import PictureKeys
 from mobillama_v.train.monitor.loss_monitor import FEWEST, IN_SUCCESSION, SUSPECTS, LossMonitor
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
@@ -99,16 +101,15 @@ def losses(output: Path) -> list[float]:
 def test_a_training_that_goes_wrong_names_its_records_and_goes_on_once_that_is_fixed(
     start_folder, corpus, tmp_path, tmp_path_factory
 ) -> None:
-    """The features of one image are spoiled in the cache, as by a broken disk; without the cache all is well again."""
+    """The features of one image are spoiled in the store, as by a broken disk; as they were, all is well again."""
     args = overrides(start_folder, corpus, tmp_path / "whole")
     run(load_recipe("nano-align", args))
-    features = tmp_path / "features" / "features.npy"
-    rows = json.loads((tmp_path / "features" / "keys.json").read_text())
-    whole = features.read_bytes()
-    stored = np.load(features, mmap_mode="r+")
-    stored[rows["5.png"]] = np.nan
-    stored.flush()
-    del stored
+    (features,) = (tmp_path / "features").glob("*/*.rows")
+    (key,) = PictureKeys(tmp_path / "features" / PATHS).of([corpus / "images" / "5.png"])
+    keys, whole = features.with_suffix(".keys").read_bytes(), features.read_bytes()
+    stored = np.frombuffer(whole, np.float16).reshape(len(keys) // len(key), -1).copy()
+    stored[keys.index(key) // len(key)] = np.nan
+    features.write_bytes(stored.tobytes())
 
     output = tmp_path / "spoiled"
     args = overrides(start_folder, corpus, output)

@@ -118,3 +118,16 @@ def test_gpus_are_found_however_they_are_written() -> None:
     assert gpu("RTX 4090") is gpu("rtx4090") is GPUS["rtx-4090"]
     with pytest.raises(RecipeError, match="choose one of"):
         gpu("t4")
+
+
+def test_the_size_and_hours_of_stored_features_are_planned(tmp_path) -> None:
+    store = f"data.features={tmp_path / 'features'}"
+    done = dry_run("align-558k", store, "--gpu", "a100-80gb", "--gpus", "1,8", "--mfu", "0.4")
+    assert done.returncode == 0, done.stderr
+    size = 558_128 * 576 * 1024 * 2 / 1e9  # LLaVA-1.5's tower: 576 patches of width 1024, in half precision
+    assert f"features up to {size:,.1f} GB" in done.stdout and f"{size:,.0f}" == "658"
+    shape = SPEC.tower_shape()
+    hours = 2 * shape.parameters * 577 * 558_128 / (312e12 * 0.4) / 3600
+    assert f"features, once: {hours:,.1f} on 1, {hours / 8:,.1f} on 8 hours" in done.stdout
+    assert plan.describe_features(SPEC, str(tmp_path), 36_000, 0.5).endswith("; 5.0 hours on this machine, once")
+    assert "not enough" in plan.describe_features(SPEC, str(tmp_path), 10**15)
