@@ -11,7 +11,7 @@ from typing import Any
 from mobillama_v.errors import DataError
 from mobillama_v.eval.benchmarks import registry
 from mobillama_v.eval.results import Judged, Result, paper_score, read_result, results_of
-from mobillama_v.eval.stats import difference, headline_rows
+from mobillama_v.eval.stats import INTERVALS, difference, headline_rows
 
 
 @dataclass(frozen=True)
@@ -134,16 +134,23 @@ def comparison_rows(columns: Sequence[Column]) -> list[list[str]]:
     for name in benchmarks_of(columns):
         results = [column.results.get(name) for column in columns]
         measure = next(result.score.headline_name for result in results if result)
-        scores = [result.headline if result else "–" for result in results]
+        scores = [result.shown if result else "–" for result in results]
         rows.append([f"{name}, {measure}", *scores, paper_score(name)])
     return rows
+
+
+def caption(columns: Sequence[Column]) -> str:
+    """What stands below the table."""
+    partial = any(result.partial for column in columns for result in column.results.values())
+    warning = "Warning: what is partial cannot be compared with published scores, nor with other parts. "
+    return (warning if partial else "") + f"In brackets: {INTERVALS}."
 
 
 def markdown(columns: Sequence[Column], shown: int) -> str:
     """The comparison as Markdown, with ``shown`` of each pair's disagreements."""
     header, *body = comparison_rows(columns)
     lines = ["# Runs side by side", "", row(header), "|" + " --- |" * len(header), *map(row, body), ""]
-    lines += ["In brackets: 95 % bootstrap intervals over images, seed 0.", ""]
+    lines += [caption(columns), ""]
     for each in pairs(columns):
         lines += [f"## {each.benchmark}: {cell(each.first)} and {cell(each.second)}", "", sentence(each), ""]
         if each.disagreements and shown:

@@ -17,7 +17,7 @@ from mobillama_v.eval.store import RUN, SCORE, read_json, write_json
 
 @dataclass(frozen=True)
 class Judged:
-    """One question as it was judged: ``correct`` is 0 to 1, ``unit`` what the bootstrap draws (its images).
+    """One question as it was judged: ``correct`` is 0 to 1, ``unit`` what goes right or wrong together (its images).
 
     ``images`` are files, which may have gone since.
     """
@@ -66,12 +66,24 @@ class Result:
         return f"{value:,.{self.kind.digits}f}"
 
     @property
+    def partial(self) -> str:
+        """What makes the score no whole set's, as ``1,247 of 12,578 questions``; empty where nothing does."""
+        official, count = self.about.get("official_questions"), len(self.questions)
+        parts = [f"{count:,} of {official:,} questions"] if official and official != count else []
+        return ", ".join(parts + [f"{len(self.score.missing):,} without an answer"] * bool(self.score.missing))
+
+    @property
     def headline(self) -> str:
         """The score with its interval, as ``41.20 (38.9 to 43.4)``."""
         text = self.figure(self.score.headline)
         if self.interval:
             text += " ({:,.1f} to {:,.1f})".format(*self.interval)
         return text
+
+    @property
+    def shown(self) -> str:
+        """The headline in a table, with what makes it partial."""
+        return f"{self.headline}, partial: {self.partial}" if self.partial else self.headline
 
 
 def paper_score(benchmark: str) -> str:

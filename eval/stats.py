@@ -1,13 +1,19 @@
-"""How sure a score is: percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13) with a fixed seed.
+"""How sure a score is.
 
-Whole images are drawn with all their questions, since answers about one picture go right or wrong together: drawing
-questions would make intervals of GQA (31 questions an image) too narrow. Questions without an image are drawn alone.
+An interval is Wilson's (1927), which also says something where every answer is right, or none. Its number of trials is
+that of independent questions with the same variance. Answers about one picture go right or wrong together, so the
+variance is taken over images (Cochran 1977, chapter 6): counting questions would make intervals of GQA (31 questions an
+image) too narrow. A question without an image is alone.
+
+The difference of two runs is a percentile bootstrap (Efron and Tibshirani 1993, chapter 13) with a fixed seed, which
+draws images, for both runs the same.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -15,6 +21,9 @@ import numpy as np
 from mobillama_v.eval.benchmarks import registry
 
 DRAWS, SEED, CONFIDENCE = 2000, 0, 0.95
+INTERVALS = "95 % Wilson intervals, variance over images"
+_NONE = 1e-18  # a variance that is rounding alone
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _CHUNK = 200  # draws at a time, which bounds memory
 
 
@@ -45,7 +54,19 @@ def interval(benchmark: str, headline: float, rows: Sequence[Row]) -> tuple[floa
     chosen = headline_rows(benchmark, headline, rows)
     if not chosen:
         return None
-    return _percentiles(_draws(benchmark, [chosen])[0])
+    (parts,) = _strata(benchmark, [chosen])
+    top = sum(part.top for part in parts)
+    share, variance = headline / top, sum(part.variance() for part in parts) / top**2
+    trials = share * (1 - share) / variance if variance > _NONE else sum(part.units for part in parts)
+    low, high = wilson(share, trials)
+    return top * low, top * high
+
+
+def wilson(share: float, trials: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (0 to 1) of so many independent trials."""
+    middle, whole = share + _Z**2 / (2 * trials), 1 + _Z**2 / trials
+    spread = _Z * math.sqrt(share * (1 - share) / trials + (_Z / (2 * trials)) ** 2)
+    return max(0.0, (middle - spread) / whole), min(1.0, (middle + spread) / whole)
 
 
 def difference(benchmark: str, first: Sequence[Row], second: Sequence[Row]) -> tuple[float, tuple[float, float]]:
@@ -85,6 +106,19 @@ class _Stratum:
             self._right[i] += row.correct
             self._asked[i] += 1
             self._whole[i] = min(self._whole[i], row.correct)
+
+    @property
+    def top(self) -> float:
+        """The best value."""
+        return 200.0 if self._whole_units else 100.0
+
+    def variance(self) -> float:
+        """Of the statistic over units, to first order."""
+        asked = self._asked.sum()
+        parts = (self._right - self._right.sum() / asked * self._asked) / asked
+        if self._whole_units:
+            parts = parts + (self._whole - self._whole.mean()) / self.units
+        return float(100**2 * (parts**2).sum())
 
     def value(self, weights: Array) -> Array:
         """The statistic [B] of units that were drawn ``weights`` [B,U] times."""

@@ -10,6 +10,7 @@ from mobillama_v.eval.benchmarks.base import Chart
 from mobillama_v.eval.evaluate import TOO_LONG
 from mobillama_v.eval.report.samples import Pictures, pick
 from mobillama_v.eval.results import Judged, Result
+from mobillama_v.eval.stats import INTERVALS
 from mobillama_v.markup import Html, join, tag
 
 _SHOWN = 8  # right ones, and as many wrong ones, of each benchmark
@@ -61,7 +62,7 @@ def _about(results: Sequence[Result]) -> str:
 def _small_print(results: Sequence[Result]) -> str:
     paper = any(result.kind.paper_score is not None for result in results)
     return (
-        "Greedy answers. Intervals: 95 %, bootstrap over images with their questions, seed 0. "
+        f"Greedy answers. {INTERVALS}. "
         + ("Paper: MobiLlama-V 0.8B, arXiv 2402.16840, table 8. " if paper else "")
         + f"Made by MobiLlama-V {results[0].about.get('version', '')}."
     )
@@ -88,6 +89,7 @@ def _card(result: Result) -> Html:
         tag("div", result.figure(score.headline), tag("small", "%" if top == 100 else f"of {top:,.0f}"), class_="big"),
         tag("div", *ruler, class_="ruler", aria_hidden="true"),
         tag("div", *legend, class_="legend"),
+        tag("div", f"Partial: {result.partial}", class_="partial") if result.partial else Html(""),
         class_="score",
         href=f"#{result.benchmark}",
     )

@@ -9,6 +9,7 @@ from mobillama_v.eval.compare import benchmarks_of, cell, read_columns, row
 from mobillama_v.eval.report.page import notes, page, settings_of
 from mobillama_v.eval.report.samples import pick
 from mobillama_v.eval.results import Result, paper_score
+from mobillama_v.eval.stats import INTERVALS
 from mobillama_v.eval.store import write_text
 
 _SHOWN = 5  # wrong answers of each benchmark in the Markdown
@@ -36,8 +37,8 @@ def markdown(results: Sequence[Result], title: str) -> str:
     lines.append("| --- | --- | --- | --- |")
     for result in results:
         title, paper = str(result.about["title"]), paper_score(result.benchmark)
-        lines.append(row([title, result.score.headline_name, result.headline, paper]))
-    lines += ["", "In brackets: 95 % bootstrap intervals over images, seed 0."]
+        lines.append(row([title, result.score.headline_name, result.shown, paper]))
+    lines += ["", f"In brackets: {INTERVALS}."]
     for result in results:
         lines += ["", *_section(result)]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from pathlib import Path
@@ -25,7 +26,7 @@ from mobillama_v.eval.compare import (
     sentence,
 )
 from mobillama_v.eval.results import Judged, Result, paper_score, write_result
-from mobillama_v.eval.stats import difference, headline_rows, interval, statistic
+from mobillama_v.eval.stats import difference, headline_rows, interval, statistic, wilson
 
 
 def judged(i: int, correct: float, *, unit: str | None = None, text: str = "x", **group: str) -> Judged:
@@ -42,12 +43,24 @@ def result(name: str, correct: list[float], **settings: str) -> Result:
 
 def test_the_interval_is_that_of_a_mean() -> None:
     chance = random.Random(0)
-    rows = [judged(i, float(chance.random() < 0.6)) for i in range(2_000)]
+    rows = [judged(i, chance.random() ** 2) for i in range(2_000)]  # partly right, as soft accuracies are
     mean = statistic("gqa", rows)
     low, high = interval("gqa", mean, rows) or (0, 0)
     error = 100 * np.std([row.correct for row in rows]) / np.sqrt(len(rows))
-    assert mean - low == pytest.approx(1.96 * error, rel=0.1) and high - mean == pytest.approx(1.96 * error, rel=0.1)
-    assert interval("gqa", mean, rows) == (low, high)  # a fixed seed
+    assert mean - low == pytest.approx(1.96 * error, rel=0.05) and high - mean == pytest.approx(1.96 * error, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "expected"),
+    # (2k + z² ± z sqrt(z² + 4k(1 - k/n))) / 2(n + z²)
+    [(0, 28, (0.0, 12.0643)), (28, 28, (87.9357, 100.0)), (1, 2, (9.4531, 90.5469)), (7, 50, (6.9509, 26.1862))],
+)
+def test_of_right_and_wrong_answers_it_is_wilsons(right: int, count: int, expected: tuple[float, float]) -> None:
+    rows = [judged(i, float(i < right)) for i in range(count)]
+    assert interval("gqa", 100 * right / count, rows) == pytest.approx(expected, abs=1e-3)
+    same = [judged(i, 0.3) for i in range(count)]  # no variance at all
+    low, high = interval("gqa", 30.0, same) or (0, 0)
+    assert 0 < low < 30 < high < 100
 
 
 def test_questions_on_one_image_make_the_interval_wider() -> None:
@@ -69,7 +82,9 @@ def test_points_of_mme_count_pairs() -> None:
     assert statistic("mme", rows) == pytest.approx(75 + 50 + 50 + 0)
     assert headline_rows("mme", 125.0, rows) == rows[:4]
     low, high = interval("mme", 125.0, rows) or (0, 0)
-    assert (low, high) == (50 + 0, 100 + 100)  # b, b to a, a: the only other drawings
+    # Of one category, 125 of 200 points. What the pictures a and b add to it varies by 1/8 + 1/4 of 100 each.
+    trials = (125 / 200) * (75 / 200) / (2 * (37.5 / 200) ** 2)
+    assert (low, high) == pytest.approx([200 * each for each in wilson(125 / 200, trials)])
 
 
 def test_a_headline_of_questions_with_an_image() -> None:
@@ -113,13 +128,25 @@ def test_the_paper_stands_beside_the_runs() -> None:
     assert benchmarks_of(columns) == ["gqa", "mme", "custom"]
     header, *body = comparison_rows(columns)
     assert header == ["benchmark", "one", "two", "MobiLlama-V 0.8B (paper)"]
-    assert body[0] == ["gqa, accuracy", "50.00 (0.0 to 100.0)", "100.00 (100.0 to 100.0)", "58.5"]
+    assert body[0] == ["gqa, accuracy", "50.00 (9.5 to 90.5)", "100.00 (34.2 to 100.0)", "58.5"]
     assert body[1][2:] == ["–", "1,191.9"] and body[2][3] == "–"
     assert [paper_score(name) for name in public()] == ["58.5", "53.1", "41.4", "1,191.9"]
     text = markdown(columns, shown=1)
-    assert "| gqa, accuracy | 50.00 (0.0 to 100.0) |" in text and "Question 1?" in text
+    assert "| gqa, accuracy | 50.00 (9.5 to 90.5) |" in text and "Warning" not in text and "Question 1?" in text
     (line,) = disagreement_lines(pairs(columns)).splitlines()
     assert json.loads(line)["winner"] == "two" and json.loads(line)["question_id"] == "q1"
+
+
+def test_a_partial_run_is_marked(tmp_path: Path) -> None:
+    whole, part = result("gqa", [1, 0]), result("gqa", [1, 0])
+    whole.about["official_questions"], part.about["official_questions"] = 2, 12_578
+    missing = dataclasses.replace(whole, score=dataclasses.replace(whole.score, missing=("q1",)))
+    columns = [Column(name, {"gqa": each}) for name, each in (("whole", whole), ("part", part), ("missing", missing))]
+    cells = comparison_rows(columns)[1]
+    assert cells[1] == "50.00 (9.5 to 90.5)"
+    assert cells[2] == "50.00 (9.5 to 90.5), partial: 2 of 12,578 questions"
+    assert cells[3] == "50.00 (9.5 to 90.5), partial: 1 without an answer"
+    assert "Warning: what is partial cannot be compared" in markdown(columns, shown=0)
 
 
 def test_runs_are_read_from_folders(tmp_path: Path) -> None:

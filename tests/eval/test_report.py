@@ -105,6 +105,7 @@ def test_every_score_has_its_circumstances_beside_it(run: Path) -> None:
                 assert setting in words
                 assert value.strip() in words or value.replace("\n", "\\n") in words
     assert "rosetta" in said and "testdev_balanced" in said and "58.5" in said and "1,191.9" in said
+    assert "Partial: 6 of 12,578 questions" in said and "partial: 6 of 12,578 questions" in plain
     assert "of the owners' 12,578 questions" in said and "of the owners' 12,578 questions" in plain
     for category in ("commonsense reasoning", "landmark", "query", "verify", "natural science"):
         assert category in said
