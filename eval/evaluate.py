@@ -10,9 +10,11 @@ import contextlib
 import functools
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from mobillama_v.eval.batching import batches, windows
 from mobillama_v.eval.benchmarks.base import Benchmark, Example
 from mobillama_v.eval.ocr import asks_for_tokens, read_pictures
 from mobillama_v.eval.store import Shard, Store
+from mobillama_v.output import require_space
 from mobillama_v.progress import Progress
 from mobillama_v.prompt import user
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 _WINDOW = 8  # batches whose questions are sorted by length together
 _FEATURE_BYTES = 256 << 20  # of encoded images that are kept at once, in fp32
+_REPORT_BYTES = 10 << 20
 _SHOWN = 3
 
 TOO_LONG = "prompt_too_long"
@@ -115,6 +119,7 @@ def run(
     model: Model,
     batch_size: int = 32,
     max_new_tokens: int | None = None,
+    allow_missing: bool = False,
 ) -> Run:
     """Answer what has no answer yet, and merge all answers in the order of the questions.
 
@@ -125,22 +130,26 @@ def run(
         model: is asked; it is not loaded where nothing is left to ask.
         batch_size: questions that are asked at once.
         max_new_tokens: by default the benchmark's.
+        allow_missing: leave questions whose image cannot be read without an answer, which counts as wrong.
 
     Raises:
-        DataError: the folder holds another run; an image cannot be read, in which case everything else is answered
-            and kept.
+        DataError: the folder holds another run, or cannot be written; an image cannot be read, and not
+            ``allow_missing``. What is answered is kept.
         MobiLlamaVError: as :class:`Model`.
     """
     store = Store(folder)
     tokens = max_new_tokens or benchmark.max_new_tokens
     about = provenance(benchmark, examples, model=model, max_new_tokens=tokens)
+    # An answer, its copy in the merged file and as it was judged, each with its prompt; and the report.
+    needed = 3 * sum(len(each.prompt) + 8 * tokens + 500 for each in examples) + _REPORT_BYTES
+    require_space(folder, needed, f"the answers of {benchmark.title}", "another --output")
     with store.claimed(about) if distributed.rank() == 0 else contextlib.nullcontext():
         distributed.barrier()  # the first process has made the folder ready
         known = store.answered()
         distributed.barrier()  # and nobody writes before all have read
         if asks_for_tokens(benchmark):
             examples = read_pictures(examples, store)
-        failed: list[str] = []
+        failed: dict[str, str] = {}
         if any(example.id not in known for example in examples):
             evaluator = Evaluator(model.assistant, batch_size=batch_size, max_new_tokens=tokens)
             mine = evaluator.share(examples)
@@ -148,9 +157,10 @@ def run(
             with store.shard(distributed.rank()) as shard, Progress("questions") as progress:
                 tell = functools.partial(progress, benchmark.name, total=todo)
                 failed = evaluator.answer(mine, known, shard, tell)
-        _refuse([each for part in distributed.all_gather(failed) for each in part], len(examples), folder)
+        everyones = {name: why for part in distributed.all_gather(failed) for name, why in part.items()}
+        _report(everyones, len(examples), folder, allow_missing=allow_missing)
         if distributed.rank() == 0:
-            store.merge(example.id for example in examples)
+            store.merge(example.id for example in examples if example.id not in everyones)
         distributed.barrier()
     return Run(store, examples, store.answered(), about)
 
@@ -174,9 +184,9 @@ class Evaluator:
 
     def answer(
         self, mine: list[list[Example]], known: Mapping[str, Any], shard: Shard, tell: Callable[[int], None]
-    ) -> list[str]:
-        """Ask what is not known, and add it to the shard; a message for every question whose image cannot be read."""
-        failed: list[str] = []
+    ) -> dict[str, str]:
+        """Ask what is not known, and add it to the shard; a message by id for questions whose image cannot be read."""
+        failed: dict[str, str] = {}
         done = 0
         for window in mine:
             for batch in self.batches(window):
@@ -193,7 +203,7 @@ class Evaluator:
         """The batches of a window; they do not depend on what was answered before."""
         return batches(window, [self._length(example) for example in window], size=self.batch_size)
 
-    def ask(self, examples: Sequence[Example], failed: list[str]) -> list[dict[str, Any]]:
+    def ask(self, examples: Sequence[Example], failed: dict[str, str]) -> list[dict[str, Any]]:
         """Answers to those of some questions that can be asked; messages about the others are added to ``failed``."""
         answers: list[dict[str, Any]] = []
         asked: list[tuple[Example, list[EncodedImage]]] = []
@@ -204,7 +214,7 @@ class Evaluator:
             try:
                 asked.append((example, [self._see(path) for path in example.images]))
             except ImageError as error:
-                failed.append(f"{example.id!r}: {error}")
+                failed[example.id] = str(error)
         replies = self.assistant.ask_batch([(seen, example.prompt) for example, seen in asked], self._sampling)
         for (example, _), reply in zip(asked, replies, strict=True):
             answers.append(self._answer(example, reply.text, reply.finish_reason))
@@ -261,10 +271,16 @@ def _digest_questions(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _refuse(failed: list[str], questions: int, folder: Path) -> None:
-    if failed:
-        shown = "; ".join(failed[:_SHOWN]) + ("; …" if len(failed) > _SHOWN else "")
+def _report(failed: Mapping[str, str], questions: int, folder: Path, *, allow_missing: bool) -> None:
+    """Name the questions whose images cannot be read, as an error or a warning."""
+    if not failed:
+        return
+    shown = "; ".join(f"{name!r}: {why.rstrip('.')}" for name, why in islice(failed.items(), _SHOWN))
+    text = f"{len(failed)} of {questions} questions could not be asked: {shown}{'; …' * (len(failed) > _SHOWN)}. "
+    if not allow_missing:
         raise DataError(
-            f"{len(failed)} of {questions} questions could not be asked: {shown}. The other answers are kept in "
-            f"{str(folder)!r}: mend the images and run the same command again."
+            f"{text}The other answers are kept in {str(folder)!r}: mend the images and run the same command again, or "
+            "add --allow-missing to count these questions as wrong."
         )
+    if distributed.rank() == 0:
+        print(f"warning: {text}They count as wrong.", file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from mobillama_v.errors import DataError
 from mobillama_v.eval.benchmarks.base import Benchmark, Example, Record
 from mobillama_v.eval.benchmarks.dataset_files import json_lines, kind, read_json, read_text, some
 
+_LOG = frozenset({"doc_id", "resps", "filtered_resps", "model_configs", "logs"})
 _IDS, _TEXTS = ("question_id", "questionId", "id"), ("text", "prediction", "answer")
 
 
@@ -61,7 +62,8 @@ def read_records(path: Path) -> list[Record]:
         DataError: it cannot be read, has no layout of the table above, or holds an answer that is not a string.
     """
     if path.is_dir():
-        raise DataError(f"{str(path)!r} is a folder; give --predictions a file of answers.")
+        mme = " of answers to MME, as its eval_tool takes them" if (path / "existence.txt").is_file() else ""
+        raise DataError(f"{str(path)!r} is a folder{mme}; give --predictions a file of answers to this benchmark.")
     if not path.is_file():
         raise DataError(f"{str(path)!r} does not exist; give --predictions a file of answers.")
     records = list(_records(path))
@@ -175,9 +177,15 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
 def _records(path: Path) -> Iterator[Record]:
     text = read_text(path).strip()
     if text.startswith("{") and (text.count("\n") and not text.split("\n", 1)[0].rstrip().endswith("}")):
-        yield from _mapping(path, read_json(path))  # a mapping over several lines, as LLaVA's ScienceQA result is
-        return
-    values = list(_values(path))
+        values = [(str(path), read_json(path))]  # over several lines, as LLaVA's ScienceQA result is
+    else:
+        values = list(_values(path))
+    for where, value in values:
+        if isinstance(value, dict) and (marks := _LOG.intersection(value)):
+            raise DataError(
+                f"{where} is from a log of lmms-eval or lm-eval ({', '.join(sorted(marks))}), not an answer; give "
+                "--predictions a file with 'question_id' and 'text'."
+            )
     if len(values) == 1 and isinstance(values[0][1], dict) and not any(name in values[0][1] for name in _IDS):
         yield from _mapping(path, values[0][1])
         return

@@ -9,14 +9,18 @@ kill costs at most the line that it cut in two.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mobillama_v.errors import DataError
+
+if TYPE_CHECKING:
+    from io import FileIO
 
 RUN, PREDICTIONS, SCORE, SHARDS, LOCK = "run.json", "predictions.jsonl", "score.json", "shards", ".lock"
 TOKENS = "ocr"
@@ -55,12 +59,8 @@ class Store:
                 run is writing there.
         """
         self._check(run)
-        try:
+        with _writing(self.folder):
             (self.folder / SHARDS).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"{str(self.folder)!r} cannot be made ({error.strerror}); choose another --output."
-            ) from None
         with open(self.folder / LOCK, "ab") as file:
             _lock(file, self.folder)
             if not (self.folder / RUN).is_file():
@@ -97,9 +97,13 @@ class Store:
 
     @contextlib.contextmanager
     def shard(self, rank: int) -> Iterator[Shard]:
-        """The file that a process adds its answers to."""
-        with open(self.folder / SHARDS / f"{rank}.jsonl", "ab") as file:
-            yield Shard(file)
+        """The file that a process adds its answers to.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        with _appended(self.folder / SHARDS / f"{rank}.jsonl") as shard:
+            yield shard
 
     def tokens(self) -> dict[str, list[str]]:
         """The words read so far, by SHA-256 of the picture.
@@ -112,10 +116,9 @@ class Store:
 
     @contextlib.contextmanager
     def token_shard(self, rank: int) -> Iterator[Shard]:
-        """The file that a process adds the words of pictures to."""
-        (self.folder / TOKENS).mkdir(exist_ok=True)
-        with open(self.folder / TOKENS / f"{rank}.jsonl", "ab") as file:
-            yield Shard(file)
+        """The file that a process adds the words of pictures to; errors as :meth:`shard`."""
+        with _appended(self.folder / TOKENS / f"{rank}.jsonl") as shard:
+            yield shard
 
     def merge(self, order: Iterable[str]) -> None:
         """Write all answers to one file in the order of the questions, and remove the shards.
@@ -144,13 +147,40 @@ class Store:
 class Shard:
     """A file of lines that only grows; what was added is with the system before :meth:`add` returns."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self._file = file
 
     def add(self, values: Iterable[Mapping[str, Any]]) -> None:
-        """Append mappings, one a line."""
-        self._file.write("".join(map(_line, values)).encode())
-        self._file.flush()
+        """Append mappings, one a line.
+
+        Raises:
+            DataError: the disk is full; :meth:`Store.claimed` removes the line of which a part was written.
+        """
+        content = "".join(map(_line, values)).encode()
+        with _writing(Path(str(self._file.name))):
+            if self._file.write(content) != len(content):  # a disk that gets full takes a part first
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@contextlib.contextmanager
+def _appended(path: Path) -> Iterator[Shard]:
+    with contextlib.ExitStack() as stack:
+        with _writing(path):
+            path.parent.mkdir(exist_ok=True)
+            file = stack.enter_context(open(path, "ab", buffering=0))
+        yield Shard(file)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise what the system refuses as an error that can be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{str(path)!r} cannot be written ({error.strerror}); make room or choose another --output. What is "
+            "answered is kept: the same command goes on."
+        ) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -176,26 +206,28 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, whole or not at all: elsewhere first, then renamed after its bytes are on the disk."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_output(path: Path, text: str) -> None:
-    """:func:`write_text` for a file that the user named; its folder is made.
+    """Write a file, whole or not at all: elsewhere first, then renamed after its bytes are on the disk.
 
     Raises:
         DataError: it cannot be written.
     """
+    partial = path.with_name(f".{path.name}.partial")
     try:
+        with _writing(path), open(partial, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except DataError:
+        partial.unlink(missing_ok=True)
+        raise
+    os.replace(partial, path)
+
+
+def write_output(path: Path, text: str) -> None:
+    """:func:`write_text` for a file that the user named; its folder is made. Errors as of that."""
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
-    except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be written ({error.strerror}); choose another file.") from None
+    write_text(path, text)
 
 
 def _line(value: Mapping[str, Any]) -> str:

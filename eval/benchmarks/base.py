@@ -102,12 +102,13 @@ class Benchmark(ABC):
     """A benchmark.
 
     Its options (split, OCR mode, …) are dataclass fields, and the command line sets them by their names. ``questions``
-    is one of LLaVA's files of questions, to take the prompts from. What is the same for every option is a class
-    attribute, so that it can be asked of a finished run, too.
+    is one of LLaVA's files of questions, to take the prompts from. ``limit`` asks only so many questions. What is the
+    same for every option is a class attribute, so that it can be asked of a finished run, too.
     """
 
     split: str = ""
     questions: Path | None = None
+    limit: int | None = None
 
     name: ClassVar[str] = ""
     """As it is called on the command line."""
@@ -156,10 +157,20 @@ class Benchmark(ABC):
         """What to download, for ``mobillama-v eval prepare``."""
         return []
 
+    def hub_files(self) -> str:
+        """The pattern of the files of :attr:`hub_id` that hold this split; empty where none do."""
+        return ""
+
+    @property
+    def hub_size(self) -> str:
+        """How much these files are, where that is known."""
+        return ""
+
     def settings(self) -> dict[str, str]:
         """Split, prompt template, OCR mode, …: what must be printed beside a score to make it comparable."""
         prompt = self.questions.name if self.questions else self.template
-        return {"split": self.split, "prompt": prompt, "judged by": self.judged_by}
+        limit = {"limit": f"the first {self.limit:,} questions"} if self.limit else {}
+        return {"split": self.split, "prompt": prompt, "judged by": self.judged_by} | limit
 
     @abstractmethod
     def read(self, data: Path) -> list[Example]:
@@ -184,7 +195,7 @@ class Benchmark(ABC):
             split = f" of the split {self.split}" if self.split else ""
             raise DataError(f"{str(data)!r} holds no questions{split}; check the files of {self.title}.")
         check_unique((example.id for example in examples), data)
-        return self.with_prompts(examples, self.questions) if self.questions else examples
+        return (self.with_prompts(examples, self.questions) if self.questions else examples)[: self.limit]
 
     def with_prompts(self, examples: list[Example], questions: Path) -> list[Example]:
         """The examples with the prompts of a file of questions; errors as of the function with this name."""

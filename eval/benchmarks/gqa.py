@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mobillama_v.errors import DataError
+from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmarks.base import (
     SHORT_ANSWER,
     Benchmark,
@@ -37,7 +37,7 @@ from mobillama_v.eval.benchmarks.dataset_files import field, find, need, read_js
 _ALL = {"testdev": 172_174, "val": 2_011_853}  # questions of a tier, balanced or not
 _COMMON = frozenset(("color", "material", "shape"))
 _FREE_STEPS = ("exist", "query: name", "choose name")  # the last step of a program adds no reasoning
-_PAGE = "https://cs.stanford.edu/people/dorarad/gqa/download.html"
+_FILES = "https://downloads.cs.stanford.edu/nlp/data/gqa"
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,11 @@ class GQA(Benchmark):
         "words": "words in the question",
     }
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.consistency and self.limit:
+            raise ConfigError("consistency needs all questions; leave out --limit or --consistency.")
+
     @property
     def _tier(self) -> str:
         return self.split.split("_")[0]
@@ -94,12 +99,21 @@ class GQA(Benchmark):
     def sources(self) -> list[Source]:
         """Question file and images; choices are published for the validation tier."""
         found = [
-            Source(f"{self._asked}_questions.json", f"{_PAGE} (questions1.2.zip)"),
-            Source("images/", f"{_PAGE} (images.zip)"),
+            Source(f"{self._asked}_questions.json", f"{_FILES}/questions1.2.zip"),
+            Source("images/", f"{_FILES}/images.zip"),
         ]
         if self._tier == "val":
-            found.append(Source("val_choices.json", f"{_PAGE} (eval.zip)", optional=True))
+            found.append(Source("val_choices.json", f"{_FILES}/eval.zip", optional=True))
         return found
+
+    def hub_files(self) -> str:
+        """Questions and pictures of the split; all questions of a tier are not published there."""
+        return "" if self.consistency else f"{self.split}_*"
+
+    @property
+    def hub_size(self) -> str:
+        """As the dataset's page has it."""
+        return "65.6 MB" if self.split == "testdev_balanced" else ""
 
     def settings(self) -> dict[str, str]:
         """With what is asked for consistency."""

@@ -64,6 +64,10 @@ class MME(Benchmark):
         )
         return [Source(f"{category}/", page) for category in CATEGORIES]
 
+    def hub_files(self) -> str:
+        """All of it."""
+        return f"data/{self.split}-*"
+
     def read(self, data: Path) -> list[Example]:
         """The questions by category and name of picture; ids are ``category/[images/]picture#1`` and ``#2``.
 
@@ -199,6 +203,11 @@ def _from_files(data: Path) -> Iterator[tuple[str, str, Path, str, str, str]]:
         raise DataError(f"{str(data)!r} is not a folder; give --data the folder of MME's categories.")
     folders = {category: _category(data, category) for category in CATEGORIES}
     absent = [category for category, folder in folders.items() if folder is None]
+    if absent and (answers := [name for name in CATEGORIES if (data / f"{name}.txt").is_file()]):
+        raise DataError(
+            f"{str(data)!r} holds answers to MME ({answers[0]}.txt and the like, as its eval_tool takes them), not its "
+            "questions and pictures; give it as --predictions, and the pictures' folder as --data."
+        )
     if absent:
         raise DataError(
             f"{str(data)!r} is not a folder of MME, or half of one: of the 14 categories {some(absent)} "

@@ -18,6 +18,7 @@ from mobillama_v.eval.benchmarks.dataset_files import check_unique, field, find,
 SUFFIX = "\nAnswer with the option's letter from the given choices directly."
 LETTERS = "ABCDE"
 _SENTENCE = re.compile(r"The answer is ([A-Z]).")  # the full stop is unescaped there: any character but a newline
+_HUB_SPLITS = {"val": "validation"}
 _PAGE = "https://github.com/lupantech/ScienceQA"
 
 
@@ -51,6 +52,10 @@ class ScienceQA(Benchmark):
             Source("pid_splits.json", f"{_PAGE} (data/scienceqa)"),
             Source(f"images/{images}/", f"{_PAGE} (tools/download.sh: {images}.zip)"),
         ]
+
+    def hub_files(self) -> str:
+        """The split with and without pictures."""
+        return f"ScienceQA-FULL/{_HUB_SPLITS.get(self.split, self.split)}-*"
 
     def settings(self) -> dict[str, str]:
         """With what is added to prompts of a file."""
@@ -94,7 +99,7 @@ class ScienceQA(Benchmark):
     def _from_hub(self, data: Path) -> list[Example] | None:
         from mobillama_v.eval.benchmarks import hub_datasets
 
-        name = {"val": "validation"}.get(self.split, self.split)
+        name = _HUB_SPLITS.get(self.split, self.split)
         config = next((each for each in ("ScienceQA-FULL", "ScienceQA-IMG") if (data / each).is_dir()), None)
         rows = hub_datasets.read(data, name, config=config)
         if rows is None:

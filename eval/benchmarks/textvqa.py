@@ -62,6 +62,10 @@ class TextVQA(Benchmark):
             Source("train_images/", f"{_PAGE} ({base}/images/train_val_images.zip)"),
         ]
 
+    def hub_files(self) -> str:
+        """The split."""
+        return "data/validation-*"
+
     def settings(self) -> dict[str, str]:
         """With the OCR tokens."""
         found = super().settings()

@@ -141,6 +141,10 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer, in tokens; by default as the benchmark needs.")
     ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first so many questions, for a try.")] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Count questions whose picture cannot be read as wrong, and go on.")
+    ] = False,
     split: SplitOption = None,
     ocr: OcrOption = None,
     consistency: ConsistencyOption = False,
@@ -153,7 +157,8 @@ def run(
     What is answered is kept: after a kill the same command goes on. Start it with torchrun for several processes or
     GPUs: torchrun --nproc_per_node 2 -m mobillama_v eval run …
 
-    Exit code 1: of `all`, some benchmarks have no folder below --data; the others were run.
+    Exit code 1: of `all`, some benchmarks have no folder below --data; the others were run. Exit code 2: a benchmark
+    failed; the report of the others is written.
     """
     from mobillama_v import distributed
     from mobillama_v.eval.evaluate import Model
@@ -161,6 +166,7 @@ def run(
     from mobillama_v.eval.report import writer
 
     options = {
+        "limit": limit,
         "split": split,
         "ocr": ocr,
         "consistency": consistency,
@@ -176,10 +182,15 @@ def run(
     try:
         asked = Model(model, distributed.local_device(device), engine)
         asked.plan.limit_threads()
-        _answer(chosen, target, asked, batch_size=batch_size, max_new_tokens=max_new_tokens)
-        if distributed.rank() == 0:
+        how = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "allow_missing": allow_missing}
+        failures = _answer(chosen, target, asked, **how)
+        if distributed.rank() == 0 and any(target.glob("*/score.json")):
             page = writer.write(target)
             print(f"report: {page} (and {page.with_suffix('.md').name})")
+        for failure in failures[:-1]:
+            print(f"error: {failure}", file=sys.stderr)
+        if failures:
+            raise failures[-1]
     finally:
         distributed.cleanup()
     if absent:
@@ -198,7 +209,7 @@ def _everything(data: Path, options: dict[str, Any]) -> tuple[list[tuple[Benchma
     from mobillama_v.eval.benchmarks.dataset_files import benchmark_folder
 
     names = registry.public()
-    mine = {name: registry.find(name).options_in_all.intersection(options) for name in names}
+    mine = {name: (registry.find(name).options_in_all | {"limit"}).intersection(options) for name in names}
     for option, value in options.items():
         if value not in (None, False) and not any(option in taken for taken in mine.values()):
             raise ConfigError(f"--{option} means something else in each benchmark; run them one by one to give it.")
@@ -218,10 +229,8 @@ def _answer(
     chosen: list[tuple[Benchmark, list[Example]]],
     output: Path,
     model: Model,
-    *,
-    batch_size: int,
-    max_new_tokens: int | None,
-) -> None:
+    **how: Any,
+) -> list[MobiLlamaVError]:
     """Run and judge each benchmark; of several, one that fails does not keep the others from being run."""
     from mobillama_v import distributed
     from mobillama_v.eval.evaluate import run as ask
@@ -230,27 +239,17 @@ def _answer(
     failures: list[MobiLlamaVError] = []
     for benchmark, examples in chosen:
         try:
-            done = ask(
-                benchmark,
-                examples,
-                output / benchmark.name,
-                model=model,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-            )
+            done = ask(benchmark, examples, output / benchmark.name, model=model, **how)
         except MobiLlamaVError as error:
-            if distributed.world_size() > 1:  # the other processes wait for what this one would not do
-                raise
             failures.append(error)
+            if distributed.world_size() > 1:  # the other processes wait for what this one would not do
+                break
             continue
         if distributed.rank() == 0:
             result = judge(benchmark, done.examples, done.answers, done.about)
             write_result(result, output / benchmark.name)
             _print(benchmark, result)
-    for failure in failures[:-1]:
-        print(f"error: {failure}", file=sys.stderr)
-    if failures:
-        raise failures[-1]
+    return failures
 
 
 def _print(benchmark: Benchmark, result: Result) -> None:
@@ -261,7 +260,7 @@ def _print(benchmark: Benchmark, result: Result) -> None:
     print(f"  model: {result.about['model']}, {result.about['precision']}")
     if result.interval:
         low, high = map(result.figure, result.interval)
-        print(f"  95 % interval: {low} to {high} (bootstrap over images)")
+        print(f"  95 % interval: {low} to {high} (Wilson, variance over images)")
     if benchmark.paper_score is not None:
         print(f"  paper, MobiLlama-V 0.8B: {benchmark.paper_score:,.1f}")
     too_long = sum(each.finish_reason == TOO_LONG for each in result.questions)
@@ -340,7 +339,7 @@ def _show(columns: list[Column], shown: int) -> None:
 
     console = Console(highlight=False)
     header, *body = side_by_side.comparison_rows(columns)
-    table = Table(caption="In brackets: 95 % bootstrap intervals over images, seed 0.", caption_justify="left")
+    table = Table(caption=side_by_side.caption(columns), caption_justify="left")
     for i, name in enumerate(header):
         table.add_column(Text(name), justify="right" if i else "left")
     for row in body:

@@ -111,6 +111,23 @@ def test_a_bad_picture_in_one_benchmark_leaves_the_others_whole(data: Path, tmp_
     assert code == 2 and "MME: " in out and (tmp_path / "run" / "mme" / "score.json").is_file()
     message = err.splitlines()[-1]
     assert message.startswith("error: 3 of 6 questions could not be asked") and "n000.jpg" in message
+    assert "report: " in out and "MME" in (tmp_path / "run" / "report.md").read_text()
+    code, out, err = call("eval", "run", "gqa", "-m", "nano", "-d", copy, "-o", tmp_path / "run", "--allow-missing")
+    assert code == 0 and err.startswith("warning: 3 of 6 questions") and "missing answers, counted as wrong: 3" in out
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "3 questions have no answer" in report and "3 without an answer" in report
+
+
+def test_the_first_questions_are_a_try(data: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    code, out, err = call("eval", "run", "all", "-m", "nano", "-d", data, "-o", output, "--limit", "3")
+    assert code == 0, err
+    assert out.count("limit: the first 3 questions") == 4 and "questions: 3 of the owners' 12,578" in out
+    assert {len(read_result(output / name).questions) for name in public()} == {3}
+    code, _, err = call("eval", "run", "gqa", "-m", "nano", "-d", data, "-o", output)
+    assert code == 2 and "limit 'the first 3 questions', not None" in err
+    code, _, err = call("eval", "run", "gqa", "-d", data, "-o", output, "--limit", "3", "--consistency")
+    assert code == 2 and "leave out --limit or --consistency" in err
 
 
 def test_one_benchmark_with_options(data: Path, tmp_path: Path) -> None:

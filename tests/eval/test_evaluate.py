@@ -17,17 +17,20 @@ import pytest
 
 import toy
 from mobillama_v.backends.native import library
-from mobillama_v.errors import DataError
+from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.batching import batches, windows
 from mobillama_v.eval.benchmarks.base import Example
 from mobillama_v.eval.benchmarks.registry import find
 from mobillama_v.eval.evaluate import TOO_LONG
+from mobillama_v.eval.results import judge
 from mobillama_v.eval.store import PREDICTIONS, Store
 
 TOKENS = 6
 SCRIPT = """
-import importlib.util, sys
+import importlib.util, os, resource, sys
 from pathlib import Path
+if full := os.environ.get("FULL"):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(full),) * 2)
 spec = importlib.util.spec_from_file_location("toy", sys.argv[1])
 toy = importlib.util.module_from_spec(spec)
 sys.modules["toy"] = toy
@@ -180,6 +183,27 @@ def test_batches_go_by_length_and_keep_pictures_together() -> None:
     assert [[each.id for each in batch] for batch in found] == [["-2", "b1", "b2"], ["a1", "a2", "a3"], ["-1"]]
 
 
+def test_a_full_disk_is_a_sentence_and_costs_nothing(
+    data: Path, whole: Path, nano_like: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """The files of the run may grow to 2,000 bytes, which some of the answers fill."""
+    output = tmp_path / "run"
+    found = start(data, output, nano_like, FULL="2000")
+    said = found.communicate()[1]
+    assert found.returncode == 1 and "mobillama_v.errors.DataError: " in said and "(No space left on device)" in said
+    assert "the same command goes on" in said
+    before = (output / "shards" / "0.jsonl").read_bytes()
+    assert 1 < before.count(b"\n") < 30
+    again = start(data, output, nano_like)
+    assert again.communicate()[1].count("error") == 0 and again.returncode == 0
+    assert (output / PREDICTIONS).read_bytes() == (whole / PREDICTIONS).read_bytes()
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(ConfigError, match=r"the answers of Toy .* take 0\.01 GB, and 0\.00 GB are free"):
+        toy.run(data, tmp_path / "new", nano_like)
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.slow
 def test_a_kill_at_any_moment_loses_and_repeats_nothing(
     data: Path, whole: Path, nano_like: Path, tmp_path: Path
@@ -313,13 +337,18 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
         Store(tmp_path).answered()
 
 
-def test_a_bad_image_costs_only_its_questions(data: Path, nano_like: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_bad_image_costs_only_its_questions(data: Path, nano_like: Path, whole: Path, tmp_path: Path, capsys) -> None:
     copy = tmp_path / "toy"
     toy.draw(copy, pictures=6)
     (copy / "2.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"5 of 30 questions could not be asked: '2-\d'.*2\.png.*; …"):
         toy.run(copy, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=TOKENS)
     assert len(Store(tmp_path / "run").answered()) == 25
+    part = toy.run(copy, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=TOKENS, allow_missing=True)
+    said = capsys.readouterr().err
+    assert said.startswith("warning: 5 of 30 questions could not be asked") and "They count as wrong." in said
+    assert len(part.answers) == 25 and len(lines(tmp_path / "run" / PREDICTIONS)) == 25
+    assert judge(toy.Toy(), part.examples, part.answers, part.about).score.missing == tuple(f"2-{i}" for i in range(5))
     (copy / "2.png").write_bytes((data / "2.png").read_bytes())
     done = toy.run(copy, tmp_path / "run", nano_like, batch_size=2, max_new_tokens=TOKENS)
     expected = {line["question_id"]: line["text"] for line in lines(whole / PREDICTIONS)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,18 @@ def test_questions_without_a_text_are_named(tmp_path: Path) -> None:
         read_questions(official.dump_lines(tmp_path / "q.jsonl", [{"question_id": 1}]))
     with pytest.raises(DataError, match="entry 1 has no question"):
         read_questions(official.dump(tmp_path / "q.json", [{"id": 1, "conversations": []}]))
+
+
+def test_one_record_over_several_lines_is_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps({"question_id": 7, "text": "red"}, indent=1))
+    assert [(each.id, each.text) for each in read_records(path)] == [("7", "red")]
+
+
+@pytest.mark.parametrize("layout", ["line", "indented", "list"])
+def test_a_log_is_named_as_what_it_is(tmp_path: Path, layout: str) -> None:
+    entry = {"doc_id": 0, "target": "red", "resps": [["red"]], "filtered_resps": ["red"]}
+    path = tmp_path / "log.json"
+    path.write_text(json.dumps([entry] if layout == "list" else entry, indent=1 if layout == "indented" else None))
+    with pytest.raises(DataError, match=r"is from a log of lmms-eval or lm-eval \(doc_id, filtered_resps, resps\)"):
+        read_records(path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -141,5 +143,27 @@ def test_prepare_says_what_to_download(tmp_path: Path, capsys: pytest.CaptureFix
     ):
         assert part in out
     assert not (tmp_path / "nothing").exists()
-    code, out, _ = call(capsys, "prepare", "textvqa", "--ocr", "none", "--data", tmp_path)
+    folders = [shlex.split(line, comments=True)[-1] for line in out.splitlines() if "--local-dir" in line]
+    assert folders == [str(tmp_path / "nothing" / name) for name in public()]
+    assert "lmms-lab/GQA --repo-type dataset --include 'testdev_balanced_*'" in out and "# 65.6 MB" in out
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    code, out, _ = call(capsys, "prepare", "textvqa", "--ocr", "none", "--data", tmp_path / "mine")
     assert code == 1 and "may have TextVQA_Rosetta" in out and "TextVQA_0.5.1_val.json is missing" in out
+    assert f"--local-dir {tmp_path / 'mine'}\n" in out
+    code, out, _ = call(capsys, "prepare", "gqa", "--consistency", "--data", tmp_path / "nothing")
+    assert "testdev_all_questions.json" in out and "hf download" not in out
+
+
+def test_the_lines_to_download_fetch_what_is_read(tmp_path: Path) -> None:
+    """The patterns take the files of lmms-lab's layout in which the readers look, and no others of these data sets."""
+    files = {
+        "gqa": ["testdev_balanced_images/testdev-0.parquet", "testdev_balanced_instructions/testdev-0.parquet"],
+        "scienceqa": ["ScienceQA-FULL/test-00000-of-00001.parquet"],
+        "textvqa": ["data/validation-00000-of-00003.parquet"],
+        "mme": ["data/test-00000-of-00002.parquet"],
+    }
+    others = ["train_all_images/train-0.parquet", "testdev_all_instructions/testdev-0.parquet", "data/train-0.parquet"]
+    for name, wanted in files.items():
+        pattern = get(name).hub_files()
+        assert [each for each in (*wanted, *others) if fnmatch.fnmatch(each, pattern)] == wanted

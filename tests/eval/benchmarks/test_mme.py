@@ -156,3 +156,12 @@ def test_a_picture_without_its_pair_of_questions_is_named(tmp_path: Path) -> Non
     text.write_text(both.replace("Yes", "Maybe"), encoding="utf-8")
     with pytest.raises(DataError, match=r"line 1 has the answer 'Maybe'"):
         get("mme").load(tmp_path)
+
+
+def test_a_folder_of_answers_is_named_as_what_it_is(tmp_path: Path) -> None:
+    for category in CATEGORIES:
+        (tmp_path / f"{category}.txt").write_text("0001.jpg\tIs it a dog? Please answer yes or no.\tYes\tYes\n")
+    with pytest.raises(DataError, match=r"holds answers to MME \(existence\.txt.*give it as --predictions"):
+        get("mme").load(tmp_path)
+    with pytest.raises(DataError, match="is a folder of answers to MME"):
+        get("gqa").read_predictions(tmp_path)
