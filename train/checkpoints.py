@@ -6,14 +6,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mobillama_v.errors import CheckpointError
 
 PARTIAL = ".partial"
 FINAL, BEST = "final", "best"
 _NAME = re.compile(r"checkpoint-(\d+)")
+_DISK = re.compile(r"PytorchStreamWriter|inline_container|iostream error|os error (28|122|27|30)\b")
 
 
 def partial_folder(output: Path) -> Path:
@@ -30,6 +36,33 @@ def checkpoints(output: Path) -> list[Path]:
         return []
     found = [(int(match[1]), path) for path in output.iterdir() if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Raise what a full disk causes while a training writes to ``output`` as an error that can be read.
+
+    Raises:
+        CheckpointError: the disk is full, or takes no files.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch.save and safetensors raise errors of their own in place of the system's.
+        full = error.errno in _FULL if isinstance(error, OSError) else _DISK.search(str(error))
+        if not full:
+            raise
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or "the disk is full"
+        raise CheckpointError(
+            f"the training cannot write to {str(output)!r} ({reason}). Its last complete checkpoint is kept: make "
+            "room, and go on with --resume."
+        ) from error
 
 
 def publish(written: Path, target: Path) -> None:

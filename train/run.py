@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from mobillama_v import distributed
 from mobillama_v.errors import CheckpointError, MissingExtraError, MobiLlamaVError
+from mobillama_v.output import require_space
 from mobillama_v.train import checkpoints
 from mobillama_v.train.build import Setup
 from mobillama_v.train.data.check import write_records
@@ -22,6 +23,7 @@ from mobillama_v.train.monitor.loss_monitor import SUSPECTS, LossMonitor
 from mobillama_v.train.monitor.reporters import require_reporters
 from mobillama_v.train.monitor.val_samples import drop_answers_after
 from mobillama_v.train.monitor.validation import Validation
+from mobillama_v.train.planner.plan import checkpoint_bytes
 from mobillama_v.train.recipe import Recipe
 from mobillama_v.train.trainer import STATE, StageTrainer, enable_gradient_checkpointing, training_arguments
 
@@ -63,6 +65,9 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
     if last is not None:
         losses = _check_same_training(setup, last).get("losses", [])
         _print(f"resuming from {last}")
+    folder, checkpoint = checkpoint_bytes(recipe, setup.model.config.spec)
+    needed = (1 + max(0, recipe.train.save_total_limit - len(found))) * checkpoint + folder
+    require_space(output, needed, "the checkpoints of this training", "another output, or a lower save_total_limit")
     dataset = setup.dataset()
     if recipe.train.gradient_checkpointing:
         enable_gradient_checkpointing(setup.model)
@@ -75,13 +80,14 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
         validation=validation,
         loss_monitor=LossMonitor(recipe.train.spike_factor, losses),
     )
-    try:
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    except MobiLlamaVError as error:
-        raise _without_traceback(error) from None
-    trainer.save_model(str(partial / checkpoints.FINAL), _internal_call=True)
-    distributed.barrier()
-    distributed.on_rank0(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
+    with checkpoints.writing(output):
+        try:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        except MobiLlamaVError as error:
+            raise _without_traceback(error) from None
+        trainer.save_model(str(partial / checkpoints.FINAL), _internal_call=True)
+        distributed.barrier()
+        distributed.on_rank0(lambda: checkpoints.publish(partial / checkpoints.FINAL, final))
     if distributed.rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
     _print(f"trained model in {final}")

@@ -228,8 +228,8 @@ def default_mfu(recipe: Recipe, spec: ModelConfig, stats: DataStats) -> float:
     return MFU * useful / done
 
 
-def describe_checkpoints(recipe: Recipe, spec: ModelConfig) -> str:
-    """One line: bytes on disk."""
+def checkpoint_bytes(recipe: Recipe, spec: ModelConfig) -> tuple[int, int]:
+    """Bytes of a model folder, and of a checkpoint with what ``--resume`` needs."""
     train, counts = recipe.train, Counts.of(spec, recipe.train)
     half = train.deepspeed is not None and train.precision == "bf16"
     adapters = counts.learning["decoder"] if train.lora is not None else 0
@@ -238,8 +238,13 @@ def describe_checkpoints(recipe: Recipe, spec: ModelConfig) -> str:
     state = learning * (4 if train.optimizer == "muon" else 8)
     if train.deepspeed is not None:
         state += learning * 4 + (sum(counts.all.values()) * (2 if half else 4))
-    kept = train.save_total_limit
+    return model, model + state
+
+
+def describe_checkpoints(recipe: Recipe, spec: ModelConfig) -> str:
+    """One line: bytes on disk."""
+    kept, (model, checkpoint) = recipe.train.save_total_limit, checkpoint_bytes(recipe, spec)
     return (
-        f"disk     {model / 1e9:.2f} GB a model folder, {(model + state) / 1e9:.2f} GB a checkpoint with what --resume "
-        f"needs; {((model + state) * (kept + 1) + model) / 1e9:.1f} GB at most ({kept} kept, one being written, final)"
+        f"disk     {model / 1e9:.2f} GB a model folder, {checkpoint / 1e9:.2f} GB a checkpoint with what --resume "
+        f"needs; {(checkpoint * (kept + 1) + model) / 1e9:.1f} GB at most ({kept} kept, one being written, final)"
     )
