@@ -26,6 +26,8 @@ def _models(module: Any) -> None:
     from mobillama_v.hf.modeling import MobiLlamaForCausalLM, MobiLlamaVForConditionalGeneration
 
     module.AutoModelForCausalLM.register(MobiLlamaConfig, MobiLlamaForCausalLM, exist_ok=True)
+    # Without pictures a whole model is a language model: lm-eval's `hf` takes its folder.
+    module.AutoModelForCausalLM.register(MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, exist_ok=True)
     for name in ("AutoModelForImageTextToText", "AutoModelForMultimodalLM"):  # the second is transformers 5's
         if hasattr(module, name):
             getattr(module, name).register(MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, exist_ok=True)
