@@ -142,7 +142,7 @@ def run(
     about = provenance(benchmark, examples, model=model, max_new_tokens=tokens)
     # An answer, its copy in the merged file and as it was judged, each with its prompt; and the report.
     needed = 3 * sum(len(each.prompt) + 8 * tokens + 500 for each in examples) + _REPORT_BYTES
-    require_space(folder, needed, f"the answers of {benchmark.title}", "another --output")
+    require_space(folder, needed)
     with store.claimed(about) if distributed.rank() == 0 else contextlib.nullcontext():
         distributed.barrier()  # the first process has made the folder ready
         known = store.answered()

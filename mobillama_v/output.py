@@ -25,6 +25,21 @@ def refuse_existing(out: Path, *, parents: bool = False) -> None:
         )
 
 
+def require_space(out: Path, size: int) -> None:
+    """See that there is room for ``size`` bytes where ``out`` will be, before hours are spent on them.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    folder = next(each for each in out.absolute().parents if each.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ConfigError(
+            f"{str(out)!r} takes {size / 1e6:,.0f} MB or more and {str(folder)!r} has {free / 1e6:,.0f} MB left; free "
+            "some, or choose another place."
+        )
+
+
 @contextmanager
 def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
     """A path to write a new file or folder at. It is renamed to ``out`` when all is written.
@@ -47,29 +62,3 @@ def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
         raise ConfigError(
             f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."
         ) from error
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes that are free where ``path`` is, or is to be made."""
-    there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
-    return shutil.disk_usage(there).free
-
-
-def require_space(path: Path, needed: int, what: str, instead: str) -> None:
-    """Ask for space before it is needed.
-
-    Args:
-        path: what is to be written, or its folder.
-        needed: bytes.
-        what: what needs them, for the message.
-        instead: what to do where there is no room.
-
-    Raises:
-        ConfigError: the disk has less.
-    """
-    free = free_bytes(path)
-    if needed > free:
-        raise ConfigError(
-            f"{what} take {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free at {str(path)!r}; make room, or "
-            f"choose {instead}."
-        )

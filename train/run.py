@@ -67,7 +67,7 @@ def run(recipe: Recipe, *, resume: bool = False) -> Path:
         _print(f"resuming from {last}")
     folder, checkpoint = checkpoint_bytes(recipe, setup.model.config.spec)
     needed = (1 + max(0, recipe.train.save_total_limit - len(found))) * checkpoint + folder
-    require_space(output, needed, "the checkpoints of this training", "another output, or a lower save_total_limit")
+    require_space(output, needed)
     dataset = setup.dataset()
     if recipe.train.gradient_checkpointing:
         enable_gradient_checkpointing(setup.model)

@@ -199,7 +199,7 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(
     assert (output / PREDICTIONS).read_bytes() == (whole / PREDICTIONS).read_bytes()
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(ConfigError, match=r"the answers of Toy .* take 0\.01 GB, and 0\.00 GB are free"):
+    with pytest.raises(ConfigError, match=r"new' takes 11 MB or more and .* has 0 MB left"):
         toy.run(data, tmp_path / "new", nano_like)
     assert not (tmp_path / "new").exists()
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mobillama_v import MobiLlamaVForConditionalGeneration
 from mobillama_v.loading import load
 from mobillama_v.train.data.features import FeatureStore
 from nano import build, stem
@@ -36,7 +37,7 @@ def test_from_nothing_to_a_model_that_answers(
     out = tmp_path / "out"
     trained = build.build(photos, out, sizes=SIZES, workers=1)
     names = [out / "data" / f"images/signs/000001.png{end}" for end in ("", "#account")]
-    store = FeatureStore.of(load(str(out / "start"), engine="torch").network, out / "features")
+    store = FeatureStore.of(MobiLlamaVForConditionalGeneration.from_pretrained(out / "start"), out / "features")
     whole, alone = store.read(store.pictures.of(names))
     np.testing.assert_array_equal(alone[:-49], whole[:-49])
     assert alone[:-49].any() and whole[-49:].any() and not alone[-49:].any()

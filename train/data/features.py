@@ -222,8 +222,7 @@ def _plan(store: FeatureStore, paths: Sequence[str], root: Path) -> tuple[dict[s
     """Keys by path, and a path for each key that has no row yet."""
     keys = dict(zip(paths, store.pictures.of([root / path for path in paths]), strict=True))
     todo = {key: path for path, key in keys.items() if key not in store}
-    what = f"the features of {len(todo):,} images"
-    require_space(store.folder, len(todo) * (store.row_bytes + KEY_BYTES), what, "data.features=FOLDER on another disk")
+    require_space(store.folder, len(todo) * (store.row_bytes + KEY_BYTES))
     return keys, todo
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from pathlib import Path
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import RecipeError
 from mobillama_v.hub import find_model, read_spec
-from mobillama_v.output import free_bytes
 from mobillama_v.presets import preset
 from mobillama_v.train.planner.gpus import Gpu
 from mobillama_v.train.planner.memory import BatchShape, Counts, Memory, estimate
@@ -130,7 +130,8 @@ def tower_operations(spec: ModelConfig, images: float) -> float:
 def describe_features(spec: ModelConfig, folder: str, images: int, seconds: float | None = None) -> str:
     """One line: what the features of all images take of the disk, and hours where ``seconds`` an image are known."""
     shape = spec.tower_shape()
-    one, free = 2 * (shape.patches + shape.extra(spec.tower)) * shape.width, free_bytes(Path(folder))
+    one, place = 2 * (shape.patches + shape.extra(spec.tower)) * shape.width, Path(folder).absolute()
+    free = shutil.disk_usage(next(each for each in (place, *place.parents) if each.is_dir())).free
     line = (
         f"features up to {images * one / 1e9:,.1f} GB in {folder} ({images:,} images of {one / 1e6:.2f} MB), where "
         f"{free / 1e9:,.1f} GB are free{'' if images * one <= free else ': not enough'}"
