@@ -29,6 +29,7 @@ from mobillama_v.errors import DataError, MobiLlamaVError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.output import require_space
 from mobillama_v.progress import Progress
+from mobillama_v.train.data.parallel import cores
 from mobillama_v.train.data.picture_keys import KEY_BYTES, PictureKeys, content_of, digest, unwritable
 
 if TYPE_CHECKING:
@@ -220,7 +221,8 @@ def compute(
 
 def _plan(store: FeatureStore, paths: Sequence[str], root: Path) -> tuple[dict[str, bytes], dict[bytes, str]]:
     """Keys by path, and a path for each key that has no row yet."""
-    keys = dict(zip(paths, store.pictures.of([root / path for path in paths]), strict=True))
+    workers = cores(alone=True)  # the other ranks wait for the first
+    keys = dict(zip(paths, store.pictures.of([root / path for path in paths], workers=workers), strict=True))
     todo = {key: path for path, key in keys.items() if key not in store}
     require_space(store.folder, len(todo) * (store.row_bytes + KEY_BYTES))
     return keys, todo

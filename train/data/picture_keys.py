@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mobillama_v.errors import DataError, ImageError
-from mobillama_v.train.data.parallel import parallel_map
+from mobillama_v.progress import Progress
+from mobillama_v.train.data.parallel import BATCH, parallel_map
 
 KEY_BYTES = 16
 
@@ -55,7 +56,12 @@ class PictureKeys:
         """
         names = [str(path.absolute()) for path in paths]
         items = [(name, self._known.get(name)) for name in names]
-        found = list(parallel_map(_identify, items, workers=workers))
+        found: list[Known] = []
+        with Progress("images") as bar:
+            for each in parallel_map(_identify, items, workers=workers):
+                found.append(each)
+                if len(found) % BATCH == 0:
+                    bar("picture keys", len(found), len(items))
         self._keep((name, new) for (name, old), new in zip(items, found, strict=True) if new != old)
         return [each.key for each in found]
 

@@ -147,7 +147,7 @@ def test_a_missing_damaged_or_changing_image_is_named_and_the_others_kept(tiny_m
             compute(tiny_model, paths, root, tmp_path / "f", batch_size=2, workers=workers)
     assert calls == [2, 2, 2] and len(FeatureStore.of(tiny_model, tmp_path / "f")) == 6
     store = FeatureStore.of(tiny_model, tmp_path / "f")
-    store.pictures.of = lambda found: [bytes(16) for _ in found]  # the key of another content
+    store.pictures.of = lambda found, **_: [bytes(16) for _ in found]  # the key of another content
     with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match="changes while it is read"):
         patch.setattr(FeatureStore, "of", lambda *_, **__: store)
         compute(tiny_model, paths[:1], root, tmp_path / "f")
