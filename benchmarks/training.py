@@ -253,6 +253,7 @@ def _captions(network: Any, root: Path, count: int, *, seed: int) -> Any:
         images=[(f"{number}.jpg",) for number in range(count)],
         records=[("drawn", str(number)) for number in range(count)],
         shortened=0,
+        notes={},
     )
 
 

@@ -170,6 +170,11 @@ def read_record(record: Any) -> Conversation:
     return read
 
 
+def turns_of(record: Mapping[Any, Any]) -> Any:
+    """What a mapping has for its turns; None where it has none, and so is no conversation."""
+    return next((record[name] for name in _LISTS if record.get(name) is not None), None)
+
+
 def _split(text: str) -> Iterator[_Part]:
     for i, piece in enumerate(text.split(IMAGE_MARKER)):
         if i:
@@ -184,10 +189,9 @@ def _has_text(turn: _Turn) -> bool:
 def _read(value: Any, found: _Reading) -> None:
     turns = value
     if isinstance(value, Mapping):
-        name = next((name for name in _LISTS if value.get(name) is not None), None)
-        if name is None:
+        turns = turns_of(value)
+        if turns is None:
             raise ConversationError(f"the conversation has no list of turns; name it one of {', '.join(_LISTS[:3])}.")
-        turns = value[name]
         found.images = _pictures_beside(value, found)
         if isinstance(value.get("system"), str):
             found.turns.append(_Turn("system", [value["system"]], 0))

@@ -12,6 +12,8 @@ from typing import Any
 
 from mobillama_v.errors import DataError, MobiLlamaVError, needs
 
+_ROWS = 64  # that are in memory at a time
+
 
 def is_saved(folder: Path) -> bool:
     """Whether ``save_to_disk`` wrote ``folder``."""
@@ -37,8 +39,10 @@ def reading(folder: Path) -> Iterator[None]:
         raise DataError(f"the dataset in {str(folder)!r} cannot be read ({reason}); download it again.") from error
 
 
-def open_rows(source: Path | Sequence[Path], split: str | None = None) -> Any:
-    """The rows of parquet files, or of a ``split`` that ``save_to_disk`` wrote; images are ``{"bytes", "path"}``.
+def open_rows(source: Path | Sequence[Path], split: str | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of parquet files, or of a ``split`` that ``save_to_disk`` wrote, images not decoded.
+
+    Images are ``{"bytes", "path"}``, alone and in lists. Classes have their names.
 
     Raises:
         DataError: there are splits, and not the one that is asked for.
@@ -53,7 +57,7 @@ def open_rows(source: Path | Sequence[Path], split: str | None = None) -> Any:
         if split not in found:
             raise DataError(f"the dataset in {str(source)!r} has the splits {', '.join(found)}; choose one of them.")
         found = found[split]
-    for name, feature in found.features.items():
-        if isinstance(feature, datasets.Image):
-            found = found.cast_column(name, datasets.Image(decode=False))
-    return found
+    classes = {name: kind.names for name, kind in found.features.items() if isinstance(kind, datasets.ClassLabel)}
+    for batch in found.with_format("arrow").iter(batch_size=_ROWS):
+        for row in batch.to_pylist():
+            yield row | {name: names[row[name]] for name, names in classes.items() if row[name] in range(len(names))}

@@ -207,7 +207,8 @@ class Setup:
         if self.skipped:
             lines.append(f"         without {len(self.skipped):,} bad records ({count_kinds(self.skipped)})")
         if samples.shortened:
-            lines.append(f"         {samples.shortened:,} samples lost their last turns to fit data.max_length")
+            lines.append(f"         {samples.shortened:,} samples lost their end to fit data.max_length")
+        lines += [f"         {count:,} records: {note}" for note, count in samples.notes.items()]
         passes = f"{plan.accumulation}{f' x {plan.devices} devices' if plan.devices > 1 else ''}"
         if self.packs is None:
             step = f"{train.batch_size} x {passes} samples"

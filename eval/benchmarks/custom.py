@@ -2,29 +2,29 @@
 
 | layout | fields |
 | --- | --- |
-| LLaVA records, as trained from | ``id``, ``image``, ``conversations`` (human turns ask, the next turns answer) |
-| questions (``.json`` list, ``.jsonl``) | ``question_id`` or ``id``, ``image``, ``text`` or ``question``, ``answer`` |
-| CSV with a header | the same names as columns; several ``answers`` as a JSON list or separated by ``|`` |
+| records, as trained from | ``id``, ``image``, ``conversations`` (the user's turns ask, the next turns answer) |
+| questions (``.json``, ``.jsonl``) | ``question_id`` or ``id``, ``image``, ``text`` or ``question``, ``answer`` |
+| a table (``.csv``, ``.tsv``) | the same as columns; ``answers`` is a JSON list, or texts between ``|`` |
 
 Optional everywhere: ``category``, by which the score is broken down. A turn of a longer conversation is asked alone.
+What stands in ``answer``, and every text in JSON, is taken as it is written.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from mobillama_v.conversation import ConversationError, read_record, turns_of
 from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmarks.answer_metrics import anls, exact, plain, yes_no_metrics, yes_or_no
 from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example, Summary, register
-from mobillama_v.eval.benchmarks.dataset_files import json_lines, kind, read_json, read_text
 from mobillama_v.eval.benchmarks.evalai import soft_accuracy
 from mobillama_v.eval.ocr import ocr_mode, tokens_line
+from mobillama_v.tables import is_json, read_table, text_of
 
 Metric = Literal["exact", "vqa", "anls", "yesno"]
 _NAMES: Mapping[Metric, str] = {
@@ -33,7 +33,8 @@ _NAMES: Mapping[Metric, str] = {
     "anls": "ANLS",
     "yesno": "accuracy of yes and no",
 }
-_FILES = tuple(f"questions.{suffix}" for suffix in ("jsonl", "json", "csv"))
+_FILES = tuple(f"questions.{suffix}" for suffix in ("jsonl", "json", "csv", "tsv"))
+_YES_NO = {"true": "yes", "false": "no"}
 _QUESTION, _ANSWER = ("question", "text", "prompt"), ("answers", "answer", "label")
 
 
@@ -42,10 +43,10 @@ _QUESTION, _ANSWER = ("question", "text", "prompt"), ("answers", "answer", "labe
 class Custom(Benchmark):
     """A question file of one's own.
 
-    ``questions`` is the file; without it ``data`` is the file itself, or a folder with a ``questions.jsonl``, ``.json``
-    or ``.csv``. Pictures are looked for from ``data``, or from the folder of the file. ``prompt`` puts the question as
-    it is, or (``short``) with the request for a short answer that LLaVA's data have. ``ocr`` tells no words of
-    pictures, or those that RapidOCR reads.
+    ``questions`` is the file; without it ``data`` is the file itself, or a folder with a ``questions.jsonl``,
+    ``.json``, ``.csv`` or ``.tsv``. Pictures are looked for from ``data``, or from the folder of the file. ``prompt``
+    puts the question as it is, or (``short``) with the request for a short answer that LLaVA's data have. ``ocr`` gives
+    no words of pictures, or those that RapidOCR reads.
     """
 
     metric: Metric = "exact"
@@ -90,20 +91,27 @@ class Custom(Benchmark):
         if not path.is_file():
             raise DataError(f"{str(path)!r} does not exist; name the file of questions with --questions.")
         root = data if data.is_dir() else path.parent
-        return [example for where, row in _rows(path) for example in self._examples(row, where, root)]
+        found = []
+        listed = not is_json(path)
+        for number, row in enumerate(read_table(path), 1):
+            where = f"{str(path)!r}, {row.place}"
+            if row.problem:
+                raise DataError(f"{where} {row.problem}.")
+            found += self._examples(number, row.values, where, root, listed)
+        return found
 
     def with_prompts(self, examples: list[Example], questions: Path) -> list[Example]:
         """The examples as they are: ``questions`` is their own file."""
         return examples
 
-    def _examples(self, row: tuple[int, Any], where: str, root: Path) -> Iterator[Example]:
-        number, value = row
-        if not isinstance(value, dict):
-            raise DataError(f"{where} is a JSON {kind(value)} and must be an object with a question and an answer.")
+    def _examples(
+        self, number: int, value: Mapping[str, Any], where: str, root: Path, listed: bool
+    ) -> Iterator[Example]:
+        """The examples of a row; with ``listed``, a text in ``answers`` is a list of them."""
         name = next((value[key] for key in ("question_id", "id") if value.get(key) not in (None, "")), number)
-        images = tuple(root / image for image in _images(value.get("image"), where))
+        images = tuple(root / image for image in _images(value, where))
         group = {"category": str(value["category"])} if value.get("category") else {}
-        for turn, (question, answers) in enumerate(_pairs(value, where), 1):
+        for turn, (question, answers) in enumerate(_pairs(value, where, listed), 1):
             yield Example(
                 id=str(name) if turn == 1 else f"{name}#{turn}",
                 images=images,
@@ -113,8 +121,11 @@ class Custom(Benchmark):
             )
 
     def _checked(self, answers: Sequence[str], where: str) -> tuple[str, ...]:
-        if self.metric == "yesno" and (len(answers) != 1 or plain(answers[0]) not in ("yes", "no")):
-            raise DataError(f"{where} has the answer {' | '.join(answers)!r} and must have yes or no to be judged so.")
+        if self.metric == "yesno":
+            answers = [_YES_NO.get(plain(each), each) for each in answers]
+            if len(answers) != 1 or plain(answers[0]) not in ("yes", "no"):
+                said = " | ".join(answers)
+                raise DataError(f"{where} has the answer {said!r} and must have yes or no to be judged so.")
         return tuple(answers)
 
     def judge(self, example: Example, answer: str) -> float:
@@ -145,62 +156,51 @@ _JUDGES: Mapping[Metric, Callable[[str, Sequence[str]], float]] = {
 }
 
 
-def _rows(path: Path) -> Iterator[tuple[str, tuple[int, Any]]]:
-    """Each entry with where it is and its number."""
-    if path.suffix.lower() == ".csv":
-        # csv's own rules for quoted line ends need the text as it is, not split into lines before.
-        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-        for number, row in enumerate(reader, 1):
-            where = f"{str(path)!r}, row {number}"
-            if None in row:
-                raise DataError(f"{where} has more columns than the header; put texts that hold commas in quotes.")
-            yield where, (number, {str(key).strip().lower(): value for key, value in row.items()})
-    elif read_text(path).lstrip()[:1] == "[":
-        for number, value in enumerate(read_json(path), 1):
-            yield f"{str(path)!r}, entry {number}", (number, value)
-    else:
-        for number, (line, value) in enumerate(json_lines(path), 1):
-            yield f"{str(path)!r}, line {line}", (number, value)
-
-
-def _pairs(value: Mapping[str, Any], where: str) -> Iterator[tuple[str, list[str]]]:
+def _pairs(value: Mapping[str, Any], where: str, listed: bool) -> Iterator[tuple[str, list[str]]]:
     """Questions with their answers."""
-    turns = value.get("conversations")
-    if isinstance(turns, list):
-        body = [turn for turn in turns if not (isinstance(turn, dict) and turn.get("from") == "system")]
-        roles = [turn.get("from") if isinstance(turn, dict) else None for turn in body]
-        if not body or roles != ["human", "gpt"] * (len(body) // 2):
-            raise DataError(f"{where} has conversations that are no turns of human and gpt by turns, gpt the last.")
-        for human, gpt in zip(body[::2], body[1::2], strict=True):
-            yield _text(human.get("value"), where, "question"), [_text(gpt.get("value"), where, "answer")]
+    if turns_of(value) is not None:
+        try:
+            messages = read_record(value).messages
+        except ConversationError as error:
+            raise DataError(f"{where}: {error}") from error
+        asked = [message.text.strip() for message in messages if message.role == "user"]
+        yield from zip(asked, ([message.text] for message in messages if message.role == "assistant"), strict=True)
         return
     question = next((value[key] for key in _QUESTION if value.get(key)), None)
-    answers = next((value[key] for key in _ANSWER if value.get(key) not in (None, "", [])), None)
-    yield _text(question, where, "question"), _answers(answers, where)
+    key = next((key for key in _ANSWER if value.get(key) not in (None, "", [])), "answer")
+    yield _question(question, where), _answers(value.get(key), where, listed and key == "answers")
+
+
+def _question(value: Any, where: str) -> str:
+    """A question; a marker of LLaVA's at one of its ends is the picture's place, and no text."""
+    text = _text(value, where, "question")
+    for cut in (text.removeprefix("<image>"), text.removesuffix("<image>")):
+        text = cut if cut != text and cut.strip() and "<image>" not in cut else text
+    return text.strip()
 
 
 def _text(value: Any, where: str, what: str) -> str:
-    text = value.replace("<image>", "").strip() if isinstance(value, str) else ""
-    if not text:
-        raise DataError(f"{where} has no {what}; see docs/evaluation.md for the fields of a question file.")
-    return text
+    try:
+        return text_of(value)
+    except ValueError as error:
+        raise DataError(
+            f"{where} has no {what}: it is {error}; see docs/evaluation.md for the fields of a question file."
+        ) from None
 
 
-def _answers(value: Any, where: str) -> list[str]:
-    if isinstance(value, str) and value.lstrip().startswith("["):
+def _answers(value: Any, where: str, listed: bool) -> list[str]:
+    if listed and isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = json.loads(value) if value.lstrip().startswith("[") else value.split("|")
         except ValueError:
-            raise DataError(f"{where} has answers that begin like a JSON list and are none; mend them.") from None
-    elif isinstance(value, str):
-        value = value.split("|")
-    values = value if isinstance(value, list) else [value]
-    texts = [str(each) if isinstance(each, (int, float)) and not isinstance(each, bool) else each for each in values]
-    return [_text(each, where, "answer") for each in texts] or [_text(None, where, "answer")]
+            value = value.split("|")
+    values = value if isinstance(value, list) and value else [value]
+    return [_text(each, where, "answer") for each in values]
 
 
-def _images(value: Any, where: str) -> list[str]:
-    paths = [] if value in (None, "") else value if isinstance(value, list) else [value]
+def _images(value: Mapping[str, Any], where: str) -> list[str]:
+    given = value.get("image") or value.get("images") or []
+    paths = given if isinstance(given, list) else [given]
     if not all(isinstance(path, str) and path for path in paths):
         raise DataError(f"{where} has an 'image' that is neither a path nor a list of paths; write it as one.")
-    return paths
+    return [path.replace("\\", "/") for path in paths]

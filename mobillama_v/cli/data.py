@@ -12,8 +12,11 @@ from mobillama_v.markup import printable
 from mobillama_v.prompt import SHORT_ANSWER, TEMPLATES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mobillama_v.train.data.check import Report
     from mobillama_v.train.data.encoding import Encoding
+    from mobillama_v.train.data.preprocess import Problem
     from mobillama_v.train.data.preview import View
 
 app = typer.Typer(
@@ -136,8 +139,9 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A table (.csv, .tsv, .json, .jsonl), VQAv2's questions, a folder of images with .txt files beside "
-            "them, or a Hugging Face dataset on disk."
+            help="A table (CSV, TSV, JSON, JSON lines) of questions or conversations, VQAv2's questions, COCO's "
+            "captions, a folder of images with .txt files beside them or with a folder for each class, or a Hugging "
+            "Face dataset on disk (a folder, or one .parquet file)."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="File of records: a list (.json) or JSON lines (.jsonl).")],
@@ -145,6 +149,10 @@ def convert(
     image: Annotated[str, typer.Option(help="Column of the image's path.")] = "image",
     question: Annotated[str, typer.Option(help="Column of the question.")] = "question",
     answer: Annotated[str, typer.Option(help="Column of the answer.")] = "answer",
+    pick: Annotated[
+        Literal["first", "most"] | None,
+        typer.Option(help="Of a list of answers take the first, or the one given most often."),
+    ] = None,
     image_name: Annotated[
         str | None,
         typer.Option(help="VQAv2: file of an image, such as '{image_id}.jpg'; by default COCO's of 2014."),
@@ -153,33 +161,38 @@ def convert(
         Path | None, typer.Option(help="Hugging Face: folder to write the images to; by default OUT's name + -images.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Hugging Face: which split.")] = None,
-    prompt: Annotated[str, typer.Option(help="Folder of images: the question.")] = "Describe the image.",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="The question where there is none; by default 'Describe the image.' or 'What is this?'."),
+    ] = None,
     short: Annotated[bool, typer.Option("--short", help="Append LLaVA's line that asks for a short answer.")] = False,
     turns: Annotated[int, typer.Option(min=1, help="Neighboring questions about one image in a record.")] = 1,
 ) -> None:
-    """Make records from another format; look at them with preview and check."""
+    """Make records from another format; look at them with preview and check. Exit code 1: rows were left out."""
     import itertools
     import json
 
     from mobillama_v.train.data import convert as formats
     from mobillama_v.train.data.check import write_records
 
-    columns = {"image": image, "question": question, "answer": answer}
     folder = images or out.with_name(f"{out.stem}-images")
+    options = formats.Options(image, question, answer, pick, prompt, split, folder)
     if annotations is not None:
-        pairs = formats.vqav2(source, annotations, image_name=image_name)
-    elif not source.is_dir():
-        pairs = formats.table(source, **columns)
-    elif formats.is_dataset(source):
-        pairs = formats.hugging_face(source, images=folder, split=split, **columns)
+        items = formats.vqav2(source, annotations, image_name=image_name)
     else:
-        pairs = formats.captions(source, question=prompt)
-    records = formats.records_of(pairs, suffix=SHORT_ANSWER if short else "", turns=turns)
+        items = formats.read(source, options)
+    bad: list[Problem] = []
+    records = formats.records_of(items, suffix=SHORT_ANSWER if short else "", turns=turns, left_out=bad.append)
     first = next(records, None)
     if first is None:
-        raise DataError(f"{source} holds nothing to convert; check that it is the right file.")
+        more = f"; none of its {len(bad):,} rows can be used" if len(bad) > 1 else ""
+        raise DataError(f"{bad[0].reason.rstrip('.')}{more}." if bad else f"{source} holds nothing to convert.")
     texts = (json.dumps(record, ensure_ascii=False) for record in itertools.chain([first], records))
     print(f"{write_records(out, texts):,} records: {out}")
+    if bad:
+        print(f"{len(bad):,} rows are left out")
+        _print_problems(bad)
+        raise typer.Exit(1)
 
 
 def encoding_of(model: str, template: str | None, max_length: int | None) -> Encoding:
@@ -197,22 +210,29 @@ def encoding_of(model: str, template: str | None, max_length: int | None) -> Enc
 
 
 def _print_report(found: Report) -> None:
+    bad = len(found.problems)
+    print(f"{found.records:,} records, {found.images:,} images in good ones; {bad:,} records are bad")
+    if found.tokens is not None:
+        print(
+            f"{found.tokens:,} tokens, {found.supervised:,} of them supervised; {found.shortened:,} records lose their "
+            "end to fit"
+        )
+    for note, count in found.notes.items():
+        print(f"{count:,} records: {note}")
+    if bad:
+        _print_problems(found.problems)
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    """How many problems of each kind, most first, with examples."""
+    from collections import Counter
+
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False, markup=False)
-    bad = len(found.problems)
-    console.print(f"{found.records:,} records, {found.images:,} images in good ones; {bad:,} records are bad")
-    if found.tokens is not None:
-        console.print(
-            f"{found.tokens:,} tokens, {found.supervised:,} of them supervised; {found.shortened:,} records lose their "
-            "last turns to fit"
-        )
-    if not bad:
-        return
     table = Table("problem", "records", "for example", box=box.SIMPLE)
-    for kind, count in found.kinds.items():
-        shown = [problem.reason for problem in found.problems if problem.kind == kind][:_SHOWN]
-        table.add_row(kind, f"{count:,}", *[printable("\n".join(shown))])
-    console.print(table)
+    for kind, count in Counter(problem.kind for problem in problems).most_common():
+        shown = [problem.reason for problem in problems if problem.kind == kind][:_SHOWN]
+        table.add_row(kind, f"{count:,}", printable("\n".join(shown)))
+    Console(highlight=False, markup=False).print(table)

@@ -16,9 +16,9 @@ from typing import Literal, TextIO
 import numpy as np
 
 from mobillama_v.errors import DataError
+from mobillama_v.json_stream import record_texts
 from mobillama_v.train.data.encoding import SUPERVISED, Encoding
-from mobillama_v.train.data.json_stream import record_texts
-from mobillama_v.train.data.preprocess import Outcome, Problem, check_images, partition, preprocess
+from mobillama_v.train.data.preprocess import Outcome, Problem, check_images, count_notes, partition, preprocess
 
 Images = Literal["decode", "exists", "skip"]
 Progress = Callable[..., None]
@@ -37,7 +37,9 @@ class Report:
     """Of all good records, images included; None where no model was given to count by."""
     supervised: int | None
     shortened: int | None
-    """Records that lose their last turns to fit."""
+    """Records that lose their end to fit."""
+    notes: dict[str, int]
+    """What was changed in good records while they were read, and in how many, most first."""
     problems: list[Problem]
 
     @property
@@ -98,7 +100,7 @@ def check(
         done = None if progress is None else functools.partial(progress, "images", total=len(paths))
         return check_images(paths, image_root, decode=images == "decode", workers=workers, done=done)
 
-    _, problems, paths = partition(measured(), unusable)
+    good, problems, paths = partition(measured(), unusable)
     return Report(
         files=[str(path) for path in files],
         records=counts["records"],
@@ -106,6 +108,7 @@ def check(
         tokens=None if encoding is None else counts["tokens"],
         supervised=None if encoding is None else counts["supervised"],
         shortened=None if encoding is None else counts["shortened"],
+        notes=count_notes(good),
         problems=problems,
     )
 

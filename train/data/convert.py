@@ -1,85 +1,161 @@
-"""Other people's formats to records: tables, VQAv2's JSON, folders of image and text pairs, Hugging Face datasets.
+"""Other people's formats to records: tables, conversations, VQAv2's and COCO's JSON, folders, Hugging Face datasets.
 
-Each reader yields :class:`Pair`; :func:`records_of` makes conversations of them. Nothing is checked here that
-:mod:`mobillama_v.train.data.check` checks.
+A reader yields an :data:`Item` for each row: what it says, or the problem for which it is left out. :func:`read`
+chooses the reader by what it is given; :func:`records_of` makes records of what it yields.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mobillama_v.errors import DataError
+from mobillama_v.conversation import IMAGE_MARKER, MALFORMED, Conversation, ConversationError, read_record, turns_of
+from mobillama_v.errors import DataError, ImageError
 from mobillama_v.hf_datasets import is_saved, open_rows, reading
-from mobillama_v.images import find_images
-from mobillama_v.train.data.json_stream import record_texts
-from mobillama_v.train.data.records import IMAGE_MARKER
+from mobillama_v.json_stream import record_texts
+from mobillama_v.prompt import Slot
+from mobillama_v.tables import Pick, column_name, is_json, read_table, text_of
+from mobillama_v.train.data import folders, hub_files
+from mobillama_v.train.data.preprocess import MISSING, Problem
 
-DESCRIBE = "Describe the image."
+NO_TEXT, UNREADABLE_ROW = "question or answer is no text", "row cannot be read"
 _VQAV2_IMAGE = "COCO_{subtype}_{image_id:012d}.jpg"
-_SHARD = re.compile(r"(.+)-\d+-of-\d+\.parquet")
+_FROM = {"system": "system", "user": "human", "assistant": "gpt"}
+_COCO = ("images", "annotations")
 
 
 class Pair(NamedTuple):
-    """A question about an image (or about none) and its answer."""
+    """A question about images (or about none) and its answer."""
 
     id: str
-    image: str | None
+    images: tuple[str, ...]
     question: str
     answer: str
 
 
-def table(path: Path, *, image: str = "image", question: str = "question", answer: str = "answer") -> Iterator[Pair]:
-    """Rows of a CSV file (TSV by its name) or objects of JSON or JSON lines, with a column for each field.
+class Talk(NamedTuple):
+    """A conversation as the normalizer gives it; its images are paths."""
+
+    id: str
+    read: Conversation
+
+
+Item = Pair | Talk | Problem
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may say of a source; names of columns count without case."""
+
+    image: str = "image"
+    question: str = "question"
+    answer: str = "answer"
+    pick: Pick | None = None
+    """Which of a list of answers is learned; None: a list is refused."""
+    prompt: str | None = None
+    """The question about images that have a caption or a class; None: one that asks for it."""
+    split: str | None = None
+    images: Path = Path("images")
+    """Folder to which the images of a Hugging Face dataset are written."""
+
+
+def read(source: Path, options: Options) -> Iterator[Item]:
+    """The rows of any source but VQAv2's.
+
+    Raises:
+        MissingExtraError: the library ``datasets`` is not installed, and ``source`` needs it.
+        DataError: the source cannot be read, or lacks a column.
+    """
+    if source.suffix.lower() == ".parquet" or hub_files.is_dataset(source):
+        return hugging_face(source, options)
+    if source.is_dir():
+        return (
+            found if isinstance(found, Problem) else Pair(found.name, (found.image,), found.question, found.answer)
+            for found in folders.read(source, options.prompt)
+        )
+    if is_json(source):
+        first = _first_object(source)
+        if all(isinstance(first.get(key), list) for key in _COCO):
+            return coco(source, options)
+        if isinstance(first.get("questions"), list):
+            raise DataError(f"{source} holds VQAv2's questions; name the file of its answers with --annotations.")
+    return table(source, options)
+
+
+def _first_object(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(next(record_texts(path))[1])
+    except (ValueError, RecursionError):
+        return {}  # is named when it is read as a row
+    return value if isinstance(value, dict) else {}
+
+
+def table(path: Path, options: Options) -> Iterator[Item]:
+    """Rows of a table with a column for each field, or with a column of conversations.
 
     A row without an image is text only, and so is a table without that column.
 
     Raises:
-        DataError: the file cannot be read, or lacks a column.
+        DataError: the file cannot be read.
     """
-    rows = _csv(path) if path.suffix.lower() in (".csv", ".tsv") else _objects(path)
-    for place, row in rows:
-        _require_columns(f"{path}, {place}", row, [name for name in (question, answer) if row.get(name) is None])
-        yield Pair(str(row.get("id", place)), row.get(image) or None, str(row[question]), str(row[answer]))
+    for row in read_table(path):
+        if row.problem:
+            yield Problem(str(path), row.place, row.place, UNREADABLE_ROW, f"{path}, {row.place} {row.problem}.")
+        else:
+            yield _item(row.values, str(path), row.place, options, lambda image: image)
 
 
-def _require_columns(where: str, columns: Iterable[str], missing: list[str]) -> None:
-    if missing:
-        raise DataError(
-            f"{where} has no column {', '.join(missing)}; its columns are {', '.join(map(str, columns))}: name the "
-            "right ones with --question and --answer."
-        )
-
-
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(1 << 24)
+def _item(row: Mapping[str, Any], source: str, place: str, options: Options, path_of: Callable[[Any], Any]) -> Item:
+    """What a row says; ``path_of`` makes a path of an image that is none."""
+    name = str(place if row.get("id") in (None, "") else row["id"])
+    where = f"{source}, {place}"
+    question, answer = column_name(options.question), column_name(options.answer)
+    if options.prompt is not None and question not in row:
+        row = {**row, question: options.prompt}
+    missing = [each for each in (question, answer) if each not in row]
+    talks = missing and turns_of(row) is not None
+    columns = ("image", "images") if talks else (column_name(options.image),)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-            for row in reader:
-                yield f"line {reader.line_num}", {str(name): value for name, value in row.items() if name is not None}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read ({error}); check its path, and that it is UTF-8.") from error
-
-
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for place, text in record_texts(path):
+        images = {key: _paths(row[key], path_of) for key in columns if row.get(key) is not None}
+        if talks:
+            return Talk(name, read_record({**row, **images}))
+    except ConversationError as error:
+        return Problem(source, place, name, error.kind, f"{where}: {error}")
+    except ImageError as error:
+        return Problem(source, place, name, MISSING, f"{where}: {error}")
+    if missing:
+        return Problem(
+            source,
+            place,
+            name,
+            MALFORMED,
+            f"{where} has no column {', '.join(missing)}; its columns are {', '.join(row)}: name the right ones with "
+            "--question and --answer.",
+        )
+    (paths,) = images.values() or ([],)
+    if not all(isinstance(path, str) for path in paths):
+        reason = f"{where}: the {options.image} is neither a path nor a list of paths; choose another --image."
+        return Problem(source, place, name, MALFORMED, reason)
+    texts = []
+    for column, pick in ((question, None), (answer, options.pick)):
         try:
-            value = json.loads(text)
+            texts.append(text_of(row[column], pick))
         except ValueError as error:
-            raise DataError(f"{path}, {place} is not valid JSON ({error}); fix it.") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{path}, {place} is no object with columns; write it as one.")
-        yield place, value
+            return Problem(source, place, name, NO_TEXT, f"{where}: the {column} is {error}.")
+    return Pair(name, tuple(paths), *texts)
 
 
-def vqav2(questions: Path, annotations: Path, *, image_name: str | None = None) -> Iterator[Pair]:
+def _paths(value: Any, path_of: Callable[[Any], Any]) -> list[Any]:
+    values = value if isinstance(value, list | tuple) else [value]
+    paths = [path_of(each) for each in values if each not in (None, "")]
+    return [path.strip().replace("\\", "/") if isinstance(path, str) else path for path in paths]
+
+
+def vqav2(questions: Path, annotations: Path, *, image_name: str | None = None) -> Iterator[Item]:
     """VQAv2's questions with the answer that most annotators gave (``multiple_choice_answer``).
 
     Args:
@@ -97,7 +173,12 @@ def vqav2(questions: Path, annotations: Path, *, image_name: str | None = None) 
         answers = {each["question_id"]: each["multiple_choice_answer"] for each in answered["annotations"]}
         for each in asked["questions"]:
             name = pattern.format(image_id=int(each["image_id"]), subtype=asked.get("data_subtype", ""))
-            yield Pair(str(each["question_id"]), name, str(each["question"]), str(answers[each["question_id"]]))
+            number = str(each["question_id"])
+            try:
+                yield Pair(number, (name,), text_of(each["question"]), text_of(answers[each["question_id"]]))
+            except ValueError as error:
+                reason = f"{questions}, question {number} or its answer is {error}."
+                yield Problem(str(questions), f"question {number}", number, NO_TEXT, reason)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"{questions} and {annotations} do not fit together as VQAv2's do ({type(error).__name__}: {error}); check "
@@ -105,122 +186,114 @@ def vqav2(questions: Path, annotations: Path, *, image_name: str | None = None) 
         ) from error
 
 
+def coco(path: Path, options: Options) -> Iterator[Item]:
+    """COCO's captions: a pair for each annotation, those of one image together.
+
+    Raises:
+        DataError: the file is not what COCO's are.
+    """
+    found = _json(path, "images")
+    try:
+        names = {each["id"]: each["file_name"] for each in found["images"]}
+        order = {name: place for place, name in enumerate(names)}
+        for each in sorted(found["annotations"], key=lambda each: order[each["image_id"]]):
+            place = f"annotation {each['id']}"
+            try:
+                caption = text_of(each["caption"])
+                yield Pair(str(each["id"]), (names[each["image_id"]],), options.prompt or folders.DESCRIBE, caption)
+            except ValueError as error:
+                yield Problem(str(path), place, place, NO_TEXT, f"{path}, {place}: the caption is {error}.")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} holds no captions as COCO's files do ({type(error).__name__}: {error}).") from error
+
+
 def _json(path: Path, key: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON ({error}); check its path.") from error
     if not isinstance(value, dict) or not isinstance(value.get(key), list):
-        raise DataError(f"{path} holds no list of {key}; give VQAv2's file of {key}.")
+        raise DataError(f"{path} holds no list of {key}; give the file of {key}.")
     return value
 
 
-def captions(folder: Path, *, question: str = DESCRIBE) -> Iterator[Pair]:
-    """Images of a folder with the text of the ``.txt`` file beside each; images without one are an error.
-
-    Raises:
-        ImageError: the folder holds no images.
-        DataError: an image has no text, or it cannot be read.
-    """
-    for image in find_images(folder):
-        text = image.with_suffix(".txt")
-        try:
-            caption = text.read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{text} cannot be read ({error}); every image needs its text beside it.") from error
-        yield Pair(image.stem, image.name, question, caption)
-
-
-def hugging_face(
-    folder: Path,
-    *,
-    images: Path,
-    split: str | None = None,
-    image: str = "image",
-    question: str = "question",
-    answer: str = "answer",
-) -> Iterator[Pair]:
-    """A dataset that ``save_to_disk`` wrote, or a folder of ``.parquet`` files; its images are written to ``images``.
+def hugging_face(source: Path, options: Options) -> Iterator[Item]:
+    """A dataset that ``save_to_disk`` wrote, a ``.parquet`` file or a folder of them; its images are written to files.
 
     Raises:
         MissingExtraError: the library ``datasets`` is not installed.
-        DataError: no dataset, no such split or column, or images that cannot be written.
+        DataError: no dataset, no such split, or images that cannot be written.
     """
-    with reading(folder):
-        rows = open_rows(folder if is_saved(folder) else _parquet_files(folder, split), split)
-        columns = rows.column_names
-        _require_columns(f"the dataset in {folder}", columns, [n for n in (question, answer) if n not in columns])
+
+    def path_of(image: Any) -> Any:
+        return hub_files.write_image(image, options.images) if isinstance(image, dict) else image
+
+    with reading(source):
+        rows = open_rows(source if is_saved(source) else hub_files.parquet_files(source, options.split), options.split)
         for number, row in enumerate(rows):
-            given = row.get(image) or None
-            if not isinstance(given, dict | str | None):
-                kind = type(given).__name__
-                raise DataError(f"column {image} of the dataset in {folder} holds a {kind}, no image; choose another.")
-            name = _write_image(given, images, folder) if isinstance(given, dict) else given
-            yield Pair(str(row.get("id", number)), name, str(row[question]), _answer(row[answer]))
+            values = {column_name(name): value for name, value in row.items()}
+            yield _item(values, f"the dataset in {source}", f"row {number}", options, path_of)
 
 
-def is_dataset(folder: Path) -> bool:
-    """Whether ``folder`` holds a dataset, and not images with their texts."""
-    return is_saved(folder) or next(folder.rglob("*.parquet"), None) is not None
-
-
-def _parquet_files(folder: Path, split: str | None) -> list[Path]:
-    """The files of a split, which names such as ``train-00000-of-00002.parquet`` name; never those of several."""
-    files = {path: _SHARD.fullmatch(path.name) for path in sorted(folder.rglob("*.parquet"))}
-    splits = sorted({match[1] for match in files.values() if match})
-    found = [path for path, at in files.items() if split is None or (split == at[1] if at else split in path.name)]
-    if not found or (split is None and len(splits) > 1):
-        problem = f"has the splits {', '.join(splits)}; choose one with" if splits else "is not split; leave out"
-        raise DataError(f"the dataset in {folder} {problem} --split.")
-    return found
-
-
-def _answer(value: Any) -> str:
-    """A text, or the first of several."""
-    return str(value[0]) if isinstance(value, list) and value else str(value)
-
-
-def _write_image(given: dict[str, Any], images: Path, folder: Path) -> str:
-    """The name of a row's image in ``images``, which its bytes make: one that came twice is written once."""
-    content = given.get("bytes")
-    if content is None:
-        try:
-            content = Path(given["path"]).read_bytes()
-        except (OSError, TypeError, KeyError) as error:
-            raise DataError(f"an image of the dataset in {folder} is not there ({error}); save it again.") from error
-    name = hashlib.sha256(content).hexdigest()[:24] + ".img"
-    if not (images / name).is_file():
-        try:
-            images.mkdir(parents=True, exist_ok=True)
-            partial = images / f".{name}.partial"
-            partial.write_bytes(content)
-            partial.replace(images / name)
-        except OSError as error:
-            raise DataError(
-                f"images cannot be written to {images} ({error.strerror}); choose another --images."
-            ) from error
-    return name
-
-
-def records_of(pairs: Iterable[Pair], *, suffix: str = "", turns: int = 1) -> Iterator[dict[str, Any]]:
-    """Records of the pairs, in their order.
+def records_of(
+    items: Iterable[Item], *, suffix: str = "", turns: int = 1, left_out: Callable[[Problem], None]
+) -> Iterator[dict[str, Any]]:
+    """Records of the items, in their order.
 
     Args:
-        pairs: questions and answers; the image goes before the first question of a record.
-        suffix: goes after every question.
+        items: of a reader.
+        suffix: goes after every question of a pair.
         turns: up to how many neighboring pairs of one image share a record, which encodes the image once for them.
+        left_out: called with each problem, in the place of a record.
     """
-    for image, group in groupby(pairs, lambda pair: pair.image):
+    for images, group in groupby(items, lambda item: item.images if isinstance(item, Pair) else None):
         asked = list(group)
-        step = turns if image is not None else 1
-        for first in range(0, len(asked), step):
-            chosen = asked[first : first + step]
+        if images is None:
+            for item in asked:
+                if isinstance(item, Talk):
+                    yield _record(item.id, item.read)
+                elif isinstance(item, Problem):
+                    left_out(item)
+            continue
+        step = turns if images else 1
+        pairs = [item for item in asked if isinstance(item, Pair)]
+        for first in range(0, len(pairs), step):
             messages: list[dict[str, str]] = []
-            for place, pair in enumerate(chosen):
-                lead = f"{IMAGE_MARKER}\n" if image is not None and place == 0 else ""
+            for pair in pairs[first : first + step]:
+                lead = f"{IMAGE_MARKER}\n" * (0 if messages else len(images))
                 question = pair.question.replace(IMAGE_MARKER, "").strip()
                 messages += [
                     {"from": "human", "value": f"{lead}{question}{suffix}"},
                     {"from": "gpt", "value": pair.answer},
                 ]
-            yield {"id": chosen[0].id, **({} if image is None else {"image": image}), "conversations": messages}
+            yield _named(pairs[first].id, images) | {"conversations": messages}
+
+
+def _record(name: str, read: Conversation) -> dict[str, Any]:
+    """LLaVA's record, or one in parts where a user's text holds what is LLaVA's marker of an image."""
+    texts = [part for message in read.messages for part in message.content if isinstance(part, str)]
+    weights = [{} if message.learned else {"weight": 0} for message in read.messages]
+    if read.images and any(IMAGE_MARKER in text for text in texts):
+        turns = [
+            {"role": message.role, "content": [_part(part) for part in message.content], **weight}
+            for message, weight in zip(read.messages, weights, strict=True)
+        ]
+        return _named(name, read.images) | {"messages": turns}
+    turns = [
+        {"from": _FROM[message.role], "value": "".join(map(_marked, message.content)), **weight}
+        for message, weight in zip(read.messages, weights, strict=True)
+    ]
+    return _named(name, read.images) | {"conversations": turns}
+
+
+def _part(part: str | Slot) -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+
+
+def _marked(part: str | Slot) -> str:
+    return part if isinstance(part, str) else IMAGE_MARKER
+
+
+def _named(name: str, images: tuple[str, ...]) -> dict[str, Any]:
+    given = {} if not images else {"image": images[0] if len(images) == 1 else list(images)}
+    return {"id": name, **given}

@@ -22,7 +22,7 @@ from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.prompt import IGNORE_INDEX
 from mobillama_v.train.data.encoding import IMAGE, SUPERVISED, Encoding, labels_of
 from mobillama_v.train.data.features import StoredFeatures
-from mobillama_v.train.data.preprocess import Outcome, Problem, partition, preprocess
+from mobillama_v.train.data.preprocess import Outcome, Problem, count_notes, partition, preprocess
 from mobillama_v.train.data.sampler import Packs
 from mobillama_v.train.recipe import DataFile
 
@@ -40,7 +40,9 @@ class Samples:
     records: list[tuple[str, str]]
     """File and id of each sample's record."""
     shortened: int
-    """How many samples lost their last turns to fit ``max_length``."""
+    """How many samples lost their end to fit ``max_length``."""
+    notes: dict[str, int]
+    """What was changed in records while they were read, and in how many."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,7 +115,7 @@ def load_samples(
 ) -> tuple[Samples, list[Problem]]:
     """The records of all files as samples, one after the other; those of a file with ``repeat`` n come n times.
 
-    A record that is too long loses its last turns.
+    A record that is too long loses its end.
 
     Args:
         files: what to read.
@@ -141,10 +143,11 @@ def load_samples(
     by_file: dict[str, list[Outcome]] = {}
     for outcome in good:
         by_file.setdefault(outcome.source, []).append(outcome)
-    return _samples([each for path, found in by_file.items() for each in found * repeats[path]]), problems
+    chosen = [each for path, found in by_file.items() for each in found * repeats[path]]
+    return _samples(chosen, count_notes(good)), problems
 
 
-def _samples(outcomes: Sequence[Outcome]) -> Samples:
+def _samples(outcomes: Sequence[Outcome], notes: dict[str, int]) -> Samples:
     tokens = [outcome.tokens for outcome in outcomes if outcome.tokens is not None]
     offsets = np.cumsum([0, *(len(each.flags) for each in tokens)], dtype=np.int64)
     return Samples(
@@ -154,6 +157,7 @@ def _samples(outcomes: Sequence[Outcome]) -> Samples:
         images=[outcome.images[: each.images] for outcome, each in zip(outcomes, tokens, strict=True)],
         records=[(outcome.source, outcome.record) for outcome in outcomes],
         shortened=sum(each.shortened for each in tokens),
+        notes=notes,
     )
 
 

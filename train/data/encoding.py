@@ -23,7 +23,7 @@ from mobillama_v.prompt import IGNORE_INDEX, Encoded, Tokenizer, get_template
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.records import Record, RecordError
 
-TOO_LONG = "no answer within the length"
+TOO_LONG, UNLEARNED = "no answer within the length", "nothing is learned"
 SUPERVISED, IMAGE = 1, 2  # bits of a token's flags
 _CACHED_SEGMENTS = 1 << 16  # system sentences, common questions and answers
 
@@ -94,14 +94,16 @@ class Tokens(NamedTuple):
     images: int
     """How many of the record's images have slots among the tokens; the first ones."""
     shortened: bool
-    """Whether the last turns were left out to fit ``max_length``."""
+    """Whether its end was left out to fit ``max_length``."""
 
 
 def encode_record(record: Record, encoding: Encoding) -> Tokens:
     """The longest run of whole leading exchanges that fits ``encoding.max_length``.
 
+    A first exchange that is too long loses the end of its answer, as in LLaVA's own loader.
+
     Raises:
-        RecordError: not even the first exchange fits.
+        RecordError: the first answer does not begin within the length, or no answer is learned.
     """
     tokenizer = _tokenizer(encoding, encoding.tokenizer.stat().st_mtime_ns)
     template = get_template(encoding.template)
@@ -109,15 +111,19 @@ def encode_record(record: Record, encoding: Encoding) -> Tokens:
         messages = record.messages[:used]
         encoded = template.encode(list(messages), tokenizer, tokens_per_image=encoding.tokens_per_image)
         if len(encoded.input_ids) <= encoding.max_length:
-            images = sum(message.images for message in messages)
-            return Tokens(
-                np.asarray(encoded.input_ids, np.int32), _flags_of(encoded), images, used < len(record.messages)
-            )
-    raise RecordError(
-        f"{record.where} has no answer within max_length={encoding.max_length} tokens, its first exchange has "
-        f"{len(encoded.input_ids)}; shorten or remove it, or raise max_length.",
-        TOO_LONG,
-    )
+            break
+    ids, flags = np.asarray(encoded.input_ids, np.int32)[: encoding.max_length], _flags_of(encoded)
+    cut = used < len(record.messages) or len(ids) < len(flags)
+    if not (flags & SUPERVISED).any() and not cut:
+        reason = f"{record.where} has no answer that is learned, all have the weight 0; remove it or the weights."
+        raise RecordError(reason, UNLEARNED)
+    if not (flags[: len(ids)] & SUPERVISED).any() or (flags[len(ids) :] & IMAGE).any():
+        raise RecordError(
+            f"{record.where} has no answer within max_length={encoding.max_length} tokens, its first exchange has "
+            f"{len(flags)}; shorten or remove it, or raise max_length.",
+            TOO_LONG,
+        )
+    return Tokens(ids, flags[: len(ids)], sum(message.images for message in messages), cut)
 
 
 def _flags_of(encoded: Encoded) -> np.ndarray:

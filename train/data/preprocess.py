@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import NamedTuple
 
 from mobillama_v.errors import ImageError
 from mobillama_v.images import load_image
+from mobillama_v.json_stream import record_texts
 from mobillama_v.train.data.encoding import Encoding, Tokens, encode_record
-from mobillama_v.train.data.json_stream import record_texts
 from mobillama_v.train.data.parallel import BATCH, parallel_map
 from mobillama_v.train.data.records import RecordError, parse_text
 
@@ -45,6 +46,8 @@ class Outcome(NamedTuple):
     images: tuple[str, ...] = ()
     digest: bytes = b""
     tokens: Tokens | None = None
+    notes: tuple[str, ...] = ()
+    """What the reader changed in it."""
 
 
 def preprocess(
@@ -102,11 +105,11 @@ def preprocess_record(item: tuple[str, str, str], *, encoding: Encoding | None) 
         name = record_id(text, place)
         return Outcome(source, place, name, Problem(source, place, name, error.kind, str(error)))
     turns = [
-        (message.role, [part if isinstance(part, str) else None for part in message.content])
+        (message.role, message.learned, [part if isinstance(part, str) else None for part in message.content])
         for message in record.messages
     ]
     digest = hashlib.blake2b(json.dumps([record.images, turns]).encode(), digest_size=16).digest()
-    return Outcome(source, place, record.id, None, record.images, digest, tokens)
+    return Outcome(source, place, record.id, None, record.images, digest, tokens, record.notes)
 
 
 def record_id(text: str, place: str) -> str:
@@ -146,6 +149,11 @@ def partition(
         else:
             problems.append(problem)
     return good, problems, paths
+
+
+def count_notes(outcomes: Iterable[Outcome]) -> dict[str, int]:
+    """What was changed in records while they were read, and in how many, most first."""
+    return dict(Counter(note for outcome in outcomes for note in outcome.notes).most_common())
 
 
 def check_images(

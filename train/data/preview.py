@@ -11,11 +11,11 @@ from itertools import groupby, islice
 from pathlib import Path
 
 from mobillama_v.images import ImageTransform
+from mobillama_v.json_stream import record_texts
 from mobillama_v.markup import Html, tag
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.encoding import IMAGE, SUPERVISED, Encoding
 from mobillama_v.train.data.html_page import document, picture
-from mobillama_v.train.data.json_stream import record_texts
 from mobillama_v.train.data.preprocess import Outcome, preprocess_record, record_id
 
 _STYLE = """

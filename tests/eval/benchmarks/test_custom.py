@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ def test_llava_records_ask_every_turn(tmp_path: Path) -> None:
     ]
     rows: list[dict[str, Any]] = [
         {"id": "x", "image": "a.jpg", "conversations": turns},
-        {"id": 7, "conversations": turns[1:3]},
-        {"image": ["a.jpg", "b.jpg"], "conversations": turns[1:3]},
+        {"id": 7, "conversations": turns[3:]},
+        {
+            "images": ["a.jpg", "b.jpg"],
+            "messages": [{"role": "user", "content": "Same?"}, {"role": "assistant", "content": "No"}],
+        },
     ]
     path = official.dump(tmp_path / "mine.json", rows)
     bench = get("custom", questions=path)
@@ -66,8 +70,33 @@ def test_csv(tmp_path: Path) -> None:
     ]
     assert examples[1].images == ()
     (tmp_path / "q.csv").write_text("id,question,answer\n1,Why, so,yes\n", encoding="utf-8")
-    with pytest.raises(DataError, match="row 1 has more columns than the header"):
+    with pytest.raises(DataError, match="line 2 has more columns than the header"):
         get("custom").load(tmp_path / "q.csv")
+
+
+def test_what_is_written_is_the_answer(tmp_path: Path) -> None:
+    answers = ["OPEN | 24h", "[illegible]", 3, True, "yes|no", "the <image> tag", [1, True]]
+    rows = [
+        {"id": i, "image": "b\\a.jpg", "question": "What does <image> mean?", "answer": a}
+        for i, a in enumerate(answers)
+    ]
+    path = tmp_path / "q.json"
+    for indent in (None, 2):
+        path.write_text("\n".join(json.dumps(row, indent=indent) for row in rows))
+        found = get("custom").load(path)
+        assert [each.answers for each in found[:-1]] == [
+            *(("OPEN | 24h",), ("[illegible]",), ("3",), ("true",), ("yes|no",), ("the <image> tag",))
+        ]
+        assert found[-1].answers == ("1", "true") and found[0].prompt == "What does <image> mean?"
+        assert found[0].images == (tmp_path / "b" / "a.jpg",)
+    text = "ID\tQuestion\tAnswer\n1\t<image>\\nQ?\tOPEN | 24h\n2\tQ\t[x]\n3\tQ\t" + "x" * 140_000
+    (tmp_path / "questions.tsv").write_text(text.replace("\\n", " "), encoding="utf-16")
+    found = get("custom").load(tmp_path / "questions.tsv")
+    assert [each.answers[0][:10] for each in found] == ["OPEN | 24h", "[x]", "x" * 10]
+    assert found[0].prompt == "Q?" and len(found[2].answers[0]) == 140_000
+    path.write_text(json.dumps([{"question": "Is it?", "answer": True}]))
+    (example,) = get("custom", metric="yesno").load(path)
+    assert example.answers == ("yes",)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +137,11 @@ def test_yes_and_no(tmp_path: Path) -> None:
         ({"question_id": 1, "text": "?"}, "line 1 has no answer"),
         ({"question_id": 1, "text": "?", "answer": "  "}, "line 1 has no answer"),
         ({"question_id": 1, "text": "?", "answer": [1, None]}, "line 1 has no answer"),
-        ({"question_id": 1, "text": "?", "answer": "[1, 2"}, "begin like a JSON list"),
+        ({"question_id": 1, "text": "?", "answer": {"a": 1}}, "line 1 has no answer: it is an object"),
         ({"question_id": 1, "text": "?", "answer": "x", "image": {"a": 1}}, "neither a path nor a list"),
-        ({"id": 1, "conversations": [{"from": "human", "value": "?"}]}, "no turns of human and gpt"),
-        ({"id": 1, "conversations": []}, "no turns of human and gpt"),
-        ([1], "line 1 is a JSON array"),
+        ({"id": 1, "conversations": [{"from": "human", "value": "?"}]}, "does not end with an answer"),
+        ({"id": 1, "conversations": []}, "has no turns"),
+        ([1], "line 1 is no object"),
     ],
 )
 def test_bad_entries_are_named(tmp_path: Path, row: Any, message: str) -> None:
@@ -120,24 +149,24 @@ def test_bad_entries_are_named(tmp_path: Path, row: Any, message: str) -> None:
     official.dump_lines(path, [row])
     if isinstance(row, list):  # a file that begins with [ is one list
         path.write_text('{"id": 1, "text": "?", "answer": "x"}\n[1]\n')
-        message = "line 2 is a JSON array"
+        message = "line 2 is no object"
     with pytest.raises(DataError, match=message):
         get("custom").load(path)
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"has no questions\.jsonl, questions\.json, questions\.csv"):
+    with pytest.raises(DataError, match=r"has no questions\.jsonl, questions\.json, questions\.csv, questions\.tsv"):
         get("custom").load(tmp_path)
     with pytest.raises(DataError, match="does not exist"):
         get("custom").load(tmp_path / "q.csv")
     (tmp_path / "q.csv").write_text("id,question,answer\n")
-    with pytest.raises(DataError, match="holds no questions"):
+    with pytest.raises(DataError, match="holds no row"):
         get("custom").load(tmp_path / "q.csv")
     row = {"question_id": "a", "text": "?", "answer": "x"}
     with pytest.raises(DataError, match=r"has questions twice \('a'\)"):
         get("custom").load(official.dump_lines(tmp_path / "q.jsonl", [row, row]))
     (tmp_path / "q.jsonl").write_bytes(b'{"text": "\xff"}')
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="it is UTF-8"):
         get("custom").load(tmp_path / "q.jsonl")
     with pytest.raises(DataError, match="must have yes or no"):
         get("custom", metric="yesno").load(official.dump_lines(tmp_path / "y.jsonl", [row]))

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mobillama_v.conversation import BLANKS, COUNT, EMPTY, MALFORMED, NO_QUESTION, ORDER
 from mobillama_v.errors import DataError
+from mobillama_v.json_stream import record_texts
 from mobillama_v.train.data.check import check, write_clean
 from mobillama_v.train.data.encoding import TOO_LONG, Encoding
-from mobillama_v.train.data.json_stream import record_texts
 from mobillama_v.train.data.preprocess import DUPLICATE, MISSING, UNREADABLE
-from mobillama_v.train.data.records import COUNT, EMPTY, MALFORMED, ORDER
 
 HUMAN = {"from": "human", "value": "<image>\nWhat?"}
 
@@ -35,13 +35,20 @@ def spoiled() -> dict[str, tuple[str, Any]]:
         "cut": (UNREADABLE, good(103, "cut.png")),
         "text": (UNREADABLE, good(104, "text.png")),
         "reversed": (ORDER, good(0) | {"conversations": [gpt, HUMAN]}),
-        "unanswered": (ORDER, good(0) | {"conversations": [HUMAN, gpt, HUMAN]}),
+        "unanswered": (ORDER, good(0) | {"conversations": [HUMAN, gpt, HUMAN | {"value": "So?"}]}),
         "empty": (EMPTY, good(0) | {"conversations": [HUMAN, {"from": "gpt", "value": "\n"}]}),
         "few": (COUNT, good(0) | {"image": []}),
         "many": (COUNT, good(0) | {"image": ["0.png", "1.png"]}),
-        "long": (TOO_LONG, good(0) | {"conversations": [HUMAN, {"from": "gpt", "value": "x" * 400}]}),
+        "long": (
+            TOO_LONG,
+            good(0)
+            | {
+                "image": [f"{i % 3}.png" for i in range(17)],
+                "conversations": [{"from": "human", "value": "<image>" * 17}, gpt],
+            },
+        ),
         "twice": (DUPLICATE, good(7)),
-        "bot": (MALFORMED, good(0) | {"conversations": [HUMAN, {"from": "bot", "value": "x"}]}),
+        "bot": (MALFORMED, good(0) | {"conversations": [HUMAN, {"from": "narrator", "value": "x"}]}),
         "nothing": (MALFORMED, {}),
         "half \ud83d": (MALFORMED, {}),
     }
@@ -165,3 +172,19 @@ def test_the_command(nano_like: Path, images: Path, tmp_path: Path) -> None:
     for wrong in (("check", "/none.json"), ("check", str(clean), "--model", str(nano_like), "--max-length", "9999")):
         done = run(*wrong)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_what_reading_changes_is_counted(images: Path, encoding: Encoding, tmp_path: Path) -> None:
+    answer = {"from": "gpt", "value": " A cat.\n"}
+    records = [
+        good(0),
+        good(1) | {"conversations": [answer, HUMAN, answer]},
+        good(2) | {"conversations": [HUMAN, answer]},
+    ]
+    records.append(good(0) | {"conversations": [HUMAN, {"from": "gpt", "value": "x" * 400}]})
+    path = write(tmp_path / "data.json", records)
+    report = check([path], image_root=images, encoding=encoding)
+    assert (report.problems, report.notes, report.shortened) == ([], {BLANKS: 2, NO_QUESTION: 1}, 1)
+    assert (
+        "2 records: blanks around an answer were removed" in run("check", str(path), "--image-root", str(images)).stdout
+    )

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from mobillama_v import prompt
 from mobillama_v.cli.data import app
+from mobillama_v.conversation import MALFORMED
 from mobillama_v.errors import DataError
 from mobillama_v.train.data import convert
-from mobillama_v.train.data.convert import Pair, records_of
+from mobillama_v.train.data.convert import NO_TEXT, Options, Pair, read, records_of
+from mobillama_v.train.data.folders import NO_CAPTION
+from mobillama_v.train.data.preprocess import MISSING, Problem
 from mobillama_v.train.data.records import read_records
 
 
-def run(*args: str | Path) -> str:
+def run(*args: str | Path, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["convert", *map(str, args)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     return result.output
+
+
+def problems(source: Path, **options: Any) -> list[tuple[str, str]]:
+    """The place and kind of each row that is left out."""
+    return [(each.place, each.kind) for each in read(source, Options(**options)) if isinstance(each, Problem)]
 
 
 def turns(path: Path) -> list[list[str]]:
@@ -39,8 +50,56 @@ def test_tables(tmp_path: Path) -> None:
         (record,) = read_records(tmp_path / "out.jsonl")
         assert (record.id, record.images) == ("7", ("b.png",))
         assert record.messages[0].text == "\nHow many?\nAnswer the question using a single word or phrase."
-    with pytest.raises(DataError, match=r"line 2 has no column question, answer; its columns are picture, q, a:"):
-        list(convert.table(tmp_path / "a.csv"))
+    with pytest.raises(
+        DataError, match=r"line 2 has no column question, answer; its columns are picture, q, a: .*; no"
+    ):
+        run(tmp_path / "a.csv", tmp_path / "a.json")
+
+
+def test_an_answer_is_text_and_a_row_without_is_counted(tmp_path: Path) -> None:
+    votes = ["blue", "red", "red"]
+    rows = [
+        {"image": "a.png", "question": "Q", "answer": answer}
+        for answer in (math.nan, votes, True, {"text": "x"}, None, " \n", [], 2.5, " x ")
+    ]
+    rows += [
+        {"image": math.nan, "question": "Q", "answer": "x"},
+        {"image": ["a.png", "b.png"], "question": "Q"} | rows[-1],
+    ]
+    rows[-1]["image"] = ["a.png", "b.png"]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n{oops\n")
+    output = run(tmp_path / "a.jsonl", tmp_path / "out.json", code=1)
+    assert "4 records" in output and "8 rows are left out" in output and "--pick first" in output
+    assert [each[-1] for each in turns(tmp_path / "out.json")] == ["true", "2.5", "x", "x"]
+    assert list(read_records(tmp_path / "out.json"))[-1].images == ("a.png", "b.png")
+    for pick, answer in (("first", "blue"), ("most", "red")):
+        run(tmp_path / "a.jsonl", tmp_path / "out.json", "--pick", pick, code=1)
+        assert turns(tmp_path / "out.json")[0][-1] == answer
+    assert problems(tmp_path / "a.jsonl", pick="most") == [
+        *((f"line {line}", NO_TEXT) for line in (1, 4, 5, 6, 7)),
+        ("line 10", MALFORMED),
+        ("line 12", convert.UNREADABLE_ROW),
+    ]
+
+
+def test_a_conversation_keeps_what_it_says_of_its_turns(tmp_path: Path) -> None:
+    user = {"role": "user", "content": [{"type": "text", "text": "Is <image> a tag?"}, {"type": "image"}]}
+    rows = [
+        {"images": ["a\\b.png"], "messages": [user, {"role": "assistant", "content": "Yes.", "weight": 0}]},
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                *({"role": r, "content": "x"} for r in ("user", "assistant")),
+            ]
+        },
+        {"image": "a.png", "messages": []},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert "2 records" in run(tmp_path / "a.json", tmp_path / "out.json", code=1)
+    first, second = read_records(tmp_path / "out.json")
+    assert first.images == ("a/b.png",) and [message.learned for message in first.messages] == [True, False]
+    assert first.messages[0] == prompt.user("Is <image> a tag?", images=1)
+    assert [message.role for message in second.messages] == ["system", "user", "assistant"]
 
 
 def test_vqav2(tmp_path: Path) -> None:
@@ -80,8 +139,16 @@ def test_a_folder_of_images_and_texts(tmp_path: Path) -> None:
     run(tmp_path, tmp_path / "out.jsonl")
     assert turns(tmp_path / "out.jsonl") == [["\nDescribe the image.", f"This is {name}."] for name in "ab"]
     (tmp_path / "b.txt").unlink()
-    with pytest.raises(DataError, match=r"b\.txt cannot be read"):
-        list(convert.captions(tmp_path))
+    assert problems(tmp_path) == [("b.png", NO_CAPTION)]
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(DataError, match=r"images without captions; put a \.txt file beside each, or each class"):
+        problems(tmp_path)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "cat" / "a.png")
+    assert problems(tmp_path) == [("b.png", NO_CAPTION)]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        problems(tmp_path / "none")
 
 
 def test_hugging_face_datasets_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,33 +167,38 @@ def test_hugging_face_datasets_on_disk(tmp_path: Path, monkeypatch: pytest.Monke
     found.to_parquet(str(tmp_path / "hub" / "data" / "train-00000-of-00001.parquet"))
     for folder in ("saved", "hub"):
         out = tmp_path / f"{folder}.json"
-        run(tmp_path / folder, out, "--split", "train")
+        run(tmp_path / folder, out, "--split", "train", "--pick", "first")
         assert turns(out) == [["\nColor?", "red"], ["\nBlue?", "no"], ["Hi", "Ho"]]
         images = list((tmp_path / f"{folder}-images").iterdir())
         assert [image.read_bytes() for image in images] == [picture["bytes"]]
         assert next(read_records(out)).images == (images[0].name,)
     with pytest.raises(DataError, match="has the splits train"):
-        list(convert.hugging_face(tmp_path / "saved", images=tmp_path / "i", split="test"))
+        problems(tmp_path / "saved", split="test")
     with pytest.raises(DataError, match="no column words; its columns are image, question, answer"):
-        list(convert.hugging_face(tmp_path / "hub", images=tmp_path / "i", question="words"))
+        run(tmp_path / "hub", tmp_path / "out.json", "--question", "words")
     found.to_parquet(str(tmp_path / "hub" / "data" / "train_more-00000-of-00001.parquet"))
-    assert len(list(convert.hugging_face(tmp_path / "hub", images=tmp_path / "i", split="train"))) == 3
+    images = tmp_path / "i"
+    assert len(list(read(tmp_path / "hub", Options(images=images, split="train")))) == 3
     for split in (None, "tra"):  # never two splits as one, and no part of a name
         with pytest.raises(DataError, match="has the splits train, train_more; choose one"):
-            list(convert.hugging_face(tmp_path / "hub", images=tmp_path / "i", split=split))
-    many = [{"image": ["a.png"], "question": "How many?", "answer": "One"}]
-    datasets.Dataset.from_list(many).save_to_disk(str(tmp_path / "many"))
-    with pytest.raises(DataError, match="holds a list, no image"):
-        list(convert.hugging_face(tmp_path / "many", images=tmp_path / "i"))
-    (tmp_path / "many" / "data-00000-of-00001.arrow").write_bytes(b"no table")
+            problems(tmp_path / "hub", split=split)
+    label = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    many = [{"image": picture, "label": 1}, {"image": {"bytes": None, "path": str(tmp_path / "a.png")}, "label": 0}]
+    datasets.Dataset.from_list(many, features=label).to_parquet(str(tmp_path / "many.parquet"))
+    (tmp_path / "a.png").unlink()
+    classes = list(read(tmp_path / "many.parquet", Options(images=images, answer="label", prompt="What?")))
+    assert [each.answer if isinstance(each, Pair) else each.kind for each in classes] == ["dog", MISSING]
+    (tmp_path / "many.parquet").write_bytes(b"no table")
     with pytest.raises(DataError, match="cannot be read"):
-        list(convert.hugging_face(tmp_path / "many", images=tmp_path / "i"))
+        problems(tmp_path / "many.parquet", images=images)
 
 
 def test_text_alone_is_not_grouped_and_images_are() -> None:
-    pairs = [Pair("1", "a", "p", "q"), Pair("2", "a", "r", "s"), Pair("3", "a", "t", "u"), Pair("4", None, "v", "w")]
-    pairs.append(Pair("5", None, "x", "y"))
-    found = list(records_of(pairs, turns=2))
+    pairs = [Pair("1", ("a",), "p", "q"), Pair("2", ("a",), "r", "s"), Pair("3", ("a",), "t", "u")]
+    pairs += [Pair("4", (), "v", "w"), Pair("5", (), "x", "y")]
+    bad: list[Problem] = []
+    found = list(records_of(pairs, turns=2, left_out=bad.append))
+    assert not bad
     assert [(each["id"], len(each["conversations"]), each.get("image")) for each in found] == [
         ("1", 4, "a"),
         ("3", 2, "a"),

@@ -46,8 +46,20 @@ def test_a_lone_marker_goes_first_and_several_stay() -> None:
     assert last.messages[0] == user("What is it?", images=1)
     turns = [{"from": "human", "value": "First <image> then <image>."}, GPT]
     both = parse_record(record(image=["a.png", "b.png"], conversations=turns), source="f", place="number 1")
-    assert both.messages[0].content == ("First ", Slot.IMAGE, " then ", Slot.IMAGE, ".")
+    assert both.messages[0].content == ("First ", Slot.IMAGE, " then ", Slot.IMAGE, "\n.")
     assert both.images == ("a.png", "b.png")
+
+
+def test_other_shapes_of_the_same_record() -> None:
+    from mobillama_v.train.data.records import SLASHES, parse_record
+
+    plain = parse_record(record(image="b/a.png"), source="f", place="number 1")
+    messages = [{"role": "user", "content": "<image>What?"}, {"role": "assistant", "content": "A cat."}]
+    texts = [{"user": "What?", "assistant": "A cat."}]
+    for changes in ({"conversations": None, "messages": messages}, {"conversations": None, "texts": texts}):
+        other = parse_record(record(image="b\\a.png", **changes), source="f", place="number 1")
+        assert (other.messages, other.images) == (plain.messages, plain.images)
+        assert SLASHES in other.notes and not plain.notes
 
 
 def test_a_marker_in_an_answer_is_text_and_a_system_turn_is_kept() -> None:
@@ -62,18 +74,20 @@ def test_a_marker_in_an_answer_is_text_and_a_system_turn_is_kept() -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"conversations": []}, "no list of conversations"),
-        ({"conversations": [HUMAN, {"from": "bot", "value": "x"}]}, "turn 2 is from 'bot'"),
+        ({"conversations": None}, "no list of turns"),
+        ({"conversations": []}, "has no turns"),
+        ({"conversations": [HUMAN, {"from": "narrator", "value": "x"}]}, "turn 2 is from 'narrator'"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": " \n"}]}, "turn 2 is an empty answer"),
-        ({"conversations": [HUMAN, {"from": "gpt"}]}, "turn 2 is no object"),
-        ({"conversations": [GPT, HUMAN]}, "assistant's turn where the user's"),
-        ({"conversations": [HUMAN, GPT, HUMAN]}, "does not end with a gpt turn"),
-        ({"conversations": [{"from": "system", "value": "x"}]}, "does not end with a gpt turn"),
-        ({"image": None}, "1 <image> markers and 0 images"),
-        ({"image": ["a.png", "b.png"]}, "1 <image> markers and 2 images"),
-        ({"image": 3}, "neither a path nor a list"),
-        ({"image": [""]}, "neither a path nor a list"),
-        ({"conversations": [HUMAN, {"from": ["gpt"], "value": "x"}]}, r"turn 2 is from ['gpt']"),
+        ({"conversations": [HUMAN, {"from": "gpt"}]}, "turn 2 has no role and content"),
+        ({"conversations": [GPT, HUMAN]}, "does not end with an answer"),
+        ({"conversations": [HUMAN, GPT, HUMAN | {"value": "So?"}]}, "does not end with an answer"),
+        ({"conversations": [{"from": "system", "value": "x"}]}, "has no turns"),
+        ({"image": None}, "1 <image> places and 0 images"),
+        ({"image": ["a.png", "b.png"]}, "1 <image> places and 2 images"),
+        ({"image": 3}, "neither a picture nor a list"),
+        ({"image": [""]}, "neither a picture nor a list"),
+        ({"image": "data:image/png;base64,AAAA"}, "is no path; write the image to a file"),
+        ({"conversations": [HUMAN, {"from": ["gpt"], "value": "x"}]}, "turn 2 is from list"),
         ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "half a character"),
     ],
 )
@@ -89,6 +103,8 @@ def test_records_without_id_are_named_by_number(tmp_path: Path) -> None:
     bad = {"conversations": []}
     with pytest.raises(DataError, match="record 'number 2'"):
         list(read_records(write(tmp_path / "data.json", record(), bad)))
+    with pytest.raises(DataError, match="holds records by their names; write them as a list"):
+        list(read_records(write(tmp_path / "data.json", {"1": record()})))
     with pytest.raises(DataError, match="number 2 is no mapping"):
         list(read_records(write(tmp_path / "data.json", record(), "text")))
 

@@ -1,6 +1,7 @@
 """The records of a JSON file one after the other, as text: a file of a gigabyte costs the memory of a record.
 
-A file is a JSON list, or JSON lines. Neither torch nor a worker process is needed to read it.
+A file is a JSON list, JSON lines, or JSON values one after the other (records on several lines each). It is UTF-8, or
+UTF-16 as Windows writes it. Neither torch nor a worker process is needed to read it.
 """
 
 from __future__ import annotations
@@ -21,32 +22,59 @@ _LONGEST_TOKEN = 16  # characters of the longest JSON token that a chunk's end c
 _scan = json.JSONDecoder().raw_decode
 
 
+def unicode_of(path: Path) -> str:
+    """Which form of Unicode a text file has, by its first bytes: ``utf-16``, ``utf-16-le`` or ``-be``, ``utf-8-sig``.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if head in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    return "utf-8-sig" if 0 not in head else "utf-16-be" if head[0] == 0 else "utf-16-le"
+
+
 def record_texts(path: Path, *, read: Callable[[int], None] | None = None) -> Iterator[tuple[str, str]]:
     """Where each record is in the file (``"line 7"``, ``"number 7"``) and its JSON text.
 
-    Lines are given as they are, whether they are JSON or not; what is no JSON in a list ends it, since nobody knows
-    where its next record starts.
+    Lines are given as they are, whether they are JSON or not. What is no JSON in a list, or in a record of several
+    lines, ends the file, since nobody knows where the next record starts.
 
     Args:
         path: the file.
         read: called from time to time with the number of bytes that have been read.
 
     Raises:
-        DataError: the file cannot be read, or is a list that is not JSON.
+        DataError: the file cannot be read, holds no record, or is a list that is not JSON.
     """
+    number = 0
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            if file.read(64).lstrip()[:1] == "[":
-                file.seek(0)
-                texts = (("number", text) for text in _ListReader(file, path, read).items())
+        with open(path, encoding=unicode_of(path)) as file:
+            start = next((line for line in iter(lambda: file.readline(_CHUNK), "") if line.strip()), "")
+            file.seek(0)
+            listed = start.lstrip()[:1] == "["
+            if listed or _goes_on(start):
+                reader = _ListReader(file, path, read)
+                texts = (("number", text) for text in (reader.items() if listed else reader.values()))
             else:
-                file.seek(0)
                 texts = (("line", text) for text in _lines(file, read))
             for number, (unit, text) in enumerate(texts, 1):
                 if unit == "number" or text.strip():
                     yield f"{unit} {number}", text
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{path} cannot be read ({error}); check its path, and that it is UTF-8.") from error
+    if not number:
+        raise DataError(f"{path} holds no record; check that it is the right file.")
+
+
+def _goes_on(line: str) -> bool:
+    """Whether a value begins on the line that does not end there."""
+    try:
+        _scan(line.lstrip())
+    except (json.JSONDecodeError, RecursionError) as error:
+        return isinstance(error, json.JSONDecodeError) and error.pos >= len(line.strip())
+    return False
 
 
 def _lines(file: TextIO, read: Callable[[int], None] | None) -> Iterator[str]:
@@ -60,7 +88,7 @@ def _lines(file: TextIO, read: Callable[[int], None] | None) -> Iterator[str]:
 
 
 class _ListReader:
-    """Reads the items of a JSON list; ``text[start:]`` is the part of the file that is read and not used yet."""
+    """Reads JSON values; ``text[start:]`` is the part of the file that is read and not used yet."""
 
     def __init__(self, file: TextIO, path: Path, read: Callable[[int], None] | None) -> None:
         self.file, self.path, self.read = file, path, read
@@ -77,6 +105,11 @@ class _ListReader:
         self.expect("]")
         if self.peek():
             self.fail("there is more after the end of the list")
+
+    def values(self) -> Iterator[str]:
+        """The texts of values that stand one after the other."""
+        while self.peek():
+            yield self.value()
 
     def peek(self) -> str:
         """The next character that is no space; nothing at the end of the file."""
