@@ -131,7 +131,9 @@ class TrainSection:
     weight_decay: float = _help("for matrices; norms and biases have none", default=0.0, least=0)
     betas: tuple[float, float] = _help("AdamW's", default=(0.9, 0.999))
     max_grad_norm: float = _help("clip gradients to this norm; 0: never", default=1.0, least=0)
-    precision: Literal["fp32", "bf16"] = _help("of the arithmetic; weights are fp32", default="fp32")
+    precision: Literal["fp32", "bf16", "auto"] = _help(
+        "of the arithmetic, weights are fp32; auto: bf16 on a GPU, fp32 on a CPU", default="fp32"
+    )
     deepspeed: Literal["zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"] | None = _help(
         "what the devices share out: 1 optimizer, 2 gradients too, 3 weights too; offload: they wait in CPU memory",
         default=None,

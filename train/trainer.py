@@ -28,6 +28,7 @@ from mobillama_v.train import checkpoints, lora
 from mobillama_v.train.build import Setup, parameter_groups, start_folder
 from mobillama_v.train.data.collate import Collator, PackCollator
 from mobillama_v.train.data.dataset import PackedSet, TrainingSet
+from mobillama_v.train.data.parallel import cores
 from mobillama_v.train.data.sampler import TrainingSampler
 from mobillama_v.train.deepspeed_config import deepspeed_config, init_processes
 from mobillama_v.train.loss import scaled_loss, supervised_tokens
@@ -246,7 +247,7 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     accelerator = torch.accelerator.is_available()
     options: dict[str, Any] = {}
     if train.deepspeed is not None:
-        if train.precision != "fp32" and not accelerator:
+        if train.precision == "bf16" and not accelerator:
             raise RecipeError("DeepSpeed trains in fp32 on a CPU; set train.precision=fp32 or train.deepspeed=null.")
         options["deepspeed"] = deepspeed_config(train.deepspeed, accelerator=accelerator)
         options |= init_processes(accelerator=accelerator, timeout=_TIMEOUT)
@@ -261,13 +262,13 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
         lr_scheduler_type=_SCHEDULES[train.schedule],
         ddp_timeout=_TIMEOUT,
         max_grad_norm=train.max_grad_norm,
-        bf16=train.precision == "bf16",
+        bf16=train.precision == "bf16" or (train.precision == "auto" and accelerator),
         seed=train.seed,
         logging_steps=train.log_steps,
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=train.save_steps,
-        dataloader_num_workers=train.dataloader_workers,
+        dataloader_num_workers=min(train.dataloader_workers, cores()),
         dataloader_persistent_workers=train.dataloader_workers > 0,
         dataloader_pin_memory=accelerator,
         eval_strategy="steps" if recipe.validation.json else "no",

@@ -174,3 +174,13 @@ def test_keys_lists_those_of_lora() -> None:
     assert {"train.lora", "train.lora.rank", "train.lora.targets"} <= {
         line.split()[0] for line in done.stdout.splitlines()
     }
+
+
+def test_the_recipe_works_on_a_cpu_as_it_stands(nano_like: Path, corpus: Path, tmp_path: Path) -> None:
+    data = (f"data.json={corpus / 'pictures.json'}", f"data.image_root={corpus / 'images'}")
+    recipe = load_recipe("lora", [f"model.start={nano_like}", *data, f"output={tmp_path / 'run'}", "train.max_steps=1"])
+    final = run(recipe)
+    start = json.loads((nano_like / "config.json").read_text())
+    assert json.loads((final / "config.json").read_text())["image"] == start["image"]
+    before, after = weights(nano_like), weights(final)
+    assert before.keys() == after.keys() and all(torch.isfinite(each).all() for each in after.values())

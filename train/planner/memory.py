@@ -104,7 +104,7 @@ def estimate(spec: ModelConfig, train: TrainSection, batch: BatchShape, *, devic
     counts = Counts.of(spec, train)
     zero, _, offload = (train.deepspeed or "").partition("-")
     stage = int(zero.removeprefix("zero")) if zero else 0
-    half = bool(stage) and train.precision == "bf16"
+    half = bool(stage) and train.precision != "fp32"
     size = 2 if half else 4  # bytes of a weight that the model computes with
     total, learning = sum(counts.all.values()), sum(counts.learning.values())
     share = -(-learning // devices) if stage else learning

@@ -161,7 +161,7 @@ def describe_gpus(
         RecipeError: a global batch that so many devices cannot share.
     """
     train = recipe.train
-    peak = kind.bf16 if train.precision == "bf16" else kind.fp32
+    peak = kind.bf16 if train.precision != "fp32" else kind.fp32
     lines = [
         f"on {kind.name}, {kind.memory:g} GB each: memory in GB on each",
         f"GPUs  {'batch' if train.pack_tokens is None else 'tokens':<10}    steps  weights  gradients  optimizer  "
@@ -232,7 +232,7 @@ def default_mfu(recipe: Recipe, spec: ModelConfig, stats: DataStats) -> float:
 def checkpoint_bytes(recipe: Recipe, spec: ModelConfig) -> tuple[int, int]:
     """Bytes of a model folder, and of a checkpoint with what ``--resume`` needs."""
     train, counts = recipe.train, Counts.of(spec, recipe.train)
-    half = train.deepspeed is not None and train.precision == "bf16"
+    half = train.deepspeed is not None and train.precision != "fp32"
     adapters = counts.learning["decoder"] if train.lora is not None else 0
     model = (sum(counts.all.values()) - adapters) * (2 if half else 4)
     learning = sum(counts.learning.values())
