@@ -92,7 +92,7 @@ def _open(path: Path) -> TextIO:
                 encoding = "cp1252"
         return open(path, encoding=encoding, newline="")
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error}); check its path.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); check its path.") from error
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from mobillama_v.markup import printable
 from mobillama_v.prompt import SHORT_ANSWER, TEMPLATES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mobillama_v.train.data.check import Report
     from mobillama_v.train.data.encoding import Encoding
@@ -187,8 +187,16 @@ def convert(
     if first is None:
         more = f"; none of its {len(bad):,} rows can be used" if len(bad) > 1 else ""
         raise DataError(f"{bad[0].reason.rstrip('.')}{more}." if bad else f"{source} holds nothing to convert.")
-    texts = (json.dumps(record, ensure_ascii=False) for record in itertools.chain([first], records))
-    print(f"{write_records(out, texts):,} records: {out}")
+    plain = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal plain
+        for record in itertools.chain([first], records):
+            plain += "image" not in record
+            yield json.dumps(record, ensure_ascii=False)
+
+    count = write_records(out, texts())
+    print(f"{count:,} records: {out}" + (f"; {plain:,} of them are text only" if plain else ""))
     if bad:
         print(f"{len(bad):,} rows are left out")
         _print_problems(bad)

@@ -68,7 +68,7 @@ def read(source: Path, options: Options) -> Iterator[Item]:
 
     Raises:
         MissingExtraError: the library ``datasets`` is not installed, and ``source`` needs it.
-        DataError: the source cannot be read, or lacks a column.
+        DataError: the source cannot be read.
     """
     if source.suffix.lower() == ".parquet" or hub_files.is_dataset(source):
         return hugging_face(source, options)
@@ -118,7 +118,8 @@ def _item(row: Mapping[str, Any], source: str, place: str, options: Options, pat
         row = {**row, question: options.prompt}
     missing = [each for each in (question, answer) if each not in row]
     talks = missing and turns_of(row) is not None
-    columns = ("image", "images") if talks else (column_name(options.image),)
+    named = column_name(options.image)
+    columns = ("image", "images") if talks or named == "image" else (named,)
     try:
         images = {key: _paths(row[key], path_of) for key in columns if row.get(key) is not None}
         if talks:
@@ -136,7 +137,7 @@ def _item(row: Mapping[str, Any], source: str, place: str, options: Options, pat
             f"{where} has no column {', '.join(missing)}; its columns are {', '.join(row)}: name the right ones with "
             "--question and --answer.",
         )
-    (paths,) = images.values() or ([],)
+    paths = [path for each in images.values() for path in each]
     if not all(isinstance(path, str) for path in paths):
         reason = f"{where}: the {options.image} is neither a path nor a list of paths; choose another --image."
         return Problem(source, place, name, MALFORMED, reason)

@@ -59,7 +59,7 @@ class View:
         """What it is, in a line."""
         if self.problem is not None:
             return self.problem
-        cut = ", its last turns are left out to fit" if self.shortened else ""
+        cut = ", its end is left out to fit" if self.shortened else ""
         return f"{len(self.images)} images, {self.length} tokens, {self.learned} of them learned{cut}"
 
 

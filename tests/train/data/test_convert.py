@@ -40,11 +40,12 @@ def turns(path: Path) -> list[list[str]]:
 def test_tables(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('picture,q,a\na.png,"What, then?",A cat\n,Hi,Ho\na.png,<image> Two?,"Yes\nno"\n')
     output = run(tmp_path / "a.csv", tmp_path / "a.json", "--image", "picture", "--question", "q", "--answer", "a")
-    assert "3 records" in output
+    assert "3 records" in output and "1 of them are text only" in output
     assert turns(tmp_path / "a.json") == [["\nWhat, then?", "A cat"], ["Hi", "Ho"], ["\nTwo?", "Yes\nno"]]
     assert [record.images for record in read_records(tmp_path / "a.json")] == [("a.png",), (), ("a.png",)]
     rows = [{"id": 7, "image": "b.png", "question": "How many?", "answer": 2}]
-    for name, text in (("b.json", json.dumps(rows)), ("b.jsonl", json.dumps(rows[0]) + "\n")):
+    other = {"images": ["b.png"], **{key: rows[0][key] for key in ("id", "question", "answer")}}
+    for name, text in (("b.json", json.dumps(rows)), ("b.jsonl", json.dumps(rows[0])), ("c.jsonl", json.dumps(other))):
         (tmp_path / name).write_text(text)
         run(tmp_path / name, tmp_path / "out.jsonl", "--short")
         (record,) = read_records(tmp_path / "out.jsonl")

@@ -60,7 +60,10 @@ def as_json(record: Record) -> dict[str, Any]:
         return "".join("<image>" if part is Slot.IMAGE else part for part in message.content)
 
     names = {"user": "human", "assistant": "gpt", "system": "system"}
-    turns = [{"from": names[message.role], "value": text(message)} for message in record.messages]
+    turns = [
+        {"from": names[message.role], "value": text(message), "weight": int(message.learned)}
+        for message in record.messages
+    ]
     return {"id": record.id, "image": list(record.images), "conversations": turns}
 
 
@@ -96,9 +99,25 @@ def test_long_samples_lose_their_last_turns_and_the_pictures_of_these(make_sampl
 
 
 def test_samples_without_room_for_an_answer_are_refused_with_their_number(make_samples) -> None:
-    records = [record("A", "b"), record("A", "b" * 900, name="big"), record("A", "b" * 901)]
+    records = [record("A", "b"), record("A" * 900, "b", name="big"), record("A" * 901, "b")]
     with pytest.raises(BadRecordsError, match=r"2 of 3 records .*record 'big' has no answer within max_length=600 "):
         make_samples(*records, max_length=600)
+
+
+def test_a_first_answer_that_is_too_long_is_cut(make_samples, tokenizer: TextTokenizer) -> None:
+    cut = make_samples(record("A", "b" * 900, images=1), max_length=600)
+    whole = TEMPLATES["v1"].encode([user("A", images=1), assistant("b" * 900)], tokenizer, tokens_per_image=SLOTS)
+    assert (cut.shortened, cut.ids.tolist()) == (1, whole.input_ids[:600])
+    assert cut.supervised == sum(label != IGNORE_INDEX for label in whole.labels[:600])
+
+
+def test_answers_of_weight_0_are_not_supervised(make_samples) -> None:
+    turns = (user("A?"), Message("assistant", ("a",), learned=False), user("B?"), assistant("b"))
+    whole = make_samples(Record("r", (), turns, "data.json"))
+    alone = make_samples(Record("r", (), turns[2:], "data.json"))
+    assert whole.supervised == alone.supervised > 0
+    with pytest.raises(BadRecordsError, match="has no answer that is learned"):
+        make_samples(Record("r", (), turns[:2], "data.json"))
 
 
 def test_repeat_and_emptiness(corpus: Path, start_folder: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_a_view_shows_every_token_and_what_is_learned(data: Path, nano_like: Pat
     )
     assert good.length == len(good.tokens) + 48
     assert found[1].problem is not None
-    assert "gpt turn" in found[1].summary()
+    assert "end with an answer" in found[1].summary()
 
 
 def test_records_of_an_id_are_found_wherever_they_are(data: Path, nano_like: Path) -> None:
