@@ -26,6 +26,7 @@ from transformers.utils import can_return_tuple
 
 from mobillama_v.checkpoint import refuse_misfits
 from mobillama_v.errors import CheckpointError, PromptError
+from mobillama_v.hf.attention import attention
 from mobillama_v.hf.configuration import MobiLlamaConfig, MobiLlamaVConfig
 from mobillama_v.hf.folder import add_card
 from mobillama_v.model.decoder import Decoder, Mask, RMSNorm, position_ids_from_mask
@@ -94,7 +95,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
     """What both models share: masks, positions, cache, head and loss around a decoder."""
 
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
+    _supports_sdpa = _supports_flex_attn = _supports_flash_attn = _supports_attention_backend = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (transformers' own declaration)
     _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _can_compile_fullgraph = True
@@ -187,7 +188,8 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         if pixel_values is not None and image_features is not None:
             raise ValueError("give at most one of pixel_values and image_features")
         has_images = pixel_values is not None or image_features is not None
-        if has_images != (image_mask is not None and bool(image_mask.any())):
+        compiling = torch.compiler.is_compiling()  # a graph cannot look at values
+        if has_images != (image_mask is not None and (compiling or bool(image_mask.any()))):
             raise PromptError(
                 "pixel_values (or image_features) and image_mask go together: one was given without the other."
             )
@@ -217,6 +219,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
         image_features: Tensor | None = None,
         past_key_values: Cache | None = None,
@@ -237,6 +240,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             use_cache: keep keys and values for later calls.
             logits_to_keep: how many last positions get logits; 0 means all.
             output_hidden_states: return the input of each layer and the final state.
+            output_attentions: return the attention weights [B,H,T,S] of each layer.
             num_items_in_batch: supervised tokens over accumulation and ranks, for the loss.
             image_features: [N,E+P,Dv], the tower's output (of a cache, say) instead of ``pixel_values``.
             past_key_values: ``cache`` as transformers before 5.24 names it.
@@ -266,7 +270,11 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             positions = [torch.arange(each, device=inputs_embeds.device) for each in sample_lengths]
             position_ids, mask = torch.cat(positions)[None], tuple(sample_lengths)
         states: list[Tensor] | None = [] if output_hidden_states else None
-        hidden = self._decoder(inputs_embeds, position_ids=position_ids, mask=mask, cache=cache, hidden_states=states)
+        weights: list[Tensor] | None = [] if output_attentions else None
+        attend = attention(config._attn_implementation, weights)
+        hidden = self._decoder(
+            inputs_embeds, position_ids=position_ids, mask=mask, cache=cache, hidden_states=states, attend=attend
+        )
         loss = logits = None
         if labels is not None:
             labels = labels if image_mask is None else labels.masked_fill(image_mask, IGNORE_INDEX)
@@ -279,6 +287,7 @@ class _DecoderRunner(PreTrainedModel, GenerationMixin):
             loss=loss,  # type: ignore[arg-type]
             logits=logits,  # type: ignore[arg-type]
             hidden_states=tuple(states) if states else None,
+            attentions=tuple(weights) if weights else None,
             last_hidden_state=hidden,
             **kept,
         )
@@ -346,13 +355,13 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
     def _decoder(self) -> Decoder:
         return self.language_model
 
-    def save_pretrained(self, save_directory: Any, *args: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does, with a model card and the chat template where there is none."""
         folder = Path(save_directory)
         if is_main_process and not folder.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             add_card(folder, self.config.spec)
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

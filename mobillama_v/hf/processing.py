@@ -120,7 +120,8 @@ class MobiLlamaVProcessor(ProcessorMixin):
             raise PromptError(f"padding {padding!r} on the {padding_side!r} is not supported; use {options}.")
         texts = [text] if isinstance(text, str) else list(text)
         limit = self.context_length if max_length is None else max_length
-        rows, pictures = [], []
+        rows: list[Encoded] = []
+        pictures: list[Any] = []
         for each, given_images in zip(texts, images_of_rows(images, texts), strict=True):
             row, shown = self._row(each, given_images, None if truncation else limit, raw=not add_special_tokens)
             rows.append(_cut(row, limit) if truncation else row)
@@ -128,7 +129,7 @@ class MobiLlamaVProcessor(ProcessorMixin):
         width = max([len(row.input_ids) for row in rows] + [limit] * (padding == "max_length"))
         width += -width % (pad_to_multiple_of or 1)
         pad = self.text_tokenizer.pad_id
-        columns = {
+        columns: dict[str, list[tuple[list[Any], Any]]] = {
             "input_ids": [(row.input_ids, pad) for row in rows],
             "attention_mask": [([1] * len(row.input_ids), 0) for row in rows],
             "image_mask": [(row.image_mask, False) for row in rows],

@@ -1,4 +1,4 @@
-"""Make transformers' Auto classes know the models, without importing transformers before its user does.
+"""Make transformers' Auto classes and PEFT know the models, without importing transformers before its user does.
 
 transformers costs seconds of start-up that the command line does not have, so its registries are filled at the moment
 their modules are imported, whichever of the two packages comes first.
@@ -49,12 +49,20 @@ def _processors(module: Any) -> None:
     module.AutoProcessor.register(MobiLlamaVConfig, MobiLlamaVProcessor, exist_ok=True)
 
 
+def _adapters(module: Any) -> None:
+    """What PEFT adapts where a user names no modules: every layer of the decoder, and nothing that goes unused."""
+    layers = [f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down")]
+    for model_type in ("mobillama", "mobillama_v"):
+        module.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[model_type] = layers
+
+
 _AUTO = "transformers.models.auto."
 _FILLERS: dict[str, Callable[[Any], None]] = {
     f"{_AUTO}configuration_auto": _configurations,
     f"{_AUTO}modeling_auto": _models,
     f"{_AUTO}image_processing_auto": _image_processors,
     f"{_AUTO}processing_auto": _processors,
+    "peft.utils.constants": _adapters,
 }
 
 

@@ -11,6 +11,7 @@ C head width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from mobillama_v.config import DecoderConfig
 
+Attend: TypeAlias = Callable[["Attention", Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Computes attention [B,T,H,C] from a layer, its queries [B,H,T,C], keys and values [B,K,S,C], and a mask."""
 Mask: TypeAlias = Tensor | tuple[int, ...]
 """What a position may attend to: a tensor [B,1,T,S], True (or 0) where it may; or the lengths of the samples that are
 packed one after the other into the only row, each attending to itself alone, causally."""
@@ -66,15 +69,22 @@ class Attention(nn.Module):
     def __init__(self, spec: DecoderConfig, layer_idx: int) -> None:
         super().__init__()
         self.layer_idx, self.head_dim = layer_idx, spec.head_dim
-        self.grouped = spec.num_key_value_heads != spec.num_attention_heads
+        self.num_key_value_groups = spec.num_attention_heads // spec.num_key_value_heads
         kv_width = spec.num_key_value_heads * spec.head_dim
         self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
         self.k_proj = nn.Linear(spec.hidden_size, kv_width, bias=False)
         self.v_proj = nn.Linear(spec.hidden_size, kv_width, bias=False)
         self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Mask | None, cache: KVCache | None) -> Tensor:
-        """Attend from ``x`` [B,T,D]; a ``mask`` of None means causal."""
+    def forward(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        mask: Mask | None,
+        cache: KVCache | None,
+        attend: Attend | None = None,
+    ) -> Tensor:
+        """Attend from ``x`` [B,T,D]; a ``mask`` of None means causal, an ``attend`` of None torch's kernel."""
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B,H|K,T,C]
@@ -87,13 +97,15 @@ class Attention(nn.Module):
             samples = zip(q.split(mask, dim=2), k.split(mask, dim=2), v.split(mask, dim=2), strict=True)
             out = torch.cat([self._attend(*sample, None) for sample in samples], dim=1)
         else:
-            out = self._attend(q, k, v, mask)
+            out = self._attend(q, k, v, mask) if attend is None else attend(self, q, k, v, mask)
         return self.o_proj(out.reshape(batch, length, -1))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """What is attended to [B,T,H,C], by queries [B,H,T,C]."""
         causal = mask is None and q.shape[2] > 1
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.num_key_value_groups > 1
+        )
         return out.transpose(1, 2)
 
 
@@ -128,9 +140,10 @@ class Block(nn.Module):
         rotary: tuple[Tensor, Tensor],
         mask: Mask | None,
         cache: KVCache | None,
+        attend: Attend | None = None,
     ) -> Tensor:
         """Map [B,T,D] to [B,T,D] with the decoder's shared FFN, or with the block's own where that is None."""
-        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotary, mask, cache, attend)
         network = feed_forward if self.mlp is None else self.mlp
         assert network is not None
         return x + network(self.post_attention_layernorm(x))
@@ -157,6 +170,7 @@ class Decoder(nn.Module):
         mask: Mask | None = None,
         cache: KVCache | None = None,
         hidden_states: list[Tensor] | None = None,
+        attend: Attend | None = None,
     ) -> Tensor:
         """Run all layers.
 
@@ -167,6 +181,7 @@ class Decoder(nn.Module):
                 attention.
             cache: keys and values of earlier positions; updated in place.
             hidden_states: when given, the input of every layer and the final output are appended to it.
+            attend: computes attention; None is torch's kernel.
 
         Returns:
             The normalized hidden state [B,T,D].
@@ -176,7 +191,7 @@ class Decoder(nn.Module):
         for block in self.layers:
             if hidden_states is not None:
                 hidden_states.append(x)
-            args: tuple[Any, ...] = (x, self.feed_forward, rotary, mask, cache)
+            args: tuple[Any, ...] = (x, self.feed_forward, rotary, mask, cache, attend)
             if self.gradient_checkpointing and self.training:
                 x = self._gradient_checkpointing_func(block.__call__, *args)
             else:

@@ -84,7 +84,12 @@ def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Te
     Raises:
         PromptError: a row whose slots are no whole number of images, or another number of images than given.
     """
-    images, per_image, _ = features.shape
+    if not torch.compiler.is_compiling():  # a graph cannot look at values
+        _check_slots(image_mask, *features.shape[:2])
+    return inputs_embeds.masked_scatter(image_mask[..., None].to(inputs_embeds.device), features.to(inputs_embeds))
+
+
+def _check_slots(image_mask: Tensor, images: int, per_image: int) -> None:
     slots = image_mask.sum(-1)
     wrong = slots % per_image
     if bool(wrong.any()):
@@ -97,7 +102,6 @@ def place_image_features(inputs_embeds: Tensor, image_mask: Tensor, features: Te
         raise PromptError(
             f"the prompts hold slots for {int(slots.sum()) // per_image} images and {images} images were given."
         )
-    return inputs_embeds.masked_scatter(image_mask[..., None].to(inputs_embeds.device), features.to(inputs_embeds))
 
 
 class TorchVisionEncoder:

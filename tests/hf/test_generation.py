@@ -88,3 +88,48 @@ def test_embeddings_may_be_given(model: Any, inputs: Any) -> None:
     rest = {name: inputs[name] for name in ("attention_mask", "pixel_values", "image_mask")}
     found = model.generate(inputs_embeds=embeds, **rest, max_new_tokens=6, do_sample=False)
     assert found.tolist() == ask(model, inputs)[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
+def test_attention_implementations_agree(implementation: str, model: Any, inputs: Any, folder: Path) -> None:
+    options = {"attn_implementation": implementation, "dtype": torch.float32}
+    other = MobiLlamaVForConditionalGeneration.from_pretrained(folder, **options).eval().requires_grad_(False)
+    torch.testing.assert_close(other(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+    assert ask(other, inputs).tolist() == ask(model, inputs).tolist()
+
+
+def test_attention_weights(model: Any, inputs: Any) -> None:
+    layers = model.config.text_config.num_hidden_layers
+    given = model(**inputs, output_attentions=True)
+    length = inputs["input_ids"].shape[1]
+    assert [each.shape for each in given.attentions] == [(1, 4, length, length)] * layers
+    shares = given.attentions[0]
+    torch.testing.assert_close(shares.sum(-1), torch.ones_like(shares[..., 0]))
+    assert not shares.triu(1).any()
+    torch.testing.assert_close(given.logits, model(**inputs).logits, rtol=1e-4, atol=1e-4)
+    assert model(**inputs).attentions is None
+
+
+@pytest.mark.slow
+def test_the_model_compiles_and_exports_as_one_graph(model: Any, inputs: Any) -> None:
+    wanted = model(**inputs).logits
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(**inputs).logits, wanted)
+    graph = torch.export.export(model, (), dict(inputs) | {"use_cache": False}, strict=False).module()
+    torch.testing.assert_close(graph(**inputs, use_cache=False).logits, wanted)
+
+
+def test_peft_adapts_the_decoder_by_default(folder: Path, inputs: Any) -> None:
+    peft = pytest.importorskip("peft", reason="needs the extra lora")
+    base = MobiLlamaVForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, task_type="CAUSAL_LM"))
+    added = {name: each for name, each in adapted.named_parameters() if "lora_" in name}
+    for name, each in added.items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(each, std=0.02)
+    adapted.train()
+    adapted(**inputs, labels=inputs["input_ids"]).loss.backward()
+    assert len(added) == 22 and all(each.grad is not None and bool(each.grad.any()) for each in added.values())
+    adapted.eval()
+    before = adapted(**inputs).logits
+    torch.testing.assert_close(adapted.merge_and_unload()(**inputs).logits, before, rtol=1e-5, atol=5e-5)
