@@ -91,14 +91,14 @@ class Custom(Benchmark):
         if not path.is_file():
             raise DataError(f"{str(path)!r} does not exist; name the file of questions with --questions.")
         root = data if data.is_dir() else path.parent
-        found = []
+        examples: list[Example] = []
         listed = not is_json(path)
         for number, row in enumerate(read_table(path), 1):
             where = f"{str(path)!r}, {row.place}"
             if row.problem:
                 raise DataError(f"{where} {row.problem}.")
-            found += self._examples(number, row.values, where, root, listed)
-        return found
+            examples += self._examples(number, row.values, where, root, listed)
+        return examples
 
     def with_prompts(self, examples: list[Example], questions: Path) -> list[Example]:
         """The examples as they are: ``questions`` is their own file."""

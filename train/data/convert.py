@@ -280,11 +280,11 @@ def _record(name: str, read: Conversation) -> dict[str, Any]:
             for message, weight in zip(read.messages, weights, strict=True)
         ]
         return _named(name, read.images) | {"messages": turns}
-    turns = [
+    told = [
         {"from": _FROM[message.role], "value": "".join(map(_marked, message.content)), **weight}
         for message, weight in zip(read.messages, weights, strict=True)
     ]
-    return _named(name, read.images) | {"conversations": turns}
+    return _named(name, read.images) | {"conversations": told}
 
 
 def _part(part: str | Slot) -> dict[str, str]:
