@@ -189,7 +189,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
 def test_unknown_options() -> None:
     with pytest.raises(ConfigError, match="not 'test'"):
         get("gqa", split="test")
-    with pytest.raises(ConfigError, match="no option 'ocr'; its options are: consistency, questions, split"):
+    with pytest.raises(ConfigError, match="no option 'ocr'; its options are: consistency, limit, questions, split"):
         get("gqa", ocr="none")
     with pytest.raises(ConfigError, match="no benchmark 'gqaa'"):
         get("gqaa")
