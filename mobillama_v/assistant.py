@@ -12,6 +12,7 @@ Shapes: B rows, T positions, N images, P' visual tokens an image, D decoder widt
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import time
 import warnings
@@ -27,6 +28,7 @@ from mobillama_v.conversation import Conversation, read_chat
 from mobillama_v.errors import PromptError
 from mobillama_v.generate import Engine, Generation, Prompt, Sampling, Scores
 from mobillama_v.images import load_image
+from mobillama_v.ocr import with_tokens
 from mobillama_v.prefix_cache import PrefixCache
 from mobillama_v.prompt import Encoded, Message, get_template, user
 from mobillama_v.prompt import assistant as assistant_turn
@@ -34,6 +36,7 @@ from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
     from mobillama_v.model.vlm import VisionLanguageModel
+    from mobillama_v.ocr import Reader
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | EncodedImage"
 Question: TypeAlias = "str | Sequence[Message | dict[str, Any]]"
@@ -45,10 +48,12 @@ class EncodedImage:
     """An image as the decoder sees it, [P',D], and the seconds that decoding and encoding it took.
 
     The features are an array of numpy's or a tensor of torch's, as the model's :class:`VisionEncoder` gives them.
+    ``words`` were read in it where the assistant has a reader, else it is None.
     """
 
     features: Any
     seconds: float
+    words: tuple[str, ...] | None = None
 
 
 class VisionEncoder(Protocol):
@@ -166,6 +171,7 @@ class Assistant:
         """
         self.name, self.spec, self.tokenizer, self.vision, self.engine = name, spec, tokenizer, vision, engine
         self.backend = backend
+        self.reader: Reader | None = None  # of the words in images, which then stand in the prompt
         self._prefixes = PrefixCache(_KEPT_PROMPTS)
 
     @property
@@ -195,9 +201,15 @@ class Assistant:
         if isinstance(image, EncodedImage):
             return image
         start = time.perf_counter()
-        picture = load_image(image, target=self.spec.image.size)
+        picture = load_image(image, target=self.read_size)
         features = self.vision.encode_image(self.spec.image(picture))
-        return EncodedImage(features, time.perf_counter() - start)
+        words = None if self.reader is None else tuple(self.reader.read(picture))
+        return EncodedImage(features, time.perf_counter() - start, words)
+
+    @property
+    def read_size(self) -> int | None:
+        """The side in pixels that images need to have; None where words are read in them: whole, then."""
+        return self.spec.image.size if self.reader is None else None
 
     def see(self, image: Source) -> EncodedImage:
         """The former name of :meth:`encode_image`; it goes in the version after next."""
@@ -277,6 +289,8 @@ class Assistant:
         encoded = self._encode(read)
         new = [not isinstance(image, EncodedImage) for image in read.images]
         seen = [self.encode_image(image) for image in read.images]
+        if any(image.words is not None for image in seen):
+            encoded = self._encode(dataclasses.replace(read, messages=_with_words(read.messages, seen)))
         return _Row(encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh))
 
     def _encode(self, read: Conversation) -> Encoded:
@@ -372,6 +386,18 @@ class Chat:
             return
         self.messages, self.images, self.waiting = [*messages, assistant_turn(answer.reply.text)], images, []
         yield "", answer.reply
+
+
+def _with_words(messages: Sequence[Message], images: Sequence[EncodedImage]) -> tuple[Message, ...]:
+    """The conversation with the words of its images after the text of the turn that shows them."""
+    shown, found = iter(images), []
+    for message in messages:
+        words = [word for image in itertools.islice(shown, message.images) for word in image.words or ()]
+        if message.images and isinstance(message.content[-1], str):
+            last = with_tokens(message.content[-1], words)
+            message = dataclasses.replace(message, content=(*message.content[:-1], last))
+        found.append(message)
+    return tuple(found)
 
 
 def _reply(row: _Row, generation: Generation, index: int) -> Reply:

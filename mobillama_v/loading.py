@@ -17,6 +17,7 @@ from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError, needs
 from mobillama_v.generate import Engine
 from mobillama_v.hub import DEFAULT, find_model, read_spec
+from mobillama_v.ocr import Reader
 from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def load(
     dtype: torch.dtype | None = None,
     engine: str = "auto",
     bits: int | None = None,
+    ocr: bool = False,
 ) -> Assistant:
     """Load a model.
 
@@ -45,22 +47,30 @@ def load(
             is native on a CPU for packed models (``mobillama-v quantize``) and for small ones (numpy where there is no
             such library), and torch otherwise.
         bits: 4, 8 or 16, to which float weights are packed in place of what it says above.
+        ocr: read the words in images, and give them to the model as LLaVA-1.5 does.
 
     Raises:
         ModelNotFoundError: there is no such model, or it cannot be downloaded.
         ConfigError: a configuration with unknown keys or impossible values; a device or an engine that is not there;
             bits where nothing is packed.
         CheckpointError: files that are missing, damaged or do not fit the configuration.
-        MissingExtraError: the model needs torch, which the core install lacks.
+        MissingExtraError: the model needs torch, which the core install lacks; or ``ocr`` its library.
     """
     folder = find_model(name)
     config = read_spec(folder)
     plan = select_backend(config, folder, device=device, engine=engine, bits=bits, dtype=dtype)
-    return load_plan(name, folder, config, plan)
+    return load_plan(name, folder, config, plan, ocr=ocr)
 
 
-def load_plan(name: str, folder: Path, config: ModelConfig, plan: BackendPlan) -> Assistant:
+def load_plan(name: str, folder: Path, config: ModelConfig, plan: BackendPlan, *, ocr: bool = False) -> Assistant:
     """Load the model in ``folder`` as a plan says; errors as :func:`load`."""
+    reader = Reader() if ocr else None  # first, for its library may be missing
+    assistant = _load(name, folder, config, plan)
+    assistant.reader = reader
+    return assistant
+
+
+def _load(name: str, folder: Path, config: ModelConfig, plan: BackendPlan) -> Assistant:
     tokenizer = TextTokenizer.of_decoder(folder / "tokenizer.json", config.decoder)
     if plan.vision == "numpy":
         # In torch a packed decoder stays without memory, as wherever another engine answers.

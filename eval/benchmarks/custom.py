@@ -23,7 +23,8 @@ from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmarks.answer_metrics import anls, exact, plain, yes_no_metrics, yes_or_no
 from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example, Summary, register
 from mobillama_v.eval.benchmarks.evalai import soft_accuracy
-from mobillama_v.eval.ocr import ocr_mode, tokens_line
+from mobillama_v.eval.ocr import ocr_mode
+from mobillama_v.ocr import tokens_line
 from mobillama_v.tables import is_json, read_table, text_of
 
 Metric = Literal["exact", "vqa", "anls", "yesno"]

@@ -16,7 +16,8 @@ from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example, Record, Source, register
 from mobillama_v.eval.benchmarks.dataset_files import field, find, need, read_mapping, texts
 from mobillama_v.eval.benchmarks.evalai import soft_accuracy
-from mobillama_v.eval.ocr import ocr_mode, tokens_line
+from mobillama_v.eval.ocr import ocr_mode
+from mobillama_v.ocr import tokens_line
 
 FILE = "TextVQA_0.5.1_val.json"
 OCR_FILE = "TextVQA_Rosetta_OCR_v0.2_val.json"

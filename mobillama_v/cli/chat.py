@@ -14,6 +14,7 @@ from mobillama_v.cli.options import (
     EngineOption,
     ModelOption,
     NgramOption,
+    OcrOption,
     PenaltyOption,
     SeedOption,
     TemperatureOption,
@@ -53,6 +54,7 @@ def chat(
     model: ModelOption = "nano",
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
+    ocr: OcrOption = False,
     allow_urls: UrlsOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -64,12 +66,12 @@ def chat(
 
     log_verbosely(verbose)
     folder = find_model(model)
-    target = read_spec(folder).image.size
+    target = None if ocr else read_spec(folder).image.size  # words are read in the whole picture
     if "-" in (images or []):
         raise ImageError("in a chat, standard input carries the questions; give the picture as a file.")
     pictures = [read_image(source, allow_urls=allow_urls, target=target) for source in images or []]
     sampling = sampling_of(max_new_tokens, temperature, top_p, seed, repetition_penalty, no_repeat_ngram)
-    assistant = load_assistant(folder, device, engine, verbose=verbose)
+    assistant = load_assistant(folder, device, engine, ocr=ocr, verbose=verbose)
     Session(assistant.chat(pictures), sampling, allow_urls=allow_urls).run()
 
 
@@ -126,7 +128,7 @@ class Session:
             source = source[1:-1]
         if not source or source == "-":
             raise ImageError("/image needs the path of a picture.")
-        target = self.chat.assistant.spec.image.size
+        target = self.chat.assistant.read_size
         self.chat.add_image(read_image(os.path.expanduser(source), allow_urls=self.allow_urls, target=target))
         self._note(f"{source} goes with your next question.")
 

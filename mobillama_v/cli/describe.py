@@ -17,6 +17,7 @@ from mobillama_v.cli.options import (
     EngineOption,
     ModelOption,
     NgramOption,
+    OcrOption,
     PenaltyOption,
     SeedOption,
     TemperatureOption,
@@ -65,6 +66,7 @@ def describe(
     model: ModelOption = "nano",
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
+    ocr: OcrOption = False,
     allow_urls: UrlsOption = False,
     verbose: VerboseOption = False,
 ) -> None:
@@ -77,7 +79,7 @@ def describe(
 
     log_verbosely(verbose)
     folder = find_model(model)
-    target = read_spec(folder).image.size
+    target = None if ocr else read_spec(folder).image.size  # words are read in the whole picture
     sources = list(expand(images))
     several = len(sources) > 1
     failures: list[ImageError] = []
@@ -87,7 +89,7 @@ def describe(
         if first is None:  # before torch is imported
             raise typer.Exit(2)
         sampling = sampling_of(max_new_tokens, temperature, top_p, seed, repetition_penalty, no_repeat_ngram)
-        assistant = load_assistant(folder, device, engine, verbose=verbose)
+        assistant = load_assistant(folder, device, engine, ocr=ocr, verbose=verbose)
         live = sys.stdout.isatty() and not as_json
         for picture in _chain(first, pictures):
             if as_json:
@@ -107,7 +109,7 @@ def _chain(first: Picture, rest: Iterator[Picture]) -> Iterator[Picture]:
 def _readable(
     sources: list[str | ImageError],
     allow_urls: bool,
-    target: int,
+    target: int | None,
     failures: list[ImageError],
     advance: Callable[[], None],
 ) -> Iterator[Picture]:

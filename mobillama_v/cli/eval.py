@@ -78,8 +78,8 @@ def score(
 ) -> None:
     """Score predictions, whoever made them; no model is loaded."""
     from mobillama_v.eval.benchmarks.dataset_files import benchmark_folder
-    from mobillama_v.eval.ocr import RAPIDOCR
     from mobillama_v.eval.predictions import match
+    from mobillama_v.ocr import RAPIDOCR
 
     if ocr == RAPIDOCR:
         raise ConfigError(f"--ocr {RAPIDOCR} reads the pictures of `eval run`; scoring opens none, so leave it out.")
@@ -162,8 +162,8 @@ def run(
     """
     from mobillama_v import distributed
     from mobillama_v.eval.evaluate import Model
-    from mobillama_v.eval.ocr import RAPIDOCR, library
     from mobillama_v.eval.report import writer
+    from mobillama_v.ocr import RAPIDOCR, library
 
     options = {
         "limit": limit,

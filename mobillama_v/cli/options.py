@@ -50,6 +50,9 @@ NgramOption = Annotated[
 UrlsOption = Annotated[
     bool, typer.Option("--allow-urls", help="Fetch http(s) addresses; only public hosts, up to 32 MB and 20 s each.")
 ]
+OcrOption = Annotated[
+    bool, typer.Option("--ocr", help="Read the words in pictures and give them to the model (extra ocr).")
+]
 VerboseOption = Annotated[
     bool,
     typer.Option(
@@ -83,13 +86,14 @@ def log_verbosely(verbose: bool) -> None:
     logger.setLevel(logging.INFO if verbose else logging.NOTSET)
 
 
-def load_assistant(folder: Path, device: str, engine: str, *, verbose: bool = False) -> Assistant:
+def load_assistant(folder: Path, device: str, engine: str, *, ocr: bool = False, verbose: bool = False) -> Assistant:
     """Load the model in ``folder`` for a command; torch is imported here, for models that need it.
 
     Args:
         folder: of the model.
         device: as for :func:`mobillama_v.load`.
         engine: as for :func:`mobillama_v.load`.
+        ocr: as for :func:`mobillama_v.load`.
         verbose: say on stderr which backends answer, and why.
 
     Raises:
@@ -103,7 +107,7 @@ def load_assistant(folder: Path, device: str, engine: str, *, verbose: bool = Fa
     plan = select_backend(config, folder, device=device, engine=engine)
     plan.limit_threads()
     with _waiting(f"loading {folder.name}") if "torch" in (plan.decoder, plan.vision) else nullcontext():
-        assistant = load_plan(str(folder.absolute()), folder, config, plan)
+        assistant = load_plan(str(folder.absolute()), folder, config, plan, ocr=ocr)
     if verbose:
         print(assistant.backend, file=sys.stderr)
     return assistant

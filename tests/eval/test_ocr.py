@@ -9,24 +9,19 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from signs import sign
 from typer.testing import CliRunner
 
 import official
 from mobillama_v.cli.main import app
-from mobillama_v.errors import ConfigError, DataError, ImageError
+from mobillama_v.errors import ConfigError, DataError
 from mobillama_v.eval import ocr
 from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark
 from mobillama_v.eval.benchmarks.registry import get
 from mobillama_v.eval.evaluate import Model, run
-from nano import scenes
+from mobillama_v.ocr import library
 
 HAVE_IT = all(importlib.util.find_spec(name) for name in ("rapidocr", "onnxruntime"))
-
-
-def sign(*words: tuple[str, scenes.PixelBox]) -> Image.Image:
-    """White words on blue, each in its box of a picture of 224 x 224."""
-    things = [scenes.Thing("word", "text", "white", "large", box, text) for text, box in words]
-    return scenes.draw(scenes.Scene(tuple(things), "blue", seed=5))
 
 
 def call(*arguments: object) -> tuple[int, str, str]:
@@ -66,40 +61,16 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.skipif(not HAVE_IT, reason="the extra ocr is not installed")
-def test_the_library_reads_drawn_words_in_order(questions: Path, tmp_path: Path) -> None:
-    reader = ocr.Reader()
-    assert reader.read(questions / "a.png") == ["OPEN", "DAILY"]
-    assert reader.read(questions / "b.png") == []
-    # Grey and with transparency, as any picture may be.
-    sign(("STOP", (30, 80, 190, 140))).convert("LA").save(tmp_path / "grey.png")
-    assert reader.read(tmp_path / "grey.png") == ["STOP"]
-    with pytest.raises(ImageError, match=r"none\.png"):
-        reader.read(tmp_path / "none.png")
-
-
-@pytest.mark.skipif(not HAVE_IT, reason="the extra ocr is not installed")
 def test_a_run_tells_which_words_were_read_and_by_what(questions: Path, tmp_path: Path) -> None:
     command = ("eval", "run", "custom", "-d", questions, "--ocr", "rapidocr", "--prompt", "short", "-o", tmp_path / "r")
     code, out, err = call(*command, "--max-new-tokens", 4)
-    assert code == 0 and f"  ocr: {ocr.library()}" in out, err
+    assert code == 0 and f"  ocr: {library()}" in out, err
     assert "prompt: {question}\\nReference OCR token: {tokens}\\nAnswer the question" in out
     lines = [json.loads(line) for line in (tmp_path / "r/custom/predictions.jsonl").read_text().splitlines()]
     assert lines[0]["prompt"] == f"What does the sign say?\nReference OCR token: OPEN, DAILY{SHORT_ANSWER}"
     assert lines[2]["prompt"] == f"What is written here?\nReference OCR token: {SHORT_ANSWER}"
     page = (tmp_path / "r/report.html").read_text()
-    assert f"OCR {ocr.library()}" in page and "OPEN, DAILY" in page  # what was asked stands in the gallery too
-
-
-def test_rows_are_read_from_the_top_and_each_from_the_left() -> None:
-    def box(left: float, top: float, *, width: float = 50, height: float = 20) -> list[list[float]]:
-        right, bottom = left + width, top + height
-        return [[left, top], [right, top], [right, bottom], [left, bottom]]
-
-    # The second row is written slightly upwards; its large word begins above its small ones.
-    boxes = [box(100, 44), box(60, 0), box(160, 30, height=40), box(0, 48), box(0, 2)]
-    assert ocr.reading_order(boxes) == [4, 1, 3, 0, 2]
-    assert ocr.reading_order([box(0, 30 * i) for i in (2, 0, 1)]) == [1, 2, 0]
-    assert ocr.reading_order([]) == []
+    assert f"OCR {library()}" in page and "OPEN, DAILY" in page  # what was asked stands in the gallery too
 
 
 def read(benchmark: Benchmark, data: Path, folder: Path, model: Path) -> list[str]:
