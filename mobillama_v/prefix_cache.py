@@ -7,8 +7,6 @@ Shapes: T positions of a prompt, D hidden.
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from typing import Any, NamedTuple
 
 _MIN_SHARED = 16  # positions in common that are worth a copy
@@ -29,22 +27,22 @@ class CachedPrompt(NamedTuple):
 
 
 class PrefixCache:
-    """The last ``size`` prompts that were run, with their keys and values. Any thread may use it."""
+    """The last ``size`` prompts that were run, with their keys and values. Any thread may use it.
+
+    There is no lock, which a forked process might inherit locked: of two threads that add at once one may be forgotten.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._prompts: deque[CachedPrompt] = deque(maxlen=size)
-        self._lock = threading.Lock()
+        self._prompts: list[CachedPrompt] = []
 
     def add(self, prompts: list[CachedPrompt]) -> None:
         """Keep these, and drop older ones."""
-        with self._lock:
-            self._prompts.extend(prompts)
+        self._prompts = [*self._prompts, *prompts][-self.size :]
 
     def prompts(self) -> list[CachedPrompt]:
         """Those that are kept now."""
-        with self._lock:
-            return list(self._prompts)
+        return self._prompts
 
 
 class PrefixPlan(NamedTuple):

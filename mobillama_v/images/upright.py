@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ _TURNS = {
 }
 _PIECE = 1 << 20  # pixels
 _quiet_lock = threading.Lock()
+if hasattr(os, "register_at_fork"):  # else a process that is forked meanwhile would find it locked for ever
+    os.register_at_fork(
+        before=_quiet_lock.acquire, after_in_parent=_quiet_lock.release, after_in_child=_quiet_lock.release
+    )
 
 
 def upright_rgb(image: Image.Image, name: str = "the image") -> Image.Image:

@@ -9,8 +9,10 @@ D decoder width, V vocabulary.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,7 @@ class TorchVisionEncoder:
         self.tokens_per_image = network.tokens_per_image
         self._device = next(network.vision_tower.parameters()).device
         self.device = str(self._device)
+        _survive_forks()
 
     @torch.inference_mode()
     def encode_image(self, pixel_values: Any) -> Tensor:
@@ -121,6 +124,16 @@ class TorchVisionEncoder:
         if self._device.type == "cuda":  # so that its time is not counted to the next step
             torch.cuda.synchronize(self._device)
         return features
+
+
+@lru_cache(maxsize=1)
+def _survive_forks() -> None:
+    """Let torch compute with one thread in processes that are forked from this one.
+
+    OpenMP's threads stay behind in a fork, and whoever hands them work there waits for ever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def load_network(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 
 import pytest
@@ -175,24 +173,3 @@ def test_traffic_counts_the_shared_network_once_a_layer() -> None:
     streamed, cached = natives(Plain(spec), 8).traffic
     assert streamed == (112 * 64 + 3 * 4 * 64 * 64) * 544 // 512
     assert cached == 3 * 3 * 64 * 192 * 544 // 512
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="no fork here")
-def test_a_forked_process_can_go_on() -> None:
-    code = """
-import os, sys, numpy, torch
-from mobillama_v.model.decoder import Decoder
-from mobillama_v.backends.native.torch_convert import pack
-from mobillama_v.backends.native.runtime import NativeModel, NativeSequence
-from mobillama_v.config import DecoderConfig
-spec = DecoderConfig(97, 64, 176, 3, 4, 4, 300)
-model = NativeModel(pack(Decoder(spec), torch.nn.Linear(64, 97, bias=False), spec, 8), threads=2)
-prompt = torch.randn(5, 64).numpy()
-expected = model.forward([NativeSequence(model, 9)], [prompt])
-child = os.fork()
-if child == 0:
-    os._exit(0 if numpy.array_equal(model.forward([NativeSequence(model, 9)], [prompt]), expected) else 3)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120).returncode == 0

@@ -74,7 +74,7 @@ void mv_sequence_free(mv_sequence* sequence) { delete sequence; }
 
 int32_t mv_sequence_copy(mv_sequence* sequence, const mv_sequence* source, int32_t length) {
     return guarded<int32_t>(-1, [&] {
-        std::lock_guard<std::mutex> lock(sequence->model->mutex);  // no call appends to the source meanwhile
+        std::lock_guard<mv::ForkSafeMutex> lock(sequence->model->mutex);  // no call appends to the source meanwhile
         if (sequence->model != source->model) mv::fail("a sequence of another model");
         if (sequence->length != 0) mv::fail("only an empty sequence takes what another one has");
         if (length < 0 || length > source->length || length > sequence->capacity)
@@ -99,7 +99,7 @@ int32_t mv_sequence_copy(mv_sequence* sequence, const mv_sequence* source, int32
 int32_t mv_forward(mv_model* model, mv_sequence* const* sequences, const int32_t* counts, int32_t count,
                    const float* embeddings, const int32_t* tokens, float* logits) {
     return guarded<int32_t>(-1, [&] {
-        std::lock_guard<std::mutex> lock(model->mutex);
+        std::lock_guard<mv::ForkSafeMutex> lock(model->mutex);
         mv::forward(*model, sequences, counts, count, embeddings, tokens, logits);
         return 0;
     });

@@ -56,7 +56,7 @@ void mv_thread_pool::linear(const mv_span& weights, int rows, int columns, const
     if (count < 0) mv::fail("there are " + std::to_string(count) + " vectors");
     if (count == 0) return;
 
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<mv::ForkSafeMutex> lock(mutex_);
     mv::ThreadPool& pool = pool_.get();
     reserve(matrix.blocks * mv::kBlock);
     const int threads = pool_.threads(), padded = matrix.blocks * mv::kBlock;

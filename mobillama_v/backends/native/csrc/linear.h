@@ -3,12 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
 #include "buffer.h"
 #include "engine.h"
 #include "kernels.h"
+#include "fork_safe_mutex.h"
 #include "fork_safe_pool.h"
 
 namespace mv {
@@ -34,7 +34,7 @@ struct mv_thread_pool {
     void reserve(int columns);
 
     mv::ForkSafePool pool_;
-    std::mutex mutex_;
+    mv::ForkSafeMutex mutex_;
     std::vector<mv::ThreadScratch> scratch_;  // one a thread
     mv::Buffer<int8_t> values_;    // activations of kVectorsAtOnce vectors
     mv::Buffer<float> scales_;

@@ -5,13 +5,13 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "buffer.h"
 #include "engine.h"
 #include "kernels.h"
+#include "fork_safe_mutex.h"
 #include "fork_safe_pool.h"
 
 namespace mv {
@@ -99,7 +99,7 @@ struct mv_model {
     std::vector<mv::QueryGroup> groups;
     std::unique_ptr<mv::Counter[]> counters;  // mv::kCountersPerLayer a layer
 
-    std::mutex mutex;
+    mv::ForkSafeMutex mutex;
     mv::ForkSafePool threads;
     uint64_t calls = 0;
 
