@@ -26,7 +26,7 @@ _HOMES = {
     "Assistant": "assistant",
     "Chat": "assistant",
     "Reply": "assistant",
-    "Sampling": "generate",
+    "Sampling": "sampling",
 }
 
 __all__ = ["__version__", *_HOMES]

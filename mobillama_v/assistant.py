@@ -32,6 +32,7 @@ from mobillama_v.ocr import with_tokens
 from mobillama_v.prefix_cache import PrefixCache
 from mobillama_v.prompt import Encoded, Message, get_template, user
 from mobillama_v.prompt import assistant as assistant_turn
+from mobillama_v.sampling import check_finite
 from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
@@ -197,12 +198,14 @@ class Assistant:
 
         Raises:
             ImageError: it is missing, not readable, not an image, damaged or too large.
+            CheckpointError: the model's weights are damaged, so that what it computes is not finite.
         """
         if isinstance(image, EncodedImage):
             return image
         start = time.perf_counter()
         picture = load_image(image, target=self.read_size)
         features = self.vision.encode_image(self.spec.image(picture))
+        check_finite(features)
         words = None if self.reader is None else tuple(self.reader.read(picture))
         return EncodedImage(features, time.perf_counter() - start, words)
 

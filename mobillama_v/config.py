@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.fields import check, check_types
+from mobillama_v.fields import check, check_types, shown
 from mobillama_v.images import ImageTransform
 from mobillama_v.model.vision import TowerConfig, TowerShape
 from mobillama_v.projector import Projector, get_projector
@@ -36,10 +36,11 @@ _MATRICES = ("attention", "feed-forward", "head")  # parts of the decoder that 4
 T = TypeVar("T")
 
 
-_SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
-    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
-)
+# Each size with its largest value, which is that of the native engine: a mistyped one must not ask for terabytes.
+_SIZES = {
+    "vocab_size": 1 << 24, "hidden_size": 1 << 16, "intermediate_size": 1 << 18, "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 16, "num_key_value_heads": 1 << 16, "max_position_embeddings": 1 << 20,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,17 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name in _SIZES:
+        for name, most in _SIZES.items():
             value = getattr(self, name)
-            check(value > 0, f"{name} must be a positive integer, not {value!r}.")
+            check(0 < value <= most, f"{name} must be a positive integer of at most {most}, not {shown(value)}.")
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             value = getattr(self, name)
-            check(value > 0, f"{name} must be above 0, not {value!r}.")
+            check(value > 0, f"{name} must be above 0, not {shown(value)}.")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(self, name)
             check(
                 0 <= value < self.vocab_size,
-                f"{name} must be a token's id, from 0 to {self.vocab_size - 1}, not {value!r}.",
+                f"{name} must be a token's id, from 0 to {self.vocab_size - 1}, not {shown(value)}.",
             )
         check(
             self.hidden_size % (2 * self.num_attention_heads) == 0,
@@ -89,7 +90,9 @@ class DecoderConfig:
             f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
             f"{self.num_key_value_heads}.",
         )
-        check(self.ffn_sharing in ("all", "none"), f"ffn_sharing must be 'all' or 'none', not {self.ffn_sharing!r}.")
+        check(
+            self.ffn_sharing in ("all", "none"), f"ffn_sharing must be 'all' or 'none', not {shown(self.ffn_sharing)}."
+        )
 
     @property
     def head_dim(self) -> int:
@@ -199,7 +202,7 @@ class ModelConfig:
         """
         if values.get("model_type") != "mobillama_v":
             raise ConfigError(
-                f"{where} describes a model of type {values.get('model_type')!r}, not 'mobillama_v'; "
+                f"{where} describes a model of type {shown(values.get('model_type'))}, not 'mobillama_v'; "
                 "give a folder that this project saved."
             )
         unknown = sorted(set(values) - set(_PARTS) - {"template"} - BOOKKEEPING)
@@ -236,11 +239,18 @@ def from_mapping(cls: type[T], values: Any, where: str) -> T:
     unknown = sorted(set(values) - known - BOOKKEEPING)
     if unknown:
         raise ConfigError(f"{where} has unknown keys: {', '.join(unknown)}; known are {', '.join(sorted(known))}.")
+    required = [f.name for f in dataclasses.fields(cls) if _is_required(f)]  # type: ignore[arg-type]
+    if missing := [name for name in required if name not in values]:
+        raise ConfigError(f"{where} lacks {', '.join(missing)}.")
     chosen = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
     try:
         return cls(**chosen)
-    except (TypeError, ConfigError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
 def weight_bytes(params_by_part: dict[str, int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The only decode loop: prefill, decode, score, sampling, stopping and streaming, in batches whose rows end alone.
+"""The only decode loop: prefill, decode, score, stopping and streaming, in batches whose rows end alone.
 
 An :class:`Engine` runs the decoder: torch's is in :mod:`mobillama_v.backends.torch`, the native one in
 :mod:`mobillama_v.backends.native.engine`. Nothing here imports either. A :class:`Generation` answers prompts with one;
@@ -14,53 +14,18 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from mobillama_v.config import DecoderConfig
-from mobillama_v.errors import ConfigError, PromptError
+from mobillama_v.errors import PromptError
 from mobillama_v.prefix_cache import CachedPrompt, PrefixCache, PrefixPlan, plan_prefixes
 from mobillama_v.prompt import Encoded
-
-Array: TypeAlias = "np.ndarray[Any, Any]"
+from mobillama_v.sampling import Array, check_finite, penalize, random_for, sample
+from mobillama_v.sampling import Sampling as Sampling  # what callers give with their prompts
 
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character yet
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen and when to stop. Temperature 0 is greedy; ``stop`` strings are not part of the text.
-
-    The token during which ``max_seconds`` pass, prompt included, is the last one. ``repetition_penalty`` above 1 makes
-    tokens that the answer has already less likely (arXiv 1909.05858), and no run of ``no_repeat_ngram`` tokens comes
-    twice in an answer (0: it may). Both look at the answer alone, for it may repeat the question.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    max_seconds: float = math.inf
-    repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens must be 1 or more, not {self.max_new_tokens}.")
-        if not 0 <= self.temperature < float("inf"):
-            raise ConfigError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
-        if "" in self.stop:
-            raise ConfigError("a stop string is empty; leave it out.")
-        if not self.max_seconds > 0:
-            raise ConfigError(f"max_seconds must be above 0, not {self.max_seconds}.")
-        if not 0.1 <= self.repetition_penalty <= 10:
-            raise ConfigError(f"repetition_penalty must be from 0.1 to 10, not {self.repetition_penalty}.")
-        if self.no_repeat_ngram < 0:
-            raise ConfigError(f"no_repeat_ngram must be 0 (off) or more, not {self.no_repeat_ngram}.")
 
 
 class Detokenizer(Protocol):
@@ -208,54 +173,21 @@ class Engine(ABC):
         return [each.sequence for each in entries], logits
 
     def score(self, prompts: Sequence[Prompt], answer: Sequence[int]) -> Scores:
-        """How likely the N tokens of ``answer`` are after each of B prompts."""
+        """How likely the N tokens of ``answer`` are after each of B prompts.
+
+        Raises:
+            CheckpointError: as :func:`check_finite`.
+        """
         sequences, logits = self.prefill(prompts, len(answer))
         log_probs, greedy = [], []
         for i, token in enumerate(answer):
             if i:
                 logits = self.decode(sequences, [answer[i - 1]] * len(prompts))
+            check_finite(logits)
             shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
             log_probs.append(shifted[:, token] - np.log(np.exp(shifted).sum(-1)))
             greedy.append(logits.argmax(-1) == token)
         return Scores(np.stack(log_probs, -1), np.stack(greedy, -1))
-
-
-def penalize(logits: Array, answers: Sequence[list[int]], sampling: Sampling) -> Array:
-    """Logits [B,V] for the next tokens of ``answers``, changed as ``sampling`` asks against repetition."""
-    penalty, size = sampling.repetition_penalty, sampling.no_repeat_ngram
-    if penalty == 1 and not size:
-        return logits
-    logits = logits.copy()
-    for row, ids in zip(logits, answers, strict=True):
-        seen = np.unique(np.asarray(ids, np.int64))
-        row[seen] = np.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
-        if 0 < size <= len(ids):
-            ends = [i for i in range(size - 1, len(ids)) if ids[i - size + 1 : i] == ids[len(ids) - size + 1 :]]
-            row[[ids[i] for i in ends]] = -np.inf
-    return logits
-
-
-def sample(logits: Array, sampling: Sampling, random: np.random.Generator | None) -> list[int]:
-    """Choose one token for each row of logits [B,V].
-
-    The likeliest where the temperature is 0, else at random within the smallest set of mass ``top_p`` (nucleus
-    sampling, arXiv 1904.09751).
-    """
-    if sampling.temperature == 0 or random is None:
-        return logits.argmax(-1).tolist()
-    scaled = logits.astype(np.float64) / sampling.temperature
-    powers = np.exp(scaled - scaled.max(-1, keepdims=True))
-    return [_choose(row / row.sum(), sampling.top_p, random.random()) for row in powers]
-
-
-def _choose(shares: Array, top_p: float, at: float) -> int:
-    """The token that stands at the share ``at`` of the smallest set of mass ``top_p``, the likeliest first."""
-    # All that are rarer than this have less than 1 - top_p together, and need not be sorted.
-    likely = np.flatnonzero(shares >= (1 - top_p) / len(shares))
-    order = likely[np.argsort(-shares[likely], kind="stable")]
-    sums = shares[order].cumsum()
-    inside = 1 + int((sums[:-1] < top_p).sum())  # the likeliest is always inside
-    return int(order[min(sums[:inside].searchsorted(at * sums[inside - 1], "right"), inside - 1)])
 
 
 class Generation(Iterator[list[str]]):
@@ -294,8 +226,7 @@ class Generation(Iterator[list[str]]):
         self._tokenizer, self._prompts, self._reuse = tokenizer, prompts, reuse
         self._budgets = [min(sampling.max_new_tokens, context - length) for length in lengths]
         self._texts = [TextStream(tokenizer, sampling.stop) for _ in prompts]
-        # numpy imports what makes random numbers when it is first asked for.
-        self._random = np.random.default_rng(sampling.seed) if sampling.temperature else None
+        self._random = random_for(sampling)
         self._deadline = math.inf
         self._rows = list(range(len(prompts)))  # those that go on
         self._sequences: list[Any] = []
@@ -331,6 +262,7 @@ class Generation(Iterator[list[str]]):
         elif self.tokens:
             decode_step([self])
         assert self._logits is not None
+        check_finite(self._logits)
         answers = [self.completions[row].ids for row in self._rows]
         tokens = sample(penalize(self._logits, answers, self.sampling), self.sampling, self._random)
         late = time.monotonic() >= self._deadline

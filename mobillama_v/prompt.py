@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Literal, Protocol
 
 from mobillama_v.errors import ConfigError, PromptError
+from mobillama_v.fields import shown
 
 IGNORE_INDEX = -100
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -298,7 +299,7 @@ def get_template(name: str) -> Template:
         ConfigError: there is none.
     """
     if name not in TEMPLATES:
-        raise ConfigError(f"template {name!r} is unknown; choose one of {', '.join(TEMPLATES)}.")
+        raise ConfigError(f"template {shown(name)} is unknown; choose one of {', '.join(TEMPLATES)}.")
     return TEMPLATES[name]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from mobillama_v.config import DecoderConfig
-from mobillama_v.errors import CheckpointError
+from mobillama_v.errors import CheckpointError, PromptError
 
 
 class TextTokenizer:
@@ -57,10 +57,17 @@ class TextTokenizer:
         return tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without special tokens and whatever it spells."""
+        """Ids of ``text``, without special tokens and whatever it spells.
+
+        Raises:
+            PromptError: it holds half a character.
+        """
         if self._adds_boundary and text.startswith(" "):
             text = text[1:]
-        return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        except TypeError:  # texts of Rust are UTF-8
+            raise PromptError("a text holds half a character (one of U+D800 to U+DFFF alone); remove it.") from None
 
     def decode(self, ids: list[int]) -> str:
         """Text of ``ids``; special tokens are left out."""

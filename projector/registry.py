@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from mobillama_v.errors import ConfigError
+from mobillama_v.fields import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +56,7 @@ class Projector:
     def __init__(self, factor: int = 1) -> None:
         if not (factor >= 2 if self.merges else factor == 1):
             wanted = "of 2 or more" if self.merges else "of 1"
-            raise ConfigError(f"projector {self.type} needs a factor {wanted}, not {factor}.")
+            raise ConfigError(f"projector {self.type} needs a factor {wanted}, not {shown(factor)}.")
         self.factor = factor
 
     def num_tokens(self, extra: int, patches: int) -> int:
@@ -127,5 +128,5 @@ def get_projector(name: str, factor: int = 1) -> Projector:
         ConfigError: no such type, or a factor that it cannot have.
     """
     if name not in PROJECTORS:
-        raise ConfigError(f"projector type {name!r} is unknown; choose one of {', '.join(PROJECTORS)}.")
+        raise ConfigError(f"projector type {shown(name)} is unknown; choose one of {', '.join(PROJECTORS)}.")
     return PROJECTORS[name](factor)

@@ -43,6 +43,7 @@ LAYERS = {
     "projector": 2,
     "hf.configuration": 6,
     "prefix_cache": 6,
+    "sampling": 6,
     "generate": 7,
     "presets": 8,
     "backends.native": 8,

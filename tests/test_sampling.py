@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.generate import Sampling, penalize, sample
+from mobillama_v.sampling import Sampling, penalize, sample
 
 FOUR = np.log(np.array([[0.15, 0.5, 0.05, 0.3]], np.float32))
 
@@ -85,3 +87,41 @@ def test_answers_without_words_and_rows_apart() -> None:
 def test_penalties_out_of_range(values: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         Sampling(**values)
+
+
+def test_penalties_at_the_edge_leave_a_token_to_choose() -> None:
+    asked = Sampling(temperature=1.0, repetition_penalty=10.0, no_repeat_ngram=1)
+    used = penalize(FOUR, [[0, 1, 2, 3]], asked)
+    assert sample(used, asked, np.random.default_rng(0))[0] in range(4)
+    assert sample(used, Sampling(), None)[0] in range(4)
+    steep = np.array([[-3e38, 3e38, 0.0]], np.float32)
+    with np.errstate(all="raise", under="ignore"):
+        for penalty in (0.1, 10.0):
+            assert np.isfinite(penalize(steep, [[0, 1]], Sampling(repetition_penalty=penalty))).all()
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e308])
+@pytest.mark.parametrize("top_p", [5e-324, 0.5, 1.0])
+def test_numbers_at_the_edge_of_a_float_choose_a_token(temperature: float, top_p: float) -> None:
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=-1)
+    steep = np.array([[-3e38, 3e38, 0.0]], np.float32)
+    for logits in (FOUR, np.zeros((1, 3), np.float32), steep):
+        with np.errstate(all="raise", under="ignore"):
+            (token,) = sample(logits, sampling, np.random.default_rng(0))
+        assert 0 <= token < logits.shape[1]
+        if temperature < 1:
+            assert logits[0, token] == logits.max()
+
+
+@pytest.mark.parametrize("field", [each.name for each in dataclasses.fields(Sampling)])
+@pytest.mark.parametrize(
+    "value", ["1", True, float("nan"), 10**400, -(10**400), [1], {}, ("",), ("\ud800",), (1,), b"x"]
+)
+def test_a_value_that_cannot_be_is_refused_by_name(field: str, value: object) -> None:
+    if field == "seed" and isinstance(value, int) and not isinstance(value, bool):
+        Sampling(seed=value)  # of any size
+    elif field in ("max_new_tokens", "no_repeat_ngram") and value == 10**400:
+        Sampling(**{field: value})  # the context ends it
+    else:
+        with pytest.raises(ConfigError, match=rf"^(a )?{field.split('_')[0]}"):
+            Sampling(**{field: value})

@@ -140,7 +140,7 @@ class TrainSection:
     )
     gradient_checkpointing: bool = _help("recompute activations to save memory", default=False)
     group_by_length: bool = _help("batches of samples of like length: less padding; packs have none", default=True)
-    seed: int = _help("of initialization and order", default=0)
+    seed: int = _help("of initialization and order", default=0, least=0)
     log_steps: int = _help("steps between two lines of progress and metrics", default=10, least=1)
     save_steps: int = _help("steps between two checkpoints", default=500, least=1)
     save_total_limit: int = _help("how many checkpoints are kept", default=2, least=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from mobillama_v.errors import MissingExtraError, RecipeError
+from mobillama_v.fields import is_finite, is_text, is_whole, shown
 from mobillama_v.train.recipe import DataFile, Recipe, require
 
 T = TypeVar("T")
+_MOST = 1 << 32
+"""What a whole number must stay below: transformers takes no larger seed."""
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -83,9 +87,22 @@ def _yaml(text: str, where: str) -> Any:
         import yaml
     except ImportError:
         raise MissingExtraError("training needs PyYAML; pip install 'mobillama-v[train]'.") from None
+
+    class Loader(yaml.SafeLoader):
+        """Without aliases of lists and sections: a few lines of them mean gigabytes."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            alias = self.peek_event() if self.check_event(yaml.AliasEvent) else None
+            node = super().compose_node(parent, index)
+            if alias is not None and not isinstance(node, yaml.ScalarNode):
+                raise yaml.composer.ComposerError(
+                    None, None, f"*{alias.anchor} stands for a list or a section; write that out", alias.start_mark
+                )
+            return node
+
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or a number that cannot be
         raise RecipeError(f"{where} is not valid YAML ({' '.join(str(error).split())}).") from error
 
 
@@ -114,13 +131,13 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):  # only "or None" occurs
         return None if value is None else _convert(next(arg for arg in args if arg is not type(None)), value, where)
     if origin is Literal:
-        require(value in args, f"{where} must be one of {', '.join(args)}, not {value!r}.")
+        require(value in args, f"{where} must be one of {', '.join(args)}, not {shown(value)}.")
         return value
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         if args[-1] is Ellipsis:
             return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
-        require(len(items) == len(args), f"{where} must be {len(args)} values, not {value!r}.")
+        require(len(items) == len(args), f"{where} must be {len(args)} values, not {shown(value)}.")
         return tuple(_convert(arg, item, where) for arg, item in zip(args, items, strict=True))
     return _convert_scalar(kind, value, where)
 
@@ -130,11 +147,12 @@ def _convert_section(kind: type[T], value: Any, where: str) -> T:
         value = {"path": value}
     if value is None:
         value = {}
-    require(isinstance(value, dict), f"{where} must be a section of keys, not {value!r}.")
+    require(isinstance(value, dict), f"{where} must be a section of keys, not {shown(value)}.")
     hints = typing.get_type_hints(kind)
     prefix = f"{where}." if where else ""
     for key in value:
-        require(key in hints, f"recipe key {prefix}{key} is unknown{_suggest(str(key), list(hints))}.")
+        name = key if isinstance(key, str) else shown(key)
+        require(key in hints, f"recipe key {prefix}{name} is unknown{_suggest(name, list(hints))}.")
     for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         require(not required or item.name in value, f"recipe key {prefix}{item.name} is missing.")
@@ -142,12 +160,15 @@ def _convert_section(kind: type[T], value: Any, where: str) -> T:
 
 
 def _convert_scalar(kind: type, value: Any, where: str) -> Any:
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
-    if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    require(type(value) is kind, f"{where} must be a value of type {kind.__name__}, not {value!r}.")
+    if kind is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)  # YAML reads 1e-3 as text
+    if kind is float and is_whole(value) and is_finite(value):
+        value = float(value)
+    if kind is str and is_finite(value):
+        value = str(value)
+    require(type(value) is kind, f"{where} must be a value of type {kind.__name__}, not {shown(value)}.")
+    require(kind is not float or is_finite(value), f"{where} must be a finite number, not {shown(value)}.")
+    require(kind is not int or abs(value) < _MOST, f"{where} must be below {_MOST}, not {shown(value)}.")
+    require(kind is not str or is_text(value), f"{where} must be a text without NUL and half characters.")
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from mobillama_v.errors import ConfigError
+from mobillama_v.fields import is_finite, shown
 from mobillama_v.images.read import MAX_PIXELS, check_size, refuse_damage
 from mobillama_v.images.upright import upright_rgb
 
@@ -58,20 +58,24 @@ class ImageTransform:
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 1 <= self.size <= _MAX_SIZE:
-            raise ConfigError(f"image size must be a whole number of pixels from 1 to {_MAX_SIZE}, not {self.size!r}")
+            raise ConfigError(
+                f"image size must be a whole number of pixels from 1 to {_MAX_SIZE}, not {shown(self.size)}"
+            )
         for field, allowed in (("mode", ("pad", "crop", "squash")), ("resample", tuple(_RESAMPLING))):
             value = getattr(self, field)
             if value not in allowed:
-                raise ConfigError(f"image {field} must be one of {', '.join(allowed)}, not {value!r}")
+                raise ConfigError(f"image {field} must be one of {', '.join(allowed)}, not {shown(value)}")
         for field in ("mean", "std", "background"):
             value = getattr(self, field)
-            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(_is_finite(v) for v in value):
-                raise ConfigError(f"image {field} must be three finite numbers, not {value!r}")
+            if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(is_finite(v) for v in value):
+                raise ConfigError(f"image {field} must be three finite numbers, not {shown(value)}")
             object.__setattr__(self, field, tuple(value))
         if min(self.std) <= 0:
-            raise ConfigError(f"image std must be above 0 in every channel, not {self.std!r}")
+            raise ConfigError(f"image std must be above 0 in every channel, not {shown(self.std)}")
         if not all(type(v) is int and 0 <= v <= 255 for v in self.background):
-            raise ConfigError(f"image background must be three whole numbers from 0 to 255, not {self.background!r}")
+            raise ConfigError(
+                f"image background must be three whole numbers from 0 to 255, not {shown(self.background)}"
+            )
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The geometry alone: the RGB image of ``size`` x ``size`` pixels that the tower sees, before normalization.
@@ -143,7 +147,3 @@ def _center_crop(image: Image.Image, size: int, resample: Image.Resampling) -> I
 def _center(image: Image.Image, width: int, height: int) -> Image.Image:
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

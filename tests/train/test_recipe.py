@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,51 @@ def test_what_only_the_user_knows_is_asked_for() -> None:
         load_recipe("nano-align").require_paths()
     with pytest.raises(RecipeError, match=r"leaves data\.json open"):
         load_recipe("nano-align", ["model.start=x", "output=y"]).require_paths()
+
+
+BOMB = "\n".join(["a0: &a0 [x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))])
+MERGED = BOMB.replace("[x, x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}").replace("}}", "}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{BOMB}\ndata: {{json: *a11}}",
+        MERGED,
+        "a: &a [*a]",
+        "[" * 100_000,
+        f"name: 1{'0' * 5000}",
+        "name: 2024-99-99",
+        f"name: x\ntrain: {{seed: 0x{'f' * 6000}}}",
+        f"name: x\ntrain: {{seed: 1{'0' * 400}}}",
+        "name: x\ntrain: {seed: -1}",
+        f"name: x\ntrain: {{epochs: 1{'0' * 400}}}",
+        f"name: x\ntrain: {{epochs: 0x{'f' * 6000}}}",
+        "name: x\ntrain: {epochs: .nan}",
+        "name: x\ntrain: {epochs: inf}",
+        'name: "\\ud800"',
+        'name: "a\\0b"',
+        "null: 1",
+        "? 0x" + "f" * 900 + "\n: 1",
+        "? [1]\n: 2",
+        "name: !!binary aaaa",
+        "name: !!set {a}",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_yaml_that_hurts_is_refused_at_once(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    tracemalloc.start()
+    with pytest.raises(RecipeError) as error:
+        load_recipe(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 50e6  # the bombs mean gigabytes
+    tracemalloc.stop()
+    assert len(str(error.value)) < 1000
+
+
+def test_an_alias_of_one_value_is_that_value(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("name: &n x\noutput: *n\ntrain: {modules: {projector: &lr 1e-3, decoder: *lr}}")
+    recipe = load_recipe(str(path))
+    assert (recipe.output, recipe.train.modules.decoder) == ("x", 1e-3)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import ConfigError
+from mobillama_v.fields import shown
 from mobillama_v.model.vision.registry import ANY, TowerConfig, TowerKind, TowerShape, register_tower
 
 # Options of an open_clip vision transformer that the count below covers, or that own no parameters.
@@ -46,7 +48,8 @@ class _OpenClipViT(TowerKind):
 
         config = open_clip.get_model_config(spec.model)
         if config is None:
-            raise ConfigError(f"open_clip has no model {spec.model!r}; `open_clip.list_models()` names those it has.")
+            name = shown(spec.model)
+            raise ConfigError(f"open_clip has no model {name}; `open_clip.list_models()` names those it has.")
         device = torch.empty(0).device  # get_default_device() of torch 2.6 sees no `with torch.device`
         options: dict[str, Any] = {"force_image_size": image_size, "device": device}
         if spec.pretrained is not None:
@@ -64,7 +67,9 @@ def _shipped_config(model: str) -> dict[str, Any] | None:
     if not folders or Path(model).name != model:
         return None
     path = Path(folders[0]) / "model_configs" / f"{model}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return (
+        json.loads(path.read_text(encoding="utf-8")) if os.path.isfile(path) else None
+    )  # pathlib's raises for a long one
 
 
 def _plain_shape(config: dict[str, Any], image_size: int) -> TowerShape:

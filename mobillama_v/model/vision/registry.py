@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.fields import check, check_types
+from mobillama_v.fields import check, check_types, shown
 from mobillama_v.model.vision.parts import Part
 
 ANY = "any"
@@ -36,8 +36,12 @@ class TowerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(self.feature_layer < 0, f"feature_layer counts from the end (-1, -2, …), not {self.feature_layer}.")
-        check(self.select in ("patch", "cls_patch"), f"select must be 'patch' or 'cls_patch', not {self.select!r}.")
+        check(
+            self.feature_layer < 0, f"feature_layer counts from the end (-1, -2, …), not {shown(self.feature_layer)}."
+        )
+        check(
+            self.select in ("patch", "cls_patch"), f"select must be 'patch' or 'cls_patch', not {shown(self.select)}."
+        )
 
     def shape(self, image_size: int) -> TowerShape:
         """Its shape for square images of ``image_size`` pixels.
@@ -130,7 +134,9 @@ def check_layer(spec: TowerConfig, depth: int) -> None:
         ConfigError: see above.
     """
     if -spec.feature_layer > depth:
-        raise ConfigError(f"tower {spec.model} has {depth} blocks; feature_layer {spec.feature_layer} is none of them.")
+        raise ConfigError(
+            f"tower {spec.model} has {depth} blocks; feature_layer {shown(spec.feature_layer)} is none of them."
+        )
 
 
 def read_features(visual: Any, pixel_values: Any, spec: TowerConfig, concatenate: Callable[..., Any]) -> Any:
