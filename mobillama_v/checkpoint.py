@@ -92,7 +92,7 @@ def load_weights(module: nn.Module, folder: Path, *, fill: bool = True) -> None:
     module may be partly filled. Without ``fill`` names and shapes are only compared.
 
     Raises:
-        CheckpointError: missing, extra or mis-shaped tensors, named.
+        CheckpointError: missing, extra or mis-shaped tensors, named; norms, biases or embeddings that are not finite.
     """
     import torch
 
@@ -109,11 +109,21 @@ def load_weights(module: nn.Module, folder: Path, *, fill: bool = True) -> None:
                 wrong.append(f"{name} is {list(tensor.shape)} and must be {list(target.shape)}")
             elif torch.uint8 in (target.dtype, tensor.dtype) and target.dtype != tensor.dtype:
                 wrong.append(f"{name} is {_kind(tensor)} and must be {_kind(target)}")
+            elif not _is_sound(name, tensor):
+                raise CheckpointError(f"{path} is damaged ({name} holds numbers that are not finite); copy it again.")
             elif fill:
                 with torch.no_grad():
                     target.copy_(tensor)
             seen.add(name)
     refuse_misfits(folder, missing=[name for name in expected if name not in seen], extra=extra, wrong=wrong)
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    """Whether a norm, a bias or an embedding holds finite numbers.
+
+    A matrix that does not shows itself: whatever it takes part in is not finite.
+    """
+    return (tensor.dim() > 1 and "embed" not in name) or not tensor.is_floating_point() or bool(tensor.isfinite().all())
 
 
 def _kind(tensor: Tensor) -> str:

@@ -115,6 +115,7 @@ def _torch_parts(folder: Path, config: ModelConfig, plan: BackendPlan) -> tuple[
             decoder=False,
             prepare=lambda sketch: packed_vision.allocate(sketch, names),
         )
+        packed_vision.check(network)
         if plan.decoder == "native":
             return network, packed
         packed_vision.unpack(network, dtype)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mobillama_v.backends.native import library, runtime
-from mobillama_v.backends.native.packed_format import BITS, is_packed, read, weight_files_of
+from mobillama_v.backends.native.packed_format import BITS, is_packed, read_bits, weight_files_of
 from mobillama_v.backends.numpy import model as numpy_backend
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import ConfigError, needs
@@ -107,7 +107,7 @@ def select_backend(
         why = "it is packed already" if packed else "torch answers; choose the native engine"
         raise ConfigError(f"the model in {str(folder)!r} is not packed to {bits} bits: {why}.")
     if decoder != "torch":
-        bits = read(folder, config.decoder).bits if packed else bits or (16 if small else 8)
+        bits = read_bits(folder) if packed else bits or (16 if small else 8)
     number = str(dtype or ("bfloat16" if device.startswith("cuda") else "float32")).removeprefix("torch.")
     return BackendPlan(
         vision="numpy" if light and dtype is None and (packed or bits == 16) else "torch",

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ def plan(folder: Path, decoder: DecoderConfig | None = None, *, packed: bool = F
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(select, "choose_device", lambda name: name)
         patch.setattr(select, "is_packed", lambda _: packed)
-        patch.setattr(select, "read", lambda *_: SimpleNamespace(bits=8))
+        patch.setattr(select, "read_bits", lambda _: 8)
         changed = dataclasses.replace(config, decoder=decoder or config.decoder)
         return select_backend(changed, folder, **{"device": "cpu", **arguments})
 

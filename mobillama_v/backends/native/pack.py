@@ -7,11 +7,20 @@ from typing import Protocol
 
 import numpy as np
 
-from mobillama_v.backends.native.packed_format import BLOCK, ROWS, Array, Packed, ffn_rows, layout, tiles_shape
+from mobillama_v.backends.native.packed_format import (
+    BLOCK,
+    ROWS,
+    Array,
+    Packed,
+    ffn_rows,
+    holds_numbers,
+    layout,
+    tiles_shape,
+)
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
 
-_LARGEST, _EXPONENT = 65504.0, np.uint16(0x7C00)  # of fp16: the largest number, and the bits of one that is not finite
+_LARGEST = 65504.0  # number of fp16
 HEAD = "lm_head.weight"
 
 
@@ -33,7 +42,7 @@ def check_fp16_range(weight: Array, name: str) -> None:
         CheckpointError: numbers that are not finite, or too large.
     """
     if weight.dtype == np.float16:  # whose numbers are slow to compare
-        fits = not ((weight.view(np.uint16) & _EXPONENT) == _EXPONENT).any()
+        fits = holds_numbers(weight, 16)
     else:
         fits = weight.min() >= -_LARGEST and weight.max() <= _LARGEST  # a comparison is false where there is no number
     if not fits:

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -48,6 +50,8 @@ Layout: TypeAlias = "dict[str, tuple[np.dtype[Any], tuple[int, ...]]]"
 """Types and shapes by name."""
 _LARGE = 1 << 24  # bytes of a table whose rows are not worth their memory; to let go of one takes some 30 microseconds
 _ROWS_AT_ONCE = 8  # around each of which up to 2 MB of the file may get into memory
+_EXPONENT = np.uint16(0x7C00)  # the bits of an fp16 number that is not finite
+_AT_ONCE = 1 << 18  # numbers that are looked at together: no more than a cache holds
 _FORMAT, _VERSION = "mobillama_v.packed", "1"
 _DTYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype(np.float16), "F32": np.dtype(np.float32), "U8": np.dtype(np.uint8)}
 
@@ -173,22 +177,58 @@ def read(folder: Path, spec: DecoderConfig) -> Packed:
     Raises:
         CheckpointError: a damaged or truncated file, another format, or tensors that do not fit ``spec``, named.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = folder / FILE
-    try:
+    with _refusing_damage(path):
         with safe_open(path, framework="np") as file:  # which checks that the tensors lie in it, one after another
             bits = _bits(file, path)
             expected = layout(spec, bits)
             _refuse_others(file, path, expected)
         mapping, found = mapped(path)
         tensors = {name: found[name] for name in expected}
+    packed = Packed(spec, bits, tensors, mapping)
+    for name, tensor in tensors.items():
+        if not holds_numbers(tensor, bits):
+            raise CheckpointError(f"{path} is damaged ({name} holds numbers that are not finite); copy it again.")
+        packed.release_pages(name)
+    return packed
+
+
+def read_bits(folder: Path) -> int:
+    """Bits of the matrices in ``packed.safetensors`` of ``folder``, by its header alone.
+
+    Raises:
+        CheckpointError: a damaged file, or another format.
+    """
+    from safetensors import safe_open
+
+    path = folder / FILE
+    with _refusing_damage(path), safe_open(path, framework="np") as file:
+        return _bits(file, path)
+
+
+@contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
-    for name, tensor in tensors.items():
-        if tensor.dtype == np.float32 and not np.isfinite(tensor).all():
-            raise CheckpointError(f"{path} is damaged ({name} holds numbers that are not finite); copy it again.")
-    return Packed(spec, bits, tensors, mapping)
+
+
+def holds_numbers(tensor: Array, bits: int) -> bool:
+    """Whether the numbers of a tensor, or the scales of a matrix [A,B,bytes] packed to ``bits``, are finite."""
+    if tensor.dtype == np.float32:
+        return bool(np.isfinite(tensor).all())
+    if tensor.dtype == np.uint8 and bits != 16:
+        tensor = tensor[..., : 2 * ROWS]
+    halves = tensor.view(np.uint16)
+    halves = halves.reshape(-1, halves.shape[-1])
+    step = max(1, _AT_ONCE // halves.shape[1])
+    pieces = (halves[i : i + step] & _EXPONENT for i in range(0, len(halves), step))
+    return all(int(piece.max()) != _EXPONENT for piece in pieces)
 
 
 def _bits(file: safe_open, path: Path) -> int:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from mobillama_v.backends.native.packed_linear import PackedAttention, PackedLinear
+from mobillama_v.backends.native.packed_format import holds_numbers
+from mobillama_v.backends.native.packed_linear import BITS, PackedAttention, PackedLinear
+from mobillama_v.errors import CheckpointError
 from mobillama_v.model.vlm import SkipInit, VisionLanguageModel
 from mobillama_v.projector.module import ProjectorModule
 
@@ -109,6 +111,17 @@ def allocate(network: VisionLanguageModel, names: Iterable[str]) -> None:
     for slot in list(_slots(network)):
         if {slot.name, f"{slot.name}.in_proj", f"{slot.name}.out_proj"} & packed and _can_pack(slot):
             slot.layer = _packed_layer(slot.layer)
+
+
+def check(network: VisionLanguageModel) -> None:
+    """Look at the scales of all packed layers, which have been read.
+
+    Raises:
+        CheckpointError: one that is not finite.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, PackedLinear) and not holds_numbers(layer.tiles.cpu().numpy(), BITS):
+            raise CheckpointError(f"the model is damaged ({name} holds scales that are not finite); copy it again.")
 
 
 def unpack(network: VisionLanguageModel, dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from mobillama_v.errors import CheckpointError
 from mobillama_v.model.vision import parts
 from mobillama_v.model.vision.parts import Part
 
@@ -49,8 +50,15 @@ class Tensors:
         return tensor
 
     def floats(self, name: str, *shape: int) -> Array:
-        """:meth:`take` to fp32."""
-        return self.take(name, *shape).astype(np.float32, copy=False)
+        """:meth:`take` to fp32.
+
+        Raises:
+            CheckpointError: a norm or a bias that is not finite.
+        """
+        tensor = self.take(name, *shape).astype(np.float32, copy=False)
+        if tensor.ndim < 2 and not np.isfinite(tensor).all():
+            raise CheckpointError(f"{self._prefix}{name} holds numbers that are not finite; copy the model again.")
+        return tensor
 
     def declared(self, layer: parts.Layer) -> list[Array]:
         """All tensors of a layer, in fp32."""
