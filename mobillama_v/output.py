@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,8 @@ def require_space(out: Path, size: int) -> None:
 def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
     """A path to write a new file or folder at. It is renamed to ``out`` when all is written.
 
-    After an error nothing is left. With ``parents`` the folders around it are made too.
+    After an error nothing is left. After a kill a folder is left whose name begins with a dot and that of ``out``. With
+    ``parents`` the folders around it are made too.
 
     Raises:
         ConfigError: as :func:`refuse_existing`, or the system refuses to write.
@@ -57,8 +59,18 @@ def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
             made = Path(work) / out.name
             yield made
+            _give_usual_mode(made, Path(work) / "mode")
             made.rename(out)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."
         ) from error
+
+
+def _give_usual_mode(made: Path, probe: Path) -> None:
+    """Let the files of ``made`` be read by those who may read other new files: safetensors makes them private."""
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    for path in (made, *made.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)

@@ -5,6 +5,8 @@ transformers' tokenizers read the same ``tokenizer.json``; this one needs no imp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -25,8 +27,10 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # `</s>` in a text is four characters, not the end of the sequence
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
-        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
-        letter = tokenizer.encode("a", add_special_tokens=False).tokens
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        """Ids are smaller than this."""
+        with _refusing_damage():
+            letter = tokenizer.encode("a", add_special_tokens=False).tokens
         self._adds_boundary = bool(letter) and letter[0].startswith("▁")
 
     @classmethod
@@ -61,17 +65,27 @@ class TextTokenizer:
 
         Raises:
             PromptError: it holds half a character.
+            CheckpointError: the tokenizer is damaged.
         """
         if self._adds_boundary and text.startswith(" "):
             text = text[1:]
-        try:
+        with _refusing_damage():
             return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
-        except TypeError:  # texts of Rust are UTF-8
-            raise PromptError("a text holds half a character (one of U+D800 to U+DFFF alone); remove it.") from None
 
     def decode(self, ids: list[int]) -> str:
         """Text of ``ids``; special tokens are left out."""
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        with _refusing_damage():
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    try:
+        yield
+    except TypeError:  # texts of Rust are UTF-8
+        raise PromptError("a text holds half a character (one of U+D800 to U+DFFF alone); remove it.") from None
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"tokenizer.json is damaged ({error}); copy it from the model again.") from error
 
 
 def check_vocabulary(name: str | Path, tokens: int, config: DecoderConfig) -> None:

@@ -45,11 +45,12 @@ def _export_to(exporter: formats.Exporter) -> Callable[..., None]:
         kind: Annotated[str, typer.Option("--type", help=kinds)] = exporter.default_type,
     ) -> None:
         from mobillama_v.hub import find_model, read_spec
-        from mobillama_v.output import refuse_existing, written_whole
+        from mobillama_v.output import refuse_existing, require_space, written_whole
 
         folder = find_model(model)
         spec = read_spec(folder)
         refuse_existing(out)
+        require_space(out, spec.decoder.num_params() // 2)  # no format has fewer bits than 4
 
         from mobillama_v.backends.native.packed_format import is_packed
         from mobillama_v.model.vlm import load_network

@@ -40,7 +40,7 @@ def quantize(
     folder like any other: describe --model OUT.
     """
     from mobillama_v.hub import find_model, read_spec
-    from mobillama_v.output import written_whole
+    from mobillama_v.output import require_space, written_whole
 
     if bits not in _CHOICES:
         raise ConfigError(f"--bits is {bits} and must be 4 or 8.")
@@ -48,6 +48,7 @@ def quantize(
         raise ConfigError(f"--calibrate is for 4 bits, and --bits is {bits}; leave one of them out.")
     folder = find_model(model)
     spec = read_spec(folder)
+    require_space(out, spec.decoder.num_params() * bits // 8)
     with written_whole(out) as made:
         made.mkdir()
         before, after = _write(folder, spec, bits, made, calibrate, image_root)

@@ -24,7 +24,7 @@ from mobillama_v.images import ImageTransform
 from mobillama_v.interop.formats import FFN, ImportedDecoder, import_decoder
 from mobillama_v.model.vision import HYBRID, build_tower
 from mobillama_v.model.vision.image_tower import ImageTower
-from mobillama_v.output import refuse_existing, written_whole
+from mobillama_v.output import refuse_existing, require_space, written_whole
 from mobillama_v.presets import preset
 from mobillama_v.tokenization import TextTokenizer
 
@@ -85,6 +85,7 @@ def write_initial_model(
         decoder=imported.spec, tower=dataclasses.replace(tower, pretrained=None), projector=projector, image=image
     )
     tensors = _tensors(imported, vision, projector)
+    require_space(out, sum(tensor.nbytes for tensor in tensors.values()))
     origin = {
         "decoder": decoder,
         "tower": dataclasses.asdict(tower),

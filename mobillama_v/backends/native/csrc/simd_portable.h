@@ -123,8 +123,8 @@ inline int32_t round_block(const float* x, float inverse, int8_t* out) {
     int32_t total = 0;
     for (int i = 0; i < 32; i++) {
         const float scaled = x[i] * inverse;
-        // A number that is none must not become an undefined conversion.
-        const int32_t value = scaled == scaled ? static_cast<int32_t>(std::nearbyint(scaled)) : 0;
+        // A number that is none, or beside one that is none is far too large, must not become an undefined conversion.
+        const int32_t value = std::fabs(scaled) <= 128.0f ? static_cast<int32_t>(std::nearbyint(scaled)) : 0;
         out[i] = static_cast<int8_t>(value);
         total += value;
     }
