@@ -93,6 +93,40 @@ std::vector<float> answer(mv_model* model, const Shape& shape, int length, bool 
     return logits;
 }
 
+// A server's mix: users come and go, take over prefixes of a kept prompt, and decode in batches, all at once.
+void serve(mv_model* model, const Shape& shape) {
+    const int padded = mv::round_up(shape.vocab, 16);
+    const auto sequence = [&](int capacity) {
+        mv_sequence* made = mv_sequence_new(model, capacity);
+        if (made == nullptr) die("sequence");
+        return made;
+    };
+    mv_sequence* kept = sequence(40);
+    const std::vector<int32_t> prompt(33, 1);
+    const int32_t length = 33;
+    std::vector<float> first(padded);
+    if (mv_forward(model, &kept, &length, 1, nullptr, prompt.data(), first.data())) die("kept");
+    const auto turn = [&](int step) {
+        mv_sequence* batch[] = {sequence(40), sequence(50)};
+        const int32_t counts[] = {1 + step, 1}, tokens[] = {0, 2, 4, 6, 8};
+        std::vector<float> logits(2 * static_cast<size_t>(padded));
+        if (mv_sequence_copy(batch[0], kept, 32 - step) || mv_sequence_copy(batch[1], kept, 17)) die("prefix");
+        if (mv_forward(model, batch, counts, 2, nullptr, tokens, logits.data())) die("turn");
+        for (mv_sequence* each : batch) mv_sequence_free(each);
+        return logits;
+    };
+    std::vector<std::vector<float>> expected;
+    for (int step = 0; step < 4; step++) expected.push_back(turn(step));
+    std::vector<std::thread> users;
+    for (int user = 0; user < 4; user++)
+        users.emplace_back([&, user] {
+            for (int i = 0; i < 8; i++)
+                if (turn((user + i) % 4) != expected[(user + i) % 4]) die("a user's logits differ");
+        });
+    for (auto& user : users) user.join();
+    mv_sequence_free(kept);
+}
+
 void run(const Shape& shape, int bits, const char* path, int threads, std::vector<float>& expected) {
     Tensors tensors;
     const int width = shape.hidden / shape.heads, ffn = mv::round_up(shape.ffn, 32);
@@ -136,6 +170,8 @@ void run(const Shape& shape, int bits, const char* path, int threads, std::vecto
     if (expected.empty()) expected = answers[0];
     for (const auto& each : answers)
         if (std::memcmp(each.data(), expected.data(), sizeof(float) * shape.vocab) != 0) die("answers differ");
+
+    serve(model, shape);
 
     std::vector<mv_sequence*> sequences;
     std::vector<int32_t> counts, tokens;
