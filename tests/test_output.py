@@ -104,7 +104,16 @@ assert killed >= 5, killed
         ("a.gguf", ["export", "gguf", "nano", "OUT"]),
         (
             "started",
-            ["init", "OUT", "--decoder", "random:nano", "--tower", "ViT-B-32", "--tokenizer", f"{NANO}/tokenizer.json"],
+            [
+                "init",
+                "OUT",
+                "--decoder",
+                "random:nano",
+                "--tower",
+                "ViT-S-32-alt",
+                "--tokenizer",
+                f"{NANO}/tokenizer.json",
+            ],
         ),
         ("records.json", ["data", "convert", "TABLE", "OUT"]),
     ],
