@@ -5,12 +5,13 @@ safetensors is the format; ``.bin`` is read with ``weights_only=True``, which re
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mobillama_v.errors import CheckpointError
+from mobillama_v.fields import is_text, parse_json, shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,14 +37,16 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of weight files; copy it again.") from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names the file {name!r}, which is not in its own folder; do not trust it.")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} lacks {name}, which its index names; copy it again.")
+        if not is_text(name) or Path(name).name != name:
+            raise CheckpointError(
+                f"{index} names the file {shown(name)}, which is not in its own folder; do not trust it."
+            )
+        if not os.path.isfile(folder / name):  # pathlib's raises for a name that is too long
+            raise CheckpointError(f"{folder} lacks {shown(name)}, which its index names; copy it again.")
     return [folder / name for name in names]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from math import inf, isfinite
 from typing import Any, TypeAlias
@@ -14,6 +15,18 @@ def check(condition: bool, message: str) -> None:
     """Raise a :class:`ConfigError` that says ``message`` unless ``condition`` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads``, for files and texts of strangers.
+
+    Raises:
+        ValueError: it is no JSON, or lists in it are nested so deeply that Python cannot read them.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def shown(value: Any) -> str:

@@ -6,13 +6,13 @@ Nothing heavy is imported, so that a mistyped name is answered at once.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from pathlib import Path
 
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError, ModelNotFoundError
+from mobillama_v.fields import parse_json
 from mobillama_v.presets import PRESETS
 
 DEFAULT = "nano"
@@ -78,10 +78,10 @@ def read_spec(folder: Path) -> ModelConfig:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{str(path)!r} is missing: give a folder that holds a model.") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read as JSON ({error}): copy it again.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{str(path)!r} is not a JSON mapping: copy it again.")

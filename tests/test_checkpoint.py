@@ -53,7 +53,7 @@ def test_bin_and_shards(tmp_path: Path) -> None:
     load_weights(target, tmp_path)
     assert_equal(source, target)
     (tmp_path / "b.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"lacks b\.bin"):
+    with pytest.raises(CheckpointError, match=r"lacks 'b\.bin'"):
         load_weights(target, tmp_path)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from mobillama_v import load
+from mobillama_v.checkpoint import weight_files
 from mobillama_v.config import DecoderConfig
-from mobillama_v.errors import ConfigError, MobiLlamaVError, PromptError
+from mobillama_v.errors import CheckpointError, ConfigError, MobiLlamaVError, PromptError
 from mobillama_v.fields import shown
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.tokenization import TextTokenizer
@@ -60,6 +61,19 @@ def test_a_file_that_is_no_configuration_is_refused(text: str, tmp_path: Path) -
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(MobiLlamaVError, match=r"config\.json"):
         read_spec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "[]", '{"weight_map": 1}', '{"weight_map": {"a": 1, "b": "c"}}', '{"weight_map": {"a": "\\u0000"}}']
+    + [f'{{"weight_map": {{"a": "{name}"}}}}' for name in ("../x", "\\ud800", "x" * 5000, "")],
+    ids=range(9),
+)
+def test_an_index_of_weights_is_read_or_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"is not an index|not in its own folder|which its index names") as error:
+        weight_files(tmp_path)
+    assert len(str(error.value)) < 500
 
 
 def test_sizes_end_where_the_engine_ends() -> None:

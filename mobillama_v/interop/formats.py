@@ -9,7 +9,6 @@ Nothing heavy is imported here: a format's module is imported when it is asked f
 from __future__ import annotations
 
 import importlib
-import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError
+from mobillama_v.fields import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,7 +120,7 @@ def import_decoder(folder: Path, *, ffn: FFN = "auto") -> ImportedDecoder:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); a decoder's folder needs its config.json.") from error
     importers: list[Importer] = [_load(each)() for each in IMPORTERS]

@@ -22,6 +22,7 @@ from mobillama_v.backends.native.pack import check_fp16_range
 from mobillama_v.backends.native.packed_format import BLOCK
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError, needs
+from mobillama_v.fields import parse_json
 from mobillama_v.interop.formats import Exporter
 from mobillama_v.tokenization import check_vocabulary
 
@@ -250,7 +251,7 @@ def read_vocabulary(path: Path, spec: DecoderConfig) -> Vocabulary:
         CheckpointError: it cannot be read, or has ids that the decoder has not.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         model, added = found["model"], found.get("added_tokens") or []
         kind = model["type"]
         merges = [each if isinstance(each, str) else " ".join(each) for each in model.get("merges", ())]

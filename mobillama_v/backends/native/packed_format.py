@@ -23,7 +23,6 @@ Nothing here imports torch: what reads a packed model and runs it need not have 
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ import numpy as np
 from mobillama_v.checkpoint import refuse_misfits, weight_files
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
+from mobillama_v.fields import parse_json
 
 if TYPE_CHECKING:
     from safetensors import safe_open
@@ -275,7 +275,7 @@ def mapped(path: Path) -> tuple[mmap.mmap, dict[str, Array]]:
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch warns of what cannot be written to
     start = 8 + int.from_bytes(mapping[:8], "little")
-    header = json.loads(mapping[8:start])
+    header = parse_json(mapping[8:start])
     whole = np.frombuffer(mapping, np.uint8)[start:]
     tensors = {}
     header.pop("__metadata__", None)
