@@ -18,6 +18,7 @@ import numpy as np
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.packed_format import FILE, Packed, layout, read, write
 from mobillama_v.backends.native.runtime import NativeModel, NativeSequence
+from mobillama_v.backends.numpy.decoder import NumpyModel, NumpySequence
 from mobillama_v.config import DecoderConfig
 from mobillama_v.demo import protocol
 from mobillama_v.demo.limits import Limits
@@ -69,10 +70,12 @@ def packed(data: bytes) -> None:
         rest = bytes(whole)
     (_FOLDER / FILE).write_bytes(rest)
     found = read(_FOLDER, SPEC)
+    slow = NumpyModel(found)
+    with np.errstate(all="ignore"):
+        assert slow.forward([NumpySequence(slow, 8)], [np.arange(5)]).shape == (1, SPEC.vocab_size)
     if not library.missing():
         model = NativeModel(found, threads=1)
-        logits = model.forward([NativeSequence(model, 8)], [np.arange(5)])
-        assert logits.shape == (1, SPEC.vocab_size)
+        assert model.forward([NativeSequence(model, 8)], [np.arange(5)]).shape == (1, SPEC.vocab_size)
 
 
 @lru_cache(maxsize=1)
