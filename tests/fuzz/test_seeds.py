@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 
@@ -33,6 +34,12 @@ def test_seeds_are_there_and_reach_the_end(name: str) -> None:
         except MobiLlamaVError:
             pass
     assert reached >= len(seeds) / 2
+
+
+def test_the_script_finds_seeds_for_all_its_targets() -> None:
+    script = (SEEDS.parents[1] / ".ci" / "fuzz").read_text(encoding="utf-8")
+    found = re.search(r"for target in ([a-z ]+);", script)
+    assert found and set(found[1].split()) == {"engine", *TARGETS} == {path.name for path in SEEDS.iterdir()}
 
 
 @pytest.mark.parametrize("name", TARGETS)
