@@ -121,7 +121,7 @@ def test_a_damaged_file_and_a_missing_library_are_named(tmp_path: Path, monkeypa
 
     def without(name: str, *args: Any, **options: Any) -> Any:
         if name == "datasets":
-            raise ImportError(name)
+            raise ModuleNotFoundError(name=name)
         return real(name, *args, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
