@@ -299,7 +299,7 @@ class Assistant:
     def _encode(self, read: Conversation) -> Encoded:
         if read.messages[-1].role != "user":
             raise PromptError("the conversation ends with the assistant's turn and must end with the user's.")
-        encoded = self._encode_canonical(read.messages)
+        encoded = self._encode_canonical(read.messages, self.context)
         if len(encoded.input_ids) >= self.context:
             raise PromptError(
                 f"the conversation has {len(encoded.input_ids)} tokens and the model's context is {self.context}, with "

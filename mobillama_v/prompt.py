@@ -111,6 +111,8 @@ class Tokenizer(Protocol):
 
     bos_id: int
     eos_id: int
+    longest_token: int
+    """Bytes of the longest token."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text."""
@@ -184,6 +186,8 @@ class Template(ABC):
         """
         body = messages[1:] if messages and messages[0].role == "system" else messages
         _check_roles(body)
+        if max_length is not None:
+            _check_bytes(messages, max_length, tokenizer)
         system: str | None = messages[0].text if body is not messages else SYSTEM
         out = Encoded()
         out.add([tokenizer.bos_id])
@@ -313,6 +317,16 @@ def _check_roles(body: list[Message]) -> None:
                 f"turn {i + 1} is the {message.role}'s and must be the {expected}'s: a conversation starts with the "
                 "user (after an optional system message) and alternates."
             )
+
+
+def _check_bytes(messages: list[Message], max_length: int, tokenizer: Tokenizer) -> None:
+    """Refuse what cannot fit before it is tokenized, which takes minutes for the megabytes that a stranger may send."""
+    size = sum(len(message.text.encode("utf-8", "replace")) for message in messages)
+    if size > max_length * tokenizer.longest_token:
+        raise PromptError(
+            f"the conversation has {size:,} bytes of text, and the model's context is {max_length} tokens of at most "
+            f"{tokenizer.longest_token} bytes; shorten it or start a new one."
+        )
 
 
 def _encode_parts(parts: list[str | Slot], tokenizer: Tokenizer, tokens_per_image: int, out: Encoded) -> None:

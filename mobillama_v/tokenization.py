@@ -32,6 +32,7 @@ class TextTokenizer:
         with _refusing_damage():
             letter = tokenizer.encode("a", add_special_tokens=False).tokens
         self._adds_boundary = bool(letter) and letter[0].startswith("▁")
+        self.longest_token = max(len(token.encode()) for token in tokenizer.get_vocab())
 
     @classmethod
     def from_file(cls, path: Path, *, bos_id: int, eos_id: int, pad_id: int) -> TextTokenizer:

@@ -175,3 +175,23 @@ def test_an_answer_that_is_not_learned_is_read_but_not_supervised() -> None:
     turns = [user("Hi"), Message("assistant", ("No.",), learned=False), user("And?"), assistant("Yes.")]
     assert run(turns).input_ids == run([replace(turn, learned=True) for turn in turns]).input_ids
     assert supervised(run(turns)) == " Yes.[E]"
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level(), sentencepiece_style()])
+def test_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = tokenizer.longest_token
+    assert longest > 4
+    options: dict[str, Any] = {"tokens_per_image": 3, "max_length": 60}
+    monkeypatch.setattr(tokenizer, "encode", lambda text: [9] * (len(text) // longest))
+    assert TEMPLATES["v1"].encode([user("é" * (60 * longest // 2))], tokenizer, **options)
+    monkeypatch.setattr(tokenizer, "encode", lambda _: pytest.fail("it was tokenized"))
+    with pytest.raises(PromptError, match=rf"bytes of text, and the model's context is 60 tokens of at most {longest}"):
+        TEMPLATES["v1"].encode([user("é" * (60 * longest // 2 + 1))], tokenizer, **options)
+
+
+def test_what_a_token_adds_to_a_text() -> None:
+    for tokenizer in (byte_level(), sentencepiece_style()):
+        ids = tokenizer.encode(" What is it?")
+        assert "".join(map(tokenizer.token_text, ids)) == " What is it?"

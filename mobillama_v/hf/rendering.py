@@ -38,7 +38,7 @@ class RenderedPrompt(str):
 class _Characters:
     """A tokenizer whose ids are code points: with it, the template renders text."""
 
-    bos_id, eos_id = -1, -2
+    bos_id, eos_id, longest_token = -1, -2, 4
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]

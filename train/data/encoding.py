@@ -146,7 +146,7 @@ class _CachingTokenizer:
     """A tokenizer that keeps the ids of what it has lately encoded."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
+        self.bos_id, self.eos_id, self.longest_token = tokenizer.bos_id, tokenizer.eos_id, tokenizer.longest_token
         self.encode: Callable[[str], list[int]] = functools.lru_cache(_CACHED_SEGMENTS)(tokenizer.encode)
 
 
