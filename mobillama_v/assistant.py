@@ -32,7 +32,7 @@ from mobillama_v.ocr import with_tokens
 from mobillama_v.prefix_cache import PrefixCache
 from mobillama_v.prompt import Encoded, Message, get_template, user
 from mobillama_v.prompt import assistant as assistant_turn
-from mobillama_v.sampling import check_finite
+from mobillama_v.sampling import TokenLogProb, check_finite
 from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
@@ -101,6 +101,8 @@ class Reply:
     image_tokens: int
     new_tokens: int
     timings: Timings
+    log_probs: tuple[TokenLogProb, ...] = ()
+    """Of its tokens, where the sampling asked for them."""
 
 
 class ReplyStream(Iterator[str]):
@@ -413,4 +415,5 @@ def _reply(row: _Row, generation: Generation, index: int) -> Reply:
         image_tokens=sum(row.encoded.image_mask),
         new_tokens=len(completion.ids),
         timings=Timings(row.seconds, generation.prefill_seconds, generation.decode_seconds),
+        log_probs=tuple(completion.log_probs[: len(completion.ids)]),
     )

@@ -22,7 +22,7 @@ from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import PromptError
 from mobillama_v.prefix_cache import CachedPrompt, PrefixCache, PrefixPlan, plan_prefixes
 from mobillama_v.prompt import Encoded
-from mobillama_v.sampling import Array, check_finite, penalize, random_for, sample
+from mobillama_v.sampling import Array, TokenLogProb, check_finite, log_prob, penalize, random_for, sample
 from mobillama_v.sampling import Sampling as Sampling  # what callers give with their prompts
 
 _REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not a whole character yet
@@ -45,6 +45,7 @@ class Completion:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: Literal["stop", "length"] | None = None
+    log_probs: list[TokenLogProb] = field(default_factory=list)
 
 
 class TextStream:
@@ -265,6 +266,9 @@ class Generation(Iterator[list[str]]):
         check_finite(self._logits)
         answers = [self.completions[row].ids for row in self._rows]
         tokens = sample(penalize(self._logits, answers, self.sampling), self.sampling, self._random)
+        if (count := self.sampling.top_log_probs) is not None:
+            for row, token, logits in zip(self._rows, tokens, self._logits, strict=True):
+                self.completions[row].log_probs.append(log_prob(logits, token, count))
         late = time.monotonic() >= self._deadline
         pieces, rows, following = [""] * len(self.completions), [], []
         for row, token in zip(self._rows, tokens, strict=True):

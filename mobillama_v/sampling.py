@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Sampling:
     max_seconds: Limit = math.inf
     repetition_penalty: float = 1.0
     no_repeat_ngram: int = 0
+    top_log_probs: int | None = None
+    """Report each token's probability, and those of so many of the likeliest tokens in its place; None: do not."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -50,6 +52,16 @@ class Sampling:
         penalty, ngram = self.repetition_penalty, self.no_repeat_ngram
         check(0.1 <= penalty <= 10, f"repetition_penalty must be from 0.1 to 10, not {penalty}.")
         check(ngram >= 0, f"no_repeat_ngram must be 0 (off) or more, not {shown(ngram)}.")
+        top = self.top_log_probs
+        check(top is None or top >= 0, f"top_log_probs must be 0 or more, or None, not {shown(top)}.")
+
+
+class TokenLogProb(NamedTuple):
+    """A token of an answer, the natural logarithm of its probability, and the likeliest tokens with theirs."""
+
+    token: int
+    log_prob: float
+    top: tuple[tuple[int, float], ...]
 
 
 def check_finite(numbers: Any) -> None:
@@ -119,3 +131,11 @@ def _choose(shares: Array, top_p: float, at: float) -> int:
     sums = shares[order].cumsum()
     inside = 1 + int((sums[:-1] < top_p).sum())  # the likeliest is always inside
     return int(order[min(sums[:inside].searchsorted(at * sums[inside - 1], "right"), inside - 1)])
+
+
+def log_prob(logits: Array, token: int, count: int) -> TokenLogProb:
+    """How likely a token is by the model's own logits [V], before temperature and the like; none less than -9999."""
+    shifted = logits.astype(np.float64) - logits.max()
+    log_probs = np.maximum(shifted - np.log(np.exp(shifted).sum()), -9999.0)
+    top = np.argsort(-log_probs, kind="stable")[:count]
+    return TokenLogProb(token, float(log_probs[token]), tuple((int(each), float(log_probs[each])) for each in top))

@@ -88,6 +88,11 @@ def _refusing_damage() -> Iterator[None]:
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"tokenizer.json is damaged ({error}); copy it from the model again.") from error
 
+    def token_text(self, token: int) -> str:
+        """What one token adds to a text: with the blank before a word, which :meth:`decode` drops at a text's start."""
+        letter = self.encode("a")
+        return self.decode([*letter, token])[len(self.decode(letter)) :]
+
 
 def check_vocabulary(name: str | Path, tokens: int, config: DecoderConfig) -> None:
     """Refuse a tokenizer that gives ids for which a decoder has no embedding; it may give fewer.
