@@ -1,4 +1,4 @@
-"""The HTTP server: OpenAI's ``/v1/chat/completions`` and ``/v1/models``, ``/health`` and ``/metrics``."""
+"""The HTTP server: OpenAI's chat completions, completions and responses, its models, ``/health`` and ``/metrics``."""
 
 # No `from __future__ import annotations` here: FastAPI reads the annotations of functions that are made in a function,
 # and could not find what those import when they are only text.
@@ -7,33 +7,60 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
-import json
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from prometheus_client.exposition import choose_encoder
 
 from mobillama_v import __version__
 from mobillama_v.assistant import Reply
-from mobillama_v.demo.protocol import Answer, ChatRequest, RequestError, api_error, parse
+from mobillama_v.demo.answers import ANSWERS, Answer
+from mobillama_v.demo.bind import HostMiddleware
+from mobillama_v.demo.limits import HeldBytes
+from mobillama_v.demo.protocol import PARAMS, AnswerRequest, RequestError, api_error, parse
+from mobillama_v.demo.read_body import received
+from mobillama_v.demo.request_bodies import Body, ChatBody, CompletionBody, ResponseBody
 from mobillama_v.demo.scheduler import Ticket
 from mobillama_v.demo.service import Service, Stopped
+from mobillama_v.demo.workers import LARGE_BYTES
 from mobillama_v.errors import MobiLlamaVError, needs
 from mobillama_v.images.fetch import fetch
 
-_BODY_SECONDS = 60.0  # for a request to arrive
+_log = logging.getLogger(__name__)
+_STOPPED = RequestError("The server is shutting down.", status=503, code="shutting_down", retry=60)
+_REQUESTS: dict[str, type[Body]] = {
+    "/v1/chat/completions": ChatBody,
+    "/v1/completions": CompletionBody,
+    "/v1/responses": ResponseBody,
+}
 
 
-def build(
-    service: Service, *, api_key: str | None = None, allow_urls: bool = False, grace: float = 10.0, root_path: str = ""
-) -> Any:
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """Who may ask, and what."""
+
+    api_key: str | None = None
+    """What ``/v1`` wants as a bearer token; None wants nothing."""
+    key_for_all: bool = False
+    """Whether the metrics and the schema want it, too."""
+    allow_urls: bool = False
+    """Fetch pictures from public web addresses."""
+    strict: bool = False
+    """Refuse unknown fields."""
+    cors: Sequence[str] = ()
+    """The web origins whose pages may read answers; ``*`` is any."""
+    hosts: frozenset[str] | None = None
+    """The names by which clients may address the server; None: any."""
+
+
+def build(service: Service, access: Access | None = None, *, grace: float = 10.0, root_path: str = "") -> Any:
     """The ASGI application (a ``FastAPI``); it closes the service when it shuts down.
 
     Args:
         service: answers.
-        api_key: what ``/v1`` wants as a bearer token; None wants nothing.
-        allow_urls: fetch pictures from public web addresses.
+        access: who may ask, and what; by default anybody.
         grace: seconds that running answers get to end at shutdown.
         root_path: where a proxy serves this application.
 
@@ -44,16 +71,16 @@ def build(
         from fastapi import FastAPI, Request
         from fastapi.responses import JSONResponse, Response
         from starlette.exceptions import HTTPException
-    started = int(time.time())
+        from starlette.middleware.cors import CORSMiddleware
+    access = access or Access()
+    started, held = int(time.time()), HeldBytes(service.limits.max_held)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(service.close, grace)
 
-    app = FastAPI(
-        title="MobiLlama-V", version=__version__, lifespan=lifespan, root_path=root_path, docs_url=None, redoc_url=None
-    )
+    app = FastAPI(title="MobiLlama-V", version=__version__, lifespan=lifespan, root_path=root_path, openapi_url=None)
 
     def error_response(error: RequestError) -> Response:
         headers = {"Retry-After": str(error.retry)} if error.retry else {}
@@ -61,15 +88,26 @@ def build(
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(error.body, error.status, headers)
 
-    def authorize(request: Request) -> None:
+    def authorize(request: Request, wanted: bool = True) -> None:
         kind, _, given = request.headers.get("authorization", "").partition(" ")
-        right = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), (api_key or "").encode())
-        if api_key is not None and not right:
+        key = (access.api_key or "").encode()
+        right = kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), key)
+        if wanted and access.api_key is not None and not right:
             raise RequestError(
                 "Incorrect or missing API key; send it as a bearer token.", status=401, code="invalid_api_key"
             )
 
     app.add_middleware(_CountRequests, service=service)
+    if access.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
+    if access.hosts is not None:
+        app.add_middleware(HostMiddleware, hosts=access.hosts)
 
     @app.exception_handler(MobiLlamaVError)
     async def on_user_error(_: Request, error: MobiLlamaVError) -> Response:
@@ -92,8 +130,14 @@ def build(
 
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
+        authorize(request, access.key_for_all)
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(service.metrics.registry), media_type=kind)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def schema(request: Request) -> Response:
+        authorize(request, access.key_for_all)
+        return JSONResponse(app.openapi())
 
     def model_object(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "mobillama-v"}
@@ -110,36 +154,51 @@ def build(
             raise _unknown_model(name)
         return JSONResponse(model_object(name))
 
-    @app.post("/v1/chat/completions")
-    async def complete(request: Request) -> Response:
-        authorize(request)
-        # Before the body is read, so that the memory that requests take is bounded too.
-        ticket = service.scheduler.enter(request.client.host if request.client else "-")
-        watch, streams = None, False
-        try:
-            body = await _body(request, service.limits.max_body)
-            # Base64 of megabytes takes time that the event loop does not have.
-            asked = await asyncio.to_thread(parse, body, service.limits, allow_urls=allow_urls)
-            if asked.model not in service.models:
-                raise _unknown_model(asked.model)
-            watch = asyncio.create_task(_leave_on_disconnect(request, ticket))
-            await _fetch(asked, service.limits.max_bytes)
-            items = service.answer(ticket, asked.model, asked.messages, asked.pictures, asked.sampling)
-            if not asked.stream:
-                reply = [item async for item in items][-1]
-                assert isinstance(reply, Reply)
-                return JSONResponse(Answer(asked.model).whole(reply))
-            first = await anext(items)  # an error until here has its status
-            streams = True
-            return _stream_response(ticket, watch, _events(asked, first, items))
-        except Stopped:
-            raise RequestError("The server is shutting down.", status=503, code="shutting_down", retry=60) from None
-        finally:
-            if not streams:
-                ticket.leave()
-                if watch is not None:
-                    watch.cancel()
+    def parse_request(raw: Any, kind: type[Body]) -> AnswerRequest:
+        asked = parse(raw, kind, service.limits, allow_urls=access.allow_urls, strict=access.strict)
+        if asked.body.model not in service.models:
+            raise _unknown_model(asked.body.model)
+        return asked
 
+    async def prepare(request: Request, kind: type[Body], stack: contextlib.AsyncExitStack) -> tuple[Answer, Any]:
+        """The answer to a request and its items; what they hold is given back when the stack is closed."""
+        authorize(request)
+        owner = request.client.host if request.client else "-"
+        body = await stack.enter_async_context(received(request, owner, service.limits.max_body, held))
+        # Only now: a request of which half has come holds no place.
+        ticket = service.scheduler.enter(owner)
+        stack.callback(ticket.leave)
+        stack.callback(asyncio.create_task(_leave_on_disconnect(request, ticket)).cancel)
+        asked = await service.workers.run(body.size > LARGE_BYTES, lambda: parse_request(body.json(), kind))
+        if asked.ignored:
+            _log.warning("ignored in a request from %s: %s", owner, ascii(asked.ignored)[1:-1])
+        for index, url in asked.urls.items():
+            data = await service.workers.fetch(fetch, url, max_bytes=service.limits.max_bytes)
+            body.hold(len(data))
+            asked.pictures[index] = dataclasses.replace(asked.pictures[index], data=data)
+        name = asked.body.model
+        items = service.answer(ticket, name, asked.messages, asked.pictures, asked.sampling, asked.choices)
+        first = await anext(items)  # an error until here has its status
+        return ANSWERS[kind](asked.body, asked.choices, service.assistant(name).tokenizer), _with_first(first, items)
+
+    def endpoint(kind: type[Body]) -> Any:
+        async def complete(request: Request) -> Response:
+            async with contextlib.AsyncExitStack() as stack:
+                try:
+                    answer, items = await prepare(request, kind, stack)
+                    if answer.body.stream:
+                        return _stream_response(_events(answer, items), stack.pop_all())
+                    return JSONResponse(answer.whole([item async for item in items if isinstance(item, Reply)]))
+                except Stopped:
+                    raise _STOPPED from None
+                except MobiLlamaVError as error:
+                    raise api_error(error, PARAMS[kind]) from None
+
+        return complete
+
+    for path, kind in _REQUESTS.items():
+        body = {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
+        app.post(path, name=path.removeprefix("/v1/"), openapi_extra={"requestBody": body})(endpoint(kind))
     return app
 
 
@@ -174,93 +233,50 @@ class _CountRequests:
             raise
 
 
-def _stream_response(ticket: Ticket, watch: asyncio.Task[None], events: AsyncIterator[str]) -> Any:
+def _stream_response(events: AsyncIterator[str], holding: contextlib.AsyncExitStack) -> Any:
     from fastapi.responses import StreamingResponse
 
     class Stream(StreamingResponse):
-        """A stream whose ticket is left however it ends, also where it was never iterated."""
+        """A stream that gives back what its request holds however it ends, also where it was never iterated."""
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            watch.cancel()  # from here on the response itself hears that the client has gone
-            try:
+            async with holding:
                 await super().__call__(scope, receive, send)
-            finally:
-                ticket.leave()
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return Stream(events, media_type="text/event-stream", headers=headers)
 
 
-async def _events(asked: ChatRequest, first: str | Reply, items: AsyncIterator[str | Reply]) -> AsyncIterator[str]:
+async def _events(answer: Answer, items: AsyncIterator[str | Reply]) -> AsyncIterator[str]:
     """The answer as server-sent events."""
-    answer, extra = Answer(asked.model), asked.include_usage
-    yield _event(answer.chunk({"role": "assistant", "content": ""}, with_usage=extra))
-    text, reply = "", None
+    for event in answer.begin():
+        yield event
+    text, replies = "", list[Reply]()
     try:
-        async for item in _with_first(first, items):
+        async for item in items:
+            events: Iterator[str] = iter(())
             if isinstance(item, Reply):
-                reply = item
+                events, text = answer.end(len(replies), item), ""
+                replies.append(item)
             elif item:
                 # Whole answers have no space at their end: it waits until something follows.
                 text += item
                 certain = text.rstrip()
                 text = text[len(certain) :]
-                if certain:
-                    yield _event(answer.chunk({"content": certain}, with_usage=extra))
-    except Stopped:
-        yield _event(RequestError("The server is shutting down.", status=503, code="shutting_down").body)
+                events = answer.piece(len(replies), certain) if certain else events
+            for event in events:
+                yield event
+    except (Stopped, MobiLlamaVError) as error:
+        yield answer.error(_STOPPED if isinstance(error, Stopped) else api_error(error))
         return
-    except MobiLlamaVError as error:
-        yield _event(api_error(error).body)
-        return
-    assert reply is not None
-    yield _event(answer.chunk({}, finish=reply.finish_reason, with_usage=extra))
-    if extra:
-        yield _event(answer.last(reply))
-    yield "data: [DONE]\n\n"
+    for event in answer.finish(replies):
+        yield event
 
 
 async def _with_first(first: str | Reply, rest: AsyncIterator[str | Reply]) -> AsyncIterator[str | Reply]:
     yield first
     async for item in rest:
         yield item
-
-
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
-
-
-async def _body(request: Any, most: int) -> Any:
-    """The JSON of a request of at most ``most`` bytes."""
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
-        raise RequestError("The request's content type must be application/json.", status=415)
-    large = RequestError(f"The request has more than the {most:,} bytes allowed.", status=413, code="request_too_large")
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
-        raise large
-    data = bytearray()
-
-    async def read() -> None:
-        async for chunk in request.stream():
-            data.extend(chunk)
-            if len(data) > most:
-                raise large
-
-    try:
-        await asyncio.wait_for(read(), _BODY_SECONDS)
-    except asyncio.TimeoutError:
-        raise RequestError("The request took too long to arrive.", status=408) from None
-    try:
-        return await asyncio.to_thread(json.loads, bytes(data))
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"The request is not valid JSON ({error}).") from None
-
-
-async def _fetch(asked: ChatRequest, max_bytes: int) -> None:
-    """Put the pictures at web addresses into the request."""
-    for index, url in asked.urls.items():
-        data = await asyncio.to_thread(fetch, url, max_bytes=max_bytes)
-        asked.pictures[index] = dataclasses.replace(asked.pictures[index], data=data)
 
 
 async def _leave_on_disconnect(request: Any, ticket: Ticket) -> None:

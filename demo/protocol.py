@@ -1,43 +1,37 @@
-"""OpenAI's chat completions: JSON to a checked request, a reply to JSON, and our errors to theirs.
+"""OpenAI's requests: JSON to a checked request, and our errors to theirs.
 
-Only what changes nothing is left out quietly; a parameter that asks for what this model cannot do is an error that
-names it. A message's pictures go before its words, wherever they stand in it, as the model was trained.
-Reference: https://platform.openai.com/docs/api-reference/chat
+What changes nothing is left out quietly, what is unknown is left out and named. A field that asks for what this model
+cannot do is an error that names it. Conversations are read by :func:`~mobillama_v.conversation.read_chat`.
+Reference: https://platform.openai.com/docs/api-reference
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import time
-import uuid
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from mobillama_v.assistant import Reply
+from pydantic import ValidationError
+
+from mobillama_v.conversation import Conversation, read_chat
 from mobillama_v.demo.limits import BusyError, LimitError, Limits
+from mobillama_v.demo.request_bodies import (
+    HARMLESS,
+    Body,
+    ChatBody,
+    CompletionBody,
+    ResponseBody,
+    read_sampling,
+)
 from mobillama_v.demo.service import Picture
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, MobiLlamaVError, ModelNotFoundError
 from mobillama_v.generate import Sampling
-from mobillama_v.prompt import Message, assistant, user
+from mobillama_v.images.fetch import is_url
+from mobillama_v.images.inline import decode_base64, decode_data_url, is_data_url
+from mobillama_v.prompt import Message
 
-_MAX_STOPS = 4
-_IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls")
-# Parameters that are fine as long as they ask for nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "modalities": (["text"],),
-    "response_format": ({"type": "text"},),
-}
-_OWN = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p")
-_KNOWN = {*_OWN, "seed", "stop", *_IGNORED, *_NEUTRAL}
+_HEAD = 200  # letters of a data URL before its data, and then some
+_BASE64 = re.compile(r"\s*[A-Za-z0-9+/_-]{40}")  # no path and no address begins so
 
 
 class RequestError(MobiLlamaVError):
@@ -59,173 +53,158 @@ class RequestError(MobiLlamaVError):
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _ERRORS: tuple[tuple[type[MobiLlamaVError], dict[str, Any]], ...] = (
     (ModelNotFoundError, {"param": "model", "status": 404, "code": "model_not_found"}),
-    (ImageError, {"param": "messages", "code": "invalid_image"}),
-    (LimitError, {"param": "messages", "status": 413, "code": "over_the_limits"}),
+    (ImageError, {"code": "invalid_image"}),
+    (LimitError, {"status": 413, "code": "over_the_limits"}),
     (CheckpointError, {"status": 500}),  # a model that is loaded when it is first asked for
     (ConfigError, {}),
 )
 
 
 @dataclass
-class ChatRequest:
+class AnswerRequest:
     """A checked request; ``urls`` are the web addresses among its pictures, by their place in ``pictures``."""
 
-    model: str
-    messages: list[Message] = field(default_factory=list)
+    body: Body
+    messages: list[Message]
+    sampling: Sampling
+    choices: int = 1
     pictures: list[Picture] = field(default_factory=list)
     urls: dict[int, str] = field(default_factory=dict)
-    sampling: Sampling = field(default_factory=Sampling)
-    stream: bool = False
-    include_usage: bool = False
+    ignored: list[str] = field(default_factory=list)
+    """Names of unknown fields that asked for something."""
 
 
-def parse(body: Any, limits: Limits, *, allow_urls: bool = False) -> ChatRequest:
+def parse(
+    raw: Any, kind: type[Body], limits: Limits, *, allow_urls: bool = False, strict: bool = False
+) -> AnswerRequest:
     """Check the JSON of a request; no picture is decoded.
 
+    Args:
+        raw: the JSON.
+        kind: what it should be.
+        limits: of requests.
+        allow_urls: whether pictures may be web addresses.
+        strict: refuse unknown fields instead of leaving them out.
+
     Raises:
-        RequestError: it is not what the API takes, or is over the limits.
+        RequestError: it is not what the API takes.
+        MobiLlamaVError: it has no conversation, no picture where one should be, or is over the limits.
     """
-    if not isinstance(body, dict):
+    if not isinstance(raw, dict):
         raise RequestError("The request must be a JSON object.")
-    for key in body:
-        if key not in _KNOWN:
-            raise RequestError(f"Unrecognized request argument supplied: {key[:100]}", param=key[:100])
-    for key, neutral in _NEUTRAL.items():
-        if body.get(key) is not None and body[key] not in neutral:
-            raise RequestError(f"{key!r} asks for something that this model cannot do; leave it out.", param=key)
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        raise RequestError("'model' must be the name of a model; see /v1/models.", param="model")
-    options = _get(body, "stream_options", dict, {})
-    request = ChatRequest(
-        model,
-        sampling=_sampling(body, limits),
-        stream=_get(body, "stream", bool, False),
-        include_usage=_get(options, "include_usage", bool, False),
-    )
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise RequestError("'messages' must be a list with at least one message.", param="messages")
-    for i, message in enumerate(messages):
-        request.messages.append(_MessageParser(request, limits, allow_urls, f"messages.{i}").message(message))
+    given = {key: value for key, value in raw.items() if value is not None}
+    _refuse_impossible(given)
+    unknown = [key for key in given if key not in kind.model_fields and key not in HARMLESS]
+    if unknown and strict:
+        name = unknown[0][:100]
+        raise RequestError(f"Unrecognized request argument supplied: {name}", param=name)
+    try:
+        body = kind.model_validate(given)
+    except ValidationError as error:
+        raise _invalid(error, given) from None
+    choices = getattr(body, "n", 1)
+    if choices > limits.max_choices:
+        raise RequestError(f"'n' must be from 1 to {limits.max_choices}, not {choices}.", param="n")
+    chat = _conversation(body)
+    request = AnswerRequest(body, list(chat.messages), read_sampling(body, limits), choices)
+    request.ignored = [key[:50] for key in unknown if given[key]][:20]
+    if len(chat.images) > limits.max_images:
+        raise RequestError(
+            f"The conversation has more than the {limits.max_images} pictures that are allowed.",
+            param="messages",
+            code="too_many_images",
+        )
+    for index, source in enumerate(chat.images):
+        name, data = f"picture {index + 1}", b""
+        if not isinstance(source, str):
+            raise ImageError(f"{name} is no text; send a data URL.")
+        if not is_url(source):
+            data = _picture_bytes(source, name, limits.max_bytes)
+        elif allow_urls:
+            request.urls[index] = source
+        else:
+            raise ImageError(f"{name} is a web address, and none are fetched here; send it as a data URL.")
+        request.pictures.append(Picture(data, name))
     return request
 
 
-def _get(body: dict[str, Any], key: str, kind: type, default: Any) -> Any:
-    value = body.get(key)
-    if value is None:
-        return default
-    if kind is float and isinstance(value, int):
-        value = value if isinstance(value, bool) else float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise RequestError(f"{key!r} must be of type {kind.__name__}, not {type(value).__name__}.", param=key)
-    return value
+def _picture_bytes(text: str, name: str, most: int) -> bytes:
+    """The bytes of a picture that is written as text; too long a text is refused before it is decoded."""
+    letters = len(text) - 2 * text.count("%") - sum(map(text.count, "\r\n"))
+    if letters * 3 // 4 > most + _HEAD:
+        raise LimitError(f"{name} has about {letters * 3 // 4:,} bytes; at most {most:,} are allowed.")
+    if is_data_url(text):
+        return decode_data_url(text)
+    if not _BASE64.match(text):
+        raise ImageError(f"{name} is neither a data URL (data:image/png;base64,...) nor base64; send its bytes so.")
+    return decode_base64(text)
 
 
-def _sampling(body: dict[str, Any], limits: Limits) -> Sampling:
-    key = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
-    tokens = _get(body, key, int, min(Sampling().max_new_tokens, limits.max_new_tokens))
-    if not 1 <= tokens <= limits.max_new_tokens:
-        raise RequestError(f"{key!r} must be from 1 to {limits.max_new_tokens}, not {tokens}.", param=key)
-    temperature, top_p = _get(body, "temperature", float, 0.0), _get(body, "top_p", float, 1.0)
-    if not 0 <= temperature <= 2:
-        raise RequestError(f"'temperature' must be from 0 to 2, not {temperature}.", param="temperature")
-    if not 0 < top_p <= 1:
-        raise RequestError(f"'top_p' must be above 0 and at most 1, not {top_p}.", param="top_p")
-    seed = _get(body, "seed", int, None)
-    if seed is not None and not -(2**63) <= seed < 2**63:
-        raise RequestError("'seed' must be a 64-bit integer.", param="seed")
-    stop = body.get("stop")
-    stops = [stop] if isinstance(stop, str) else stop or []
-    if not isinstance(stops, list) or not all(isinstance(each, str) and 0 < len(each) <= 200 for each in stops):
-        raise RequestError("'stop' must be a string, or a list of strings of 1 to 200 characters.", param="stop")
-    if len(stops) > _MAX_STOPS:
-        raise RequestError(f"'stop' may have at most {_MAX_STOPS} strings, not {len(stops)}.", param="stop")
-    return Sampling(tokens, temperature, top_p, seed, tuple(stops))
+def _refuse_impossible(given: dict[str, Any]) -> None:
+    for tools, choice in (("tools", "tool_choice"), ("functions", "function_call")):
+        if given.get(tools) and given.get(choice) != "none":
+            raise _unsupported(tools, f"'{tools}' is not supported with this model")
+    for key in ("logit_bias", "suffix", "audio", "previous_response_id", "conversation"):
+        if given.get(key):
+            raise _unsupported(key, f"'{key}' is not supported with this model")
+    if given.get("modalities", ["text"]) != ["text"]:
+        raise _unsupported("modalities", "this model answers with text alone, and 'modalities' wants more")
+    text = given.get("text")
+    for key, form in (("response_format", given.get("response_format")), ("text", text)):
+        form = form.get("format", {}) if key == "text" and isinstance(form, dict) else form
+        wanted = form.get("type", "text") if isinstance(form, dict) else "text"
+        if wanted != "text":
+            raise _unsupported(key, f"'{key}' of type '{str(wanted)[:50]}' is not supported with this model")
 
 
-class _MessageParser:
-    """Reads one message into a request."""
-
-    def __init__(self, request: ChatRequest, limits: Limits, allow_urls: bool, where: str) -> None:
-        self.request, self.limits, self.allow_urls, self.where = request, limits, allow_urls, where
-
-    def message(self, message: Any) -> Message:
-        """Its role and content."""
-        if not isinstance(message, dict):
-            raise RequestError(f"{self.where} must be an object.", param=self.where)
-        role, content = message.get("role"), message.get("content")
-        if role not in ("system", "developer", "user", "assistant"):
-            raise RequestError(
-                f"{self.where}.role must be system, developer, user or assistant, not {str(role)[:100]!r}.",
-                param=f"{self.where}.role",
-            )
-        if role == "assistant" and content is None:
-            raise RequestError("Tool calls are not supported; an assistant's message needs text.", param=self.where)
-        before = len(self.request.pictures)
-        text = content if isinstance(content, str) else self._parts(content)
-        images = len(self.request.pictures) - before
-        if role == "user":
-            return user(text, images=images)
-        if images:
-            raise RequestError(f"{self.where}: only a user's message may have pictures.", param=self.where)
-        return assistant(text) if role == "assistant" else Message("system", (text,))
-
-    def _parts(self, content: Any) -> str:
-        where = f"{self.where}.content"
-        if not isinstance(content, list) or not content:
-            raise RequestError(f"{where} must be a string or a list of parts.", param=where)
-        texts = []
-        for i, part in enumerate(content):
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "text" and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            elif kind == "image_url":
-                self._picture(part.get("image_url"), f"{where}.{i}.image_url")
-            else:
-                raise RequestError(f"{where}.{i} must be a text or an image_url part.", param=f"{where}.{i}")
-        return "\n".join(texts)
-
-    def _picture(self, value: Any, where: str) -> None:
-        url = value.get("url") if isinstance(value, dict) else None
-        if not isinstance(url, str):
-            raise RequestError(f"{where}.url must be a data URL or a web address.", param=f"{where}.url")
-        where, pictures = f"{where}.url", self.request.pictures
-        if len(pictures) >= self.limits.max_images:
-            raise RequestError(
-                f"The conversation has more than the {self.limits.max_images} pictures that are allowed.",
-                param=where,
-                code="too_many_images",
-            )
-        if url[:5].lower() == "data:":
-            data = self._data(url, where)
-        elif url[:8].lower().startswith(("http://", "https://")):
-            if not self.allow_urls:
-                raise RequestError("Web addresses are not fetched here; send the picture as a data URL.", param=where)
-            self.request.urls[len(pictures)], data = url, b""
-        else:
-            raise RequestError("A picture must be a data URL (data:image/...;base64,...).", param=where)
-        pictures.append(Picture(data, f"picture {len(pictures) + 1}"))
-
-    def _data(self, url: str, where: str) -> bytes:
-        head, comma, data = url.partition(",")
-        if not comma or not head.lower().startswith("data:image/") or not head.lower().endswith(";base64"):
-            raise RequestError("A data URL must start with data:image/TYPE;base64,", param=where)
-        if len(data) // 4 * 3 - 2 > self.limits.max_bytes:
-            raise RequestError(
-                f"The picture has about {len(data) // 4 * 3:,} bytes; at most {self.limits.max_bytes:,} are allowed.",
-                param=where,
-                status=413,
-                code="image_too_large",
-            )
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise RequestError(f"The picture is not valid base64 ({error}).", param=where) from None
+def _unsupported(param: str, message: str) -> RequestError:
+    return RequestError(f"Invalid parameter: {message}; leave it out.", param=param, code="unsupported_parameter")
 
 
-def api_error(error: MobiLlamaVError) -> RequestError:
-    """The error of the API that corresponds to one of ours."""
+def _invalid(error: ValidationError, given: dict[str, Any]) -> RequestError:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    name = str(found[0]["loc"][0])
+    if name not in given:
+        return RequestError(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    reasons = dict.fromkeys(each["msg"] for each in found if each["loc"][0] == name)
+    return RequestError(f"Invalid value for '{name}': {' Or: '.join(reasons)}.", param=name, code="invalid_value")
+
+
+def _conversation(body: Body) -> Conversation:
+    """The conversation of a request.
+
+    Raises:
+        RequestError: it has none.
+    """
+    try:
+        if isinstance(body, ChatBody):
+            messages, body.messages = body.messages, []  # their text is not kept beside the pictures
+            return read_chat(messages)
+        if isinstance(body, CompletionBody):
+            return read_chat(body.prompt if isinstance(body.prompt, str) else body.prompt[0])
+        assert isinstance(body, ResponseBody)
+        said = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+        body.input = []
+        return read_chat([{"role": "system", "content": body.instructions}, *map(_message, said)])
+    except MobiLlamaVError as error:
+        raise RequestError(f"{str(error)[:1].upper()}{str(error)[1:]}", param=PARAMS[type(body)]) from None
+
+
+PARAMS: dict[type[Body], str] = {ChatBody: "messages", CompletionBody: "prompt", ResponseBody: "input"}
+
+
+def _message(item: Any) -> Any:
+    """An item of a response's input as a message."""
+    if isinstance(item, dict):
+        if item.get("type") == "function_call_output":
+            return {"role": "tool", "content": item.get("output")}
+        if item.get("type") in ("function_call", "reasoning"):
+            return {"role": "assistant", "content": None}
+    return item
+
+
+def api_error(error: MobiLlamaVError, param: str = "messages") -> RequestError:
+    """The error of the API that corresponds to one of ours, about ``param`` where it is about the conversation."""
     if isinstance(error, RequestError):
         return error
     message = f"{str(error)[:1].upper()}{str(error)[1:]}"
@@ -233,44 +212,6 @@ def api_error(error: MobiLlamaVError) -> RequestError:
         return RequestError(message, status=429 if error.own else 503, code="queue_full", retry=error.retry_after)
     for kind, options in _ERRORS:
         if isinstance(error, kind):
-            return RequestError(message, **options)
-    return RequestError(message, param="messages", code="context_length_exceeded" if "context" in message else None)
-
-
-class Answer:
-    """What goes back for one request; its id and time are the same in all parts of it."""
-
-    def __init__(self, model: str) -> None:
-        self.model, self.id, self.created = model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
-
-    def whole(self, reply: Reply) -> dict[str, Any]:
-        """The JSON of an answer that is not streamed."""
-        message = {"role": "assistant", "content": reply.text, "api_error": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reply.finish_reason}
-        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(reply)}
-
-    def chunk(self, delta: dict[str, Any], *, finish: str | None = None, with_usage: bool = False) -> dict[str, Any]:
-        """The JSON of one part of a streamed answer."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return {
-            **self._head("chat.completion.chunk"),
-            "choices": [choice],
-            **({"usage": None} if with_usage else {}),
-        }
-
-    def last(self, reply: Reply) -> dict[str, Any]:
-        """The JSON of the part that reports the usage."""
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(reply)}
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-
-
-def usage(reply: Reply) -> dict[str, Any]:
-    """Tokens of a reply; those of pictures are among the prompt's."""
-    return {
-        "prompt_tokens": reply.prompt_tokens,
-        "completion_tokens": reply.new_tokens,
-        "total_tokens": reply.prompt_tokens + reply.new_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": reply.image_tokens},
-    }
+            about = {"param": param} if kind in (ImageError, LimitError) else {}
+            return RequestError(message, **(about | options))
+    return RequestError(message, param=param, code="context_length_exceeded" if "context" in message else None)

@@ -1,8 +1,8 @@
 """The session layer under the demo and the server: models, limits, the queue, and pictures that are encoded once.
 
-A request takes a ticket in the queue, or is refused. Its pictures are checked by their headers and decoded, two at a
-time in the whole process, to the small square that the model sees. Then comes its turn to be computed, where pictures
-that its owner has shown before cost nothing.
+A request takes a ticket in the queue, or is refused. Its pictures are checked by their headers and decoded, a large one
+at a time in the whole process, to the small square that the model sees. Then comes its turn to be computed, where
+pictures that its owner has shown before cost nothing.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.metrics import Metrics
 from mobillama_v.demo.occlusion import importance, render
 from mobillama_v.demo.scheduler import Finished, Scheduler, Ticket, Work
+from mobillama_v.demo.workers import LARGE_PIXELS, Workers
 from mobillama_v.errors import ModelNotFoundError
 from mobillama_v.generate import Sampling
 from mobillama_v.images import load_image
+from mobillama_v.images.read import image_size
 from mobillama_v.prompt import Message
-
-_DECODING = 2  # pictures at once; each may need the memory of its full size
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class Picture:
     def digest(self) -> bytes:
         """What tells its content from another's."""
         return hashlib.sha256(self.data).digest()
+
+    @cached_property
+    def pixels(self) -> int:
+        """How many pixels its header says it has.
+
+        Raises:
+            ImageError: it is not a picture.
+        """
+        width, height = image_size(self.data, self.name)
+        return width * height
 
 
 class Stopped(Exception):
@@ -62,7 +72,7 @@ class Service:
         self._loaders = models
         self._loaded: dict[str, Assistant] = {}
         self._loading = threading.Lock()
-        self._decoding = threading.BoundedSemaphore(_DECODING)
+        self.workers = Workers()
 
     @property
     def models(self) -> list[str]:
@@ -92,12 +102,18 @@ class Service:
             PromptError: it is no conversation, or longer than the model's context.
             ModelNotFoundError: no such model.
         """
-        limits = self.limits
+        limits, pixels = self.limits, 0
         self.check_count(len(pictures))
         for picture in pictures:
             if len(picture.data) > limits.max_bytes:
                 raise LimitError(
                     f"{picture.name} has {len(picture.data):,} bytes; at most {limits.max_bytes:,} are allowed."
+                )
+            pixels += picture.pixels
+            if pixels > limits.max_request_pixels:
+                raise LimitError(
+                    f"the conversation's pictures have more than {limits.max_request_pixels:,} pixels together; "
+                    "make them smaller."
                 )
         if sampling.max_new_tokens > limits.max_new_tokens:
             raise LimitError(
@@ -122,15 +138,19 @@ class Service:
         messages: Sequence[Message],
         pictures: Sequence[Picture],
         sampling: Sampling,
+        choices: int = 1,
     ) -> AsyncIterator[str | Reply]:
         """Answer, giving text as it comes (often none) and at last the whole :class:`Reply`; then the ticket is left.
+
+        Of several ``choices`` each comes so, one after the other.
 
         Args:
             ticket: from :meth:`Scheduler.enter`; leaving it ends the answer before its next token.
             name: a model.
             messages: the conversation, with a slot for each picture.
             pictures: in the order of the slots.
-            sampling: within the limits; its ``max_seconds`` is lowered to theirs.
+            sampling: within the limits; its ``max_seconds`` is lowered to theirs. Each choice has a seed of its own.
+            choices: how many answers.
 
         Raises:
             MobiLlamaVError: as :meth:`check`, and ImageError for a picture that cannot be read.
@@ -139,10 +159,11 @@ class Service:
         start = time.perf_counter()
         outcome, first = "stopped", True
         try:
-            assistant, squares = await self._prepared(ticket.owner, name, messages, pictures, sampling)
-            seconds = min(sampling.max_seconds, self.limits.max_seconds)
-            sampling = dataclasses.replace(sampling, max_seconds=seconds)
-            work = partial(self._work, assistant, ticket.owner, name, list(messages), pictures, squares, sampling)
+            assistant, squares = await self._prepared(ticket, name, messages, pictures, sampling)
+            seconds = min(sampling.max_seconds, self.limits.max_seconds) / choices
+            seeds = [None if sampling.seed is None else sampling.seed + i for i in range(choices)]
+            each = [dataclasses.replace(sampling, max_seconds=seconds, seed=seed) for seed in seeds]
+            work = partial(self._work, assistant, ticket.owner, name, list(messages), pictures, squares, each)
             async for item in _items(ticket, work):
                 if isinstance(item, Reply):
                     outcome = item.finish_reason
@@ -168,11 +189,8 @@ class Service:
         Arguments and errors as in :meth:`answer`; there must be a picture.
         """
         try:
-            assistant, squares = await self._prepared(ticket.owner, name, messages, pictures, Sampling(1))
-            decoded = squares[-1]
-            if decoded is None:
-                decoded = await asyncio.to_thread(self._decode, assistant, pictures[-1])
-            last: Image.Image = decoded
+            assistant, squares = await self._prepared(ticket, name, messages, pictures, Sampling(1))
+            last = squares[-1] or await self._decoded(ticket, assistant, pictures[-1])
 
             def work() -> Iterator[Image.Image]:
                 images = list(self._images(assistant, ticket.owner, name, pictures, squares))
@@ -187,28 +205,41 @@ class Service:
     def close(self, seconds: float = 0.0) -> None:
         """Take no request any more, let what runs go on for up to ``seconds``, then stop it."""
         self.scheduler.close(seconds)
+        self.workers.close()
 
     async def _prepared(
-        self, owner: str, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling
+        self, ticket: Ticket, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling
     ) -> tuple[Assistant, list[Image.Image | None]]:
-        """The model of a request that was checked, and what :meth:`_square` makes of its pictures."""
-        await asyncio.to_thread(self.check, name, messages, pictures, sampling)
-        assistant = self.assistant(name)
-        return assistant, [await asyncio.to_thread(self._square, assistant, owner, name, each) for each in pictures]
+        """The model of a request that was checked, and its pictures decoded; None where one is in the cache."""
+        await asyncio.to_thread(self.assistant, name)  # it may have to be loaded
+        await self.workers.run(False, self.check, name, messages, pictures, sampling)
+        assistant, squares = self.assistant(name), list[Image.Image | None]()
+        for picture in pictures:
+            cached = await self.workers.run(False, self._cached, ticket.owner, name, picture)
+            squares.append(None if cached else await self._decoded(ticket, assistant, picture))
+        return assistant, squares
 
-    def _square(self, assistant: Assistant, owner: str, name: str, picture: Picture) -> Image.Image | None:
-        """The picture as small as the model sees it; None where it has been encoded already."""
-        if self.seen.get(owner, (name, picture.digest)) is not None:
-            return None
-        return self._decode(assistant, picture)
+    def _cached(self, owner: str, name: str, picture: Picture) -> EncodedImage | None:
+        return self.seen.get(owner, (name, picture.digest))
+
+    async def _decoded(self, ticket: Ticket, assistant: Assistant, picture: Picture) -> Image.Image:
+        """The picture as small as the model sees it.
+
+        Raises:
+            Stopped: the ticket was left before its turn to be decoded came.
+        """
+
+        def decode() -> Image.Image:
+            if ticket.left:
+                raise Stopped
+            return self._decode(assistant, picture)
+
+        return await self.workers.run(picture.pixels > LARGE_PIXELS, decode)
 
     def _decode(self, assistant: Assistant, picture: Picture) -> Image.Image:
         transform = assistant.spec.image
-        with self._decoding:
-            image = load_image(
-                picture.data, max_pixels=self.limits.max_pixels, name=picture.name, target=transform.size
-            )
-            return transform.apply(image)  # the model's own transform leaves it as it is
+        image = load_image(picture.data, max_pixels=self.limits.max_pixels, name=picture.name, target=transform.size)
+        return transform.apply(image)  # the model's own transform leaves it as it is
 
     def _work(
         self,
@@ -218,14 +249,15 @@ class Service:
         messages: list[Message],
         pictures: Sequence[Picture],
         squares: list[Image.Image | None],
-        sampling: Sampling,
+        samplings: list[Sampling],
     ) -> Iterator[ReplyStream | Reply]:
         images = list(self._images(assistant, owner, name, pictures, squares))
         fresh = sum(seen.seconds for seen, square in zip(images, squares, strict=True) if square is not None)
-        answer = assistant.stream(images, messages, sampling)
-        yield answer  # the scheduler computes its pieces
-        reply = answer.reply
-        yield dataclasses.replace(reply, timings=dataclasses.replace(reply.timings, images=fresh))
+        for sampling in samplings:
+            answer = assistant.stream(images, messages, sampling)
+            yield answer  # the scheduler computes its pieces
+            reply = answer.reply
+            yield dataclasses.replace(reply, timings=dataclasses.replace(reply.timings, images=fresh))
 
     def _images(
         self,
@@ -237,12 +269,11 @@ class Service:
     ) -> Iterator[EncodedImage]:
         """The pictures encoded, where they are not in the cache."""
         for picture, square in zip(pictures, squares, strict=True):
-            key = (name, picture.digest)
-            seen = self.seen.get(owner, key)
+            seen = self._cached(owner, name, picture)
             if seen is None:
                 # Without a square it was in the cache a moment ago.
                 seen = assistant.encode_image(square or self._decode(assistant, picture))
-                self.seen.put(owner, key, seen)
+                self.seen.put(owner, (name, picture.digest), seen)
                 self.metrics.pictures.inc()
             yield seen
 

@@ -10,6 +10,7 @@ import typer
 
 from mobillama_v.cli.options import DeviceOption, EngineOption, UrlsOption
 from mobillama_v.cli.serving_options import (
+    AllowHostOption,
     HostOption,
     ModelsOption,
     RootOption,
@@ -35,7 +36,18 @@ def serve(
     host: HostOption = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the server; 0 takes a free one.")] = 8000,
     api_key: _KeyOption = None,
+    key_for_all: Annotated[
+        bool, typer.Option("--key-for-all", help="Ask for the key at /metrics and /openapi.json, too.")
+    ] = False,
     allow_urls: UrlsOption = False,
+    allow_host: AllowHostOption = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(help="Let web pages of this origin (https://example.org; * is any) ask. Repeat it for several."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse requests with unknown fields, instead of ignoring the fields.")
+    ] = False,
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     root_path: RootOption = "",
@@ -52,21 +64,25 @@ def serve(
 ) -> None:
     """Serve a model over HTTP, for clients of the OpenAI API.
 
-    The addresses are /v1/chat/completions and /v1/models. After Ctrl-C or SIGTERM, running answers may end first.
+    The addresses are /v1/chat/completions, /v1/responses, /v1/completions and /v1/models. After Ctrl-C or SIGTERM,
+    running answers may end first.
     """
     with needs("the server", "serve"):
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn
     models = model_loaders(model, device, engine)
-    from mobillama_v.demo.api import build
-    from mobillama_v.demo.bind import base_url, bind_socket
+    from mobillama_v.demo.api import Access, build
+    from mobillama_v.demo.bind import base_url, bind_socket, served_hosts
+    from mobillama_v.demo.workers import memory_bound
 
     if api_key is not None and not api_key.strip():
         raise ConfigError("the API key is empty; give one, or leave it out.")
     sock = bind_socket(host, port)
     service = open_service(models, limits)
-    app = build(service, api_key=api_key, allow_urls=allow_urls, grace=grace, root_path=root_path)
+    hosts = served_hosts(sock, host, allow_host or ())
+    access = Access(api_key, key_for_all, allow_urls, strict, cors or (), hosts)
+    app = build(service, access, grace=grace, root_path=root_path)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -78,6 +94,7 @@ def serve(
     )
     where = base_url(*sock.getsockname()[:2])
     print(f"Serving {', '.join(service.models)} at {where}/v1 (Ctrl-C ends it)", file=sys.stderr)
+    print(f"Requests take at most {memory_bound(limits) / 1e9:.1f} GB of memory besides the model", file=sys.stderr)
 
     class Server(uvicorn.Server):
         """Closes the service as soon as shutdown begins, and not when its connections have ended."""

@@ -28,22 +28,31 @@ ModelsOption = Annotated[
     ),
 ]
 HostOption = Annotated[str, typer.Option(help="Address of the server; 0.0.0.0 is every address of this machine.")]
+AllowHostOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-host",
+        help="A name by which clients address this, as behind a reverse proxy. Repeat it for several. "
+        "[on loopback: localhost alone; else any name]",
+    ),
+]
 RootOption = Annotated[str, typer.Option(help="Path at which a reverse proxy serves this, such as /vision.")]
 
 
 def with_limits(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with an option for each field of :class:`Limits`, which ``command`` takes as its ``limits``."""
+    """A command with an option for each field of :class:`Limits` for it, which ``command`` takes as its ``limits``."""
     signature = inspect.signature(command, eval_str=True)
     default: Limits = signature.parameters["limits"].default
     parameters = [each for each in signature.parameters.values() if each.name != "limits"]
-    for field in fields(Limits):
+    own = [field for field in fields(Limits) if field.metadata["only"] in ("", command.__name__)]
+    for field in own:
         value = getattr(default, field.name)
         option = typer.Option(min=least(field.name), help=field.metadata["help"])
         kind = Annotated[type(value), option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind))
 
     def run(**values: Any) -> None:
-        limits = Limits(**{field.name: values.pop(field.name) for field in fields(Limits)})
+        limits = Limits(**{field.name: values.pop(field.name) for field in own})
         command(**values, limits=limits)
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -95,6 +95,16 @@ def load_image(
     return _decode(BytesIO(data), max_pixels, where, target)
 
 
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """Width and height that the header of an image's file says; no pixel is decoded.
+
+    Raises:
+        ImageError: ``data``, which messages call ``name``, is not an image.
+    """
+    with _opened(BytesIO(data), name) as image:
+        return image.size
+
+
 def find_images(path: Path) -> list[Path]:
     """List what looks like a picture in a folder, in natural order ("2.png" before "10.png").
 
@@ -117,6 +127,16 @@ def find_images(path: Path) -> list[Path]:
 
 
 def _decode(file: BinaryIO, max_pixels: int, where: str, target: int | None) -> Image.Image:
+    with _opened(file, where) as image:
+        check_size(image.size, max_pixels, where)
+        if target is not None:
+            image.draft(None, (target, target))
+        return upright_rgb(image, where)
+
+
+@contextmanager
+def _opened(file: BinaryIO, where: str) -> Iterator[Image.Image]:
+    """An image whose pixels are still to be decoded; what goes wrong meanwhile is an ImageError."""
     head = file.read(HEAD)
     if not head:
         raise ImageError(f"{where} is empty (0 bytes): copy or download it again")
@@ -129,10 +149,7 @@ def _decode(file: BinaryIO, max_pixels: int, where: str, target: int | None) -> 
         with opened as image:
             if image.format == "TIFF" and (what := raw_preview(image.getexif().get(_SUBFILE))):
                 raise ImageError(f"{where} is {what}")
-            check_size(image.size, max_pixels, where)
-            if target is not None:
-                image.draft(None, (target, target))
-            return upright_rgb(image, where)
+            yield image
 
 
 def check_size(size: tuple[int, int], max_pixels: int, where: str) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from mobillama_v.demo.api import build
+from mobillama_v.demo.api import Access, build
 from mobillama_v.demo.service import Service
 from mobillama_v.errors import CheckpointError
 from mobillama_v.images import fetch
@@ -82,6 +82,6 @@ def test_a_public_address_that_leads_to_a_private_one_is_refused(
         threading.Thread(target=public.handle_request, daemon=True).start()
         picture = {"type": "image_url", "image_url": {"url": f"http://127.0.0.1:{public.server_port}/cat.png"}}
         asked = {"model": "tiny", "messages": [{"role": "user", "content": [picture]}]}
-        answer = TestClient(build(service, allow_urls=True)).post("/v1/chat/completions", json=asked)
+        answer = TestClient(build(service, Access(allow_urls=True))).post("/v1/chat/completions", json=asked)
     assert answer.status_code == 400 and message in answer.json()["error"]["message"]
     assert service.scheduler.waiting == 0

@@ -31,7 +31,7 @@ def model(nano_like: Path) -> Assistant:
 
 @pytest.fixture
 def service(model: Assistant) -> Iterator[Service]:
-    limits = Limits(max_bytes=100_000, max_pixels=100_000, max_images=2, max_new_tokens=400)
+    limits = Limits(100_000, 100_000, 150_000, 2, max_new_tokens=400)
     made = Service({"tiny": lambda: model}, limits)
     yield made
     made.close()
@@ -125,12 +125,12 @@ def test_a_picture_is_encoded_once_for_its_owner(
     seen: list[object] = []
     original = model.encode_image
     monkeypatch.setattr(model, "encode_image", lambda image: seen.append(image) or original(image))
-    squares = []
-    decode = service._square
-    monkeypatch.setattr(service, "_square", lambda *args: squares.append(found := decode(*args)) or found)
+    decoded: list[Picture] = []
+    decode = service._decode
+    monkeypatch.setattr(service, "_decode", lambda *args: decoded.append(args[-1]) or decode(*args))
     texts = {asyncio.run(answered(service, [user("What?", images=1)], [picture(RED)])).text for _ in range(3)}
     fresh = [image for image in seen if not hasattr(image, "features")]
-    assert len(texts) == 1 and len(fresh) == 1 and [square is None for square in squares] == [False, True, True]
+    assert len(texts) == 1 and len(fresh) == len(decoded) == 1
     asyncio.run(answered(service, [user("What?", images=1)], [picture(RED)], owner="b"))
     assert len([image for image in seen if not hasattr(image, "features")]) == 2
     service.seen.forget("a")
@@ -144,8 +144,9 @@ def test_over_the_limits(service: Service) -> None:
         ([user("?", images=1)], [Picture(b"x" * 100_001, "it")], SHORT, LimitError, "it has 100,001 bytes"),
         ([user("?")], [], Sampling(401), LimitError, "401 tokens was asked for; at most 400"),
         ([user("word " * 3000)], [], SHORT, PromptError, "context is 512"),
-        ([user("?", images=1)], [], SHORT, PromptError, "places for 1 images and 0"),
+        ([user("?", images=1)], [], SHORT, PromptError, "0 were given"),
         ([user("?", images=1)], [picture(RED.resize((400, 300)))], SHORT, ImageError, "400 x 300 pixels"),
+        ([user("?", images=2)], [picture(RED.resize((300, 300)))] * 2, SHORT, LimitError, "more than 150,000 pixels"),
         ([user("?", images=1)], [Picture(b"x", "it")], SHORT, ImageError, "it is not an image"),
     ):
         with pytest.raises(error, match=message):
@@ -153,7 +154,7 @@ def test_over_the_limits(service: Service) -> None:
     assert service.scheduler.running == service.scheduler.waiting == 0
     with pytest.raises(ModelNotFoundError, match="no model 'other' here: tiny"):
         service.assistant("other")
-    assert ended(service, "error") == 7
+    assert ended(service, "error") == 8
 
 
 def test_a_model_that_is_being_loaded_holds_up_no_other(model: Assistant) -> None:
@@ -190,6 +191,52 @@ def test_leaving_ends_it_within_a_token(service: Service, monkeypatch: pytest.Mo
     got = asyncio.run(leave_after(3))
     assert got < 400 and service.scheduler.running == 0
     assert ended(service, "stopped") == 1
+
+
+def test_pictures_of_who_has_left_are_not_decoded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+    first, go_on = threading.Event(), threading.Event()
+    decode = service._decode
+
+    def slow(assistant: Assistant, shown: Picture) -> Any:
+        decoded.append(shown.name)
+        first.set()
+        assert go_on.wait(20)
+        return decode(assistant, shown)
+
+    monkeypatch.setattr(service, "_decode", slow)
+
+    async def leave() -> None:
+        ticket = service.scheduler.enter("a")
+        shown = [picture(RED, "one"), picture(RAMP, "two")]
+        items = service.answer(ticket, "tiny", [user("?", images=2)], shown, SHORT)
+        answer = asyncio.ensure_future(anext(items))
+        await asyncio.to_thread(first.wait, 20)
+        ticket.leave()
+        go_on.set()
+        with pytest.raises(Stopped):
+            await answer
+
+    asyncio.run(leave())
+    assert decoded == ["one"] and service.scheduler.waiting == 0
+
+
+def test_small_pictures_do_not_wait_for_large_ones(service: Service) -> None:
+    running, go_on = threading.Event(), threading.Event()
+
+    def large() -> bool:
+        running.set()
+        return go_on.wait(20)
+
+    async def both() -> tuple[bool, Reply]:
+        slow = asyncio.ensure_future(service.workers.run(True, large))
+        await asyncio.to_thread(running.wait, 20)
+        reply = await answered(service, [user("?", images=1)], [picture(RED)])
+        go_on.set()
+        return await slow, reply
+
+    waited, reply = asyncio.run(both())
+    assert waited and reply.image_tokens == 84
 
 
 def test_an_abandoned_answer_stops(service: Service) -> None:
