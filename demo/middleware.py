@@ -6,6 +6,7 @@ and makes components that a request describes. Here a request may name a file on
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.requests import HTTPConnection
 from mobillama_v.demo.sessions import COOKIE, Sessions
 
 _MAX_BODY = 4_000_000  # of a call: a conversation's words and the names of its pictures
+_BODY_SECONDS = 60.0  # for a request to arrive
 _CALL_PATHS = ("/queue/join", "/run/", "/api/", "/call/")
 _CLOSED_PATHS = (
     *(
@@ -29,11 +31,16 @@ _CLOSED_PATHS = (
 )
 
 
+class _NoRoomError(Exception):
+    """An upload is larger than the room that is left."""
+
+
 class AccessMiddleware:
     """ASGI middleware around Gradio's application."""
 
     def __init__(self, app: Any, sessions: Sessions) -> None:
         self.app, self.sessions = app, sessions
+        self._arriving = 0  # bytes of uploads that have come so far
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or refuse it."""
@@ -57,16 +64,36 @@ class AccessMiddleware:
             if self.sessions.full(token):
                 await _refuse(sending, 413, "You have uploaded too many files; reload the page to begin anew.")
             else:
-                await self.app(scope, receive, self._recording(token, sending))
+                await self._upload(scope, receive, self._recording(token, sending))
         elif scope["method"] == "POST" and path.startswith(_CALL_PATHS):
             await self._call(scope, receive, sending, token)
         else:
             await self.app(scope, receive, sending)
 
+    async def _upload(self, scope: Any, receive: Any, send: Any) -> None:
+        room, came = await asyncio.to_thread(self.sessions.room), 0
+
+        async def counted() -> Any:
+            nonlocal came
+            message = await asyncio.wait_for(receive(), _BODY_SECONDS)
+            size = len(message.get("body", b""))
+            came += size
+            self._arriving += size
+            if self._arriving > room:
+                raise _NoRoomError
+            return message
+
+        try:
+            await self.app(scope, counted, send)
+        except _NoRoomError:
+            await _refuse(send, 413, "There is no room for more uploads; come back later.")
+        finally:
+            self._arriving -= came
+
     async def _call(self, scope: Any, receive: Any, send: Any, token: str) -> None:
         body = bytearray()
         while True:
-            message = await receive()
+            message = await asyncio.wait_for(receive(), _BODY_SECONDS)
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")

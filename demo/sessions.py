@@ -5,6 +5,7 @@ A session is a browser, known by a random cookie that scripts cannot read. Each 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -26,8 +27,8 @@ class _Session:
 class Sessions:
     """The open sessions, and the files in ``folder`` that belong to each. Safe to use from several threads."""
 
-    def __init__(self, folder: Path, *, shared: Path, max_files: int = 100) -> None:
-        self.folder, self.shared, self.max_files = folder, shared.resolve(), max_files
+    def __init__(self, folder: Path, *, shared: Path, max_files: int = 100, max_bytes: int = 2_000_000_000) -> None:
+        self.folder, self.shared, self.max_files, self.max_bytes = folder, shared.resolve(), max_files, max_bytes
         self._lock = threading.Lock()
         self._sessions: dict[str, _Session] = {}
 
@@ -45,6 +46,15 @@ class Sessions:
         """Whether a session has as many files as it may have."""
         with self._lock:
             return token in self._sessions and len(self._sessions[token].files) >= self.max_files
+
+    def room(self) -> int:
+        """Bytes that the uploads of all sessions may still take."""
+        used = 0
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                with contextlib.suppress(OSError):  # deleted meanwhile
+                    used += os.path.getsize(os.path.join(folder, name))
+        return self.max_bytes - used
 
     def may_read(self, token: str, path: str) -> bool:
         """Whether ``path`` is, letter by letter, a file of this session, or one that ships with the project."""

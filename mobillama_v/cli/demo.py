@@ -14,6 +14,7 @@ import typer
 
 from mobillama_v.cli.options import DeviceOption, EngineOption
 from mobillama_v.cli.serving_options import (
+    AllowHostOption,
     HostOption,
     ModelsOption,
     RootOption,
@@ -39,6 +40,7 @@ def demo(
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
     root_path: RootOption = "",
+    allow_host: AllowHostOption = None,
     limits: Limits = Limits(waiting_each=4),  # noqa: B008 (it cannot change)
 ) -> None:
     """Chat about pictures in a browser.
@@ -54,12 +56,14 @@ def demo(
         with needs("the demo", "demo"):
             import gradio
             import prometheus_client  # noqa: F401
-        from mobillama_v.demo.bind import base_url, bind_socket
+        from mobillama_v.demo.bind import base_url, bind_socket, served_hosts
 
         with bind_socket(host, port) as sock:  # only tried: Gradio's error would come after a model was loaded
             port = sock.getsockname()[1]
+            # Gradio's public address has a name of its own.
+            hosts = None if share else served_hosts(sock, host, allow_host or ())
         service = open_service(models, limits)
-        page = _launch(gradio, service, Path(folder), host, port, share=share, auth=login, root_path=root_path)
+        page = _launch(gradio, service, Path(folder), host, port, hosts, share=share, auth=login, root_path=root_path)
         print(f"Serving {', '.join(service.models)} at {base_url(host, port)} (Ctrl-C ends it)", file=sys.stderr)
         if page.share_url:
             print(f"and at {page.share_url}", file=sys.stderr)
@@ -77,6 +81,7 @@ def _launch(
     folder: Path,
     host: str,
     port: int,
+    hosts: frozenset[str] | None,
     *,
     share: bool,
     auth: tuple[str, str] | None,
@@ -84,11 +89,15 @@ def _launch(
 ) -> Any:
     from starlette.middleware import Middleware
 
+    from mobillama_v.demo.bind import HostMiddleware
     from mobillama_v.demo.middleware import AccessMiddleware
     from mobillama_v.demo.sessions import Sessions
     from mobillama_v.demo.ui import CSS, EXAMPLES, build
 
-    sessions = Sessions(folder, shared=EXAMPLES)
+    sessions = Sessions(folder, shared=EXAMPLES, max_bytes=service.limits.max_uploads)
+    middleware = [Middleware(AccessMiddleware, sessions=sessions)]
+    if hosts is not None:
+        middleware.insert(0, Middleware(HostMiddleware, hosts=hosts))
     page = build(service, sessions)
     page.queue(max_size=service.limits.waiting + service.limits.running, default_concurrency_limit=None)
     fonts = ["system-ui", "sans-serif"]  # the theme's own would be fetched from elsewhere
@@ -108,7 +117,7 @@ def _launch(
         allowed_paths=[str(EXAMPLES)],
         theme=gradio.themes.Soft(font=fonts, font_mono=["ui-monospace", "monospace"]),
         css=CSS,
-        app_kwargs={"middleware": [Middleware(AccessMiddleware, sessions=sessions)]},
+        app_kwargs={"middleware": middleware},
     )
     return page
 
