@@ -6,6 +6,7 @@ import base64
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,9 @@ from typing import Any
 
 from PIL import Image
 
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
 RED = Image.new("RGB", (300, 200), (200, 30, 30))
 RAMP = Image.linear_gradient("L").convert("RGB")
 

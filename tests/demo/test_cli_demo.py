@@ -17,11 +17,8 @@ from PIL import Image
 
 import serving
 from mobillama_v.demo.ui import EXAMPLES
-from serving import RAMP, RED, Running, encoded
+from serving import CHROMIUM, RAMP, RED, Running, encoded
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
-)
 WAIT = 30_000  # milliseconds; other things may run on the machine
 
 
