@@ -219,6 +219,11 @@ def test_what_fails_is_said_and_the_talk_goes_on(visit: Callable[..., Any], file
     assert "⚠" not in wait_for_answer(page, 4)
 
 
+def test_another_name_is_not_served(demo: Running) -> None:
+    for host, status in (("localhost", 200), ("rebound.example", 403)):
+        assert httpx.get(demo.url, headers={"host": host}).status_code == status
+
+
 def test_a_file_that_is_too_large_is_refused(files: Path, demo: Running) -> None:
     with (files / "large.png").open("rb") as file:
         answer = httpx.post(f"{demo.url}/gradio_api/upload", files={"files": file})
@@ -379,7 +384,7 @@ def test_a_password(nano_like: Path) -> None:
 
 
 def test_under_a_path(nano_like: Path) -> None:
-    with serving.running("demo", nano_like, "--root-path", "/vision") as demo:
+    with serving.running("demo", nano_like, "--root-path", "/vision", "--allow-host", "example.org") as demo:
         page = httpx.get(f"{demo.url}/", headers={"host": "example.org"})
         assert page.status_code == 200 and "/vision" in page.text
 

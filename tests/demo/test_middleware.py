@@ -43,3 +43,36 @@ def test_known_among_the_cookies_of_others(tmp_path: Path, other: str) -> None:
 def test_a_newcomer_gets_a_token(tmp_path: Path, cookies: tuple[str, ...]) -> None:
     token, given = visit(tmp_path, *cookies)
     assert given and len(token) == len(TOKEN) and token != TOKEN
+
+
+def upload(tmp_path: Path, room: int, *chunks: bytes) -> list[int]:
+    """The statuses of an upload that comes in ``chunks``, where ``room`` bytes are left beside a file of 10 bytes."""
+    (tmp_path / "uploads").mkdir()
+    (tmp_path / "uploads" / "file").write_bytes(b"0123456789")
+    statuses: list[int] = []
+    parts: list[dict[str, Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"[]"})
+
+    async def receive() -> Any:
+        return parts.pop(0) if parts else {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    sessions = Sessions(tmp_path / "uploads", shared=tmp_path, max_bytes=room + 10)
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": []}
+    middleware = AccessMiddleware(app, sessions)
+    for _ in range(2):  # what has come is forgotten with the request
+        parts[:] = [{"type": "http.request", "body": each, "more_body": True} for each in chunks]
+        asyncio.run(middleware(scope, receive, send))
+    return statuses
+
+
+@pytest.mark.parametrize(("room", "statuses"), [(100, [200, 200]), (50, [200, 200]), (49, [413, 413]), (0, [413, 413])])
+def test_the_uploads_of_all_are_bounded(tmp_path: Path, room: int, statuses: list[int]) -> None:
+    assert upload(tmp_path, room, b"x" * 20, b"x" * 30) == statuses
