@@ -23,7 +23,7 @@ SECONDS = 20.0
 """Time for one image, redirects included."""
 _REDIRECTS = 5
 _CHUNK = 64 * 1024
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 
 
 def is_url(text: str) -> bool:
@@ -128,17 +128,18 @@ def public_addresses(host: str, port: int) -> list[str]:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, also where an IPv6 one wraps an IPv4 one."""
+    """Whether an IP address belongs to the public internet; one of IPv6 that wraps one of IPv4 does not.
+
+    What the wrapped one would reach depends on routers and translators, whatever it is.
+    """
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:  # an IPv6 address with a zone is a local one
         return False
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(str(inner))
+    if isinstance(ip, ipaddress.IPv6Address) and (
+        ip.ipv4_mapped or ip.sixtofour or ip.teredo or any(ip in network for network in _NAT64)
+    ):
+        return False
     return ip.is_global and not ip.is_multicast
 
 
