@@ -41,6 +41,8 @@ class Body(BaseModel):
     stream: bool = Field(False, description="Answer as server-sent events.")
     temperature: float = Field(0.0, ge=0, le=2, description="0 always takes the likeliest token.")
     top_p: float = Field(1.0, ge=0, le=1, description="Sample among the likeliest tokens of this probability.")
+    repetition_penalty: float = Field(1.0, ge=0.1, le=10, description="Above 1: the answer repeats its words less.")
+    no_repeat_ngram_size: int = Field(0, ge=0, description="No run of so many tokens comes twice; 0: it may.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Repeats a sampled answer; -1 is none.")
 
 
@@ -91,6 +93,8 @@ def read_sampling(body: Body, limits: Limits) -> Sampling:
         top_p=max(body.top_p, 1e-9),
         seed=None if body.seed in (None, _RANDOM) else body.seed % 2**64,
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        repetition_penalty=body.repetition_penalty,
+        no_repeat_ngram=body.no_repeat_ngram_size,
         top_log_probs=_top_log_probs(body),
     )
 

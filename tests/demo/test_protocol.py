@@ -72,6 +72,8 @@ def test_pictures_in_every_spelling(url: str) -> None:
         ({"seed": -1}, {}),
         ({"seed": -(2**63)}, {"seed": 2**63}),
         ({"stop": "a"}, {"stop": ("a",)}),
+        ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
+        ({"no_repeat_ngram_size": 3}, {"no_repeat_ngram": 3}),
         ({"logprobs": True, "top_logprobs": 3}, {"top_log_probs": 3}),
         ({"logprobs": False, "top_logprobs": 0}, {}),
     ],
