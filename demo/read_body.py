@@ -14,7 +14,7 @@ from mobillama_v.demo.protocol import RequestError
 BODY_SECONDS = 60.0
 """For a request to arrive."""
 MAX_VALUES = 200_000
-"""Values in the JSON of a request: Python keeps about a hundred bytes for each."""
+"""Values and escaped characters in the JSON of a request: Python keeps about a hundred bytes for each value."""
 
 
 class Received:
@@ -77,8 +77,9 @@ def read_json(data: bytearray) -> Any:
     Raises:
         RequestError: it is not valid JSON in UTF-8, or has too many values.
     """
-    if data.count(b",") + data.count(b"[") + data.count(b"{") > MAX_VALUES:
-        raise RequestError(f"The request has more than {MAX_VALUES:,} values.", status=413, code="request_too_large")
+    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES or data.count(b"\\u") > MAX_VALUES:
+        message = f"The request has more than {MAX_VALUES:,} values or escaped characters."
+        raise RequestError(message, status=413, code="request_too_large")
     try:
         text = data.decode("utf-8-sig")
         value = json.loads(text, parse_constant=_refuse_constant)

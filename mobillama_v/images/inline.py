@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import re
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from mobillama_v.errors import ImageError
 
-_BLANKS = re.compile(r"\s+")
-_URL_SAFE = str.maketrans("-_", "+/")
+_BLANKS = b" \t\n\r\f\v"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def is_data_url(text: str) -> bool:
@@ -36,8 +35,8 @@ def decode_base64(text: str) -> bytes:
     Raises:
         ImageError: it is no base64.
     """
-    letters = _BLANKS.sub("", unquote(text) if "%" in text else text).translate(_URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+        letters = unquote_to_bytes(text).translate(_URL_SAFE, _BLANKS).rstrip(b"=")
+        return base64.b64decode(letters + b"=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"a picture's base64 text cannot be decoded ({error}): encode it again") from error

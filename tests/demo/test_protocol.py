@@ -176,6 +176,7 @@ def test_json_is_bounded() -> None:
     for data, message in (
         (b"[" * 100_000, "not valid JSON"),
         (b"[0," + b"0," * MAX_VALUES + b"0]", "more than 200,000 values"),
+        (b'["' + rb"\u0061" * (MAX_VALUES + 1) + b'"]', "escaped characters"),
         (b'["\xed\xa0\x80"]', "not valid JSON"),
         (b'{"\\ud800": 1}', "half a character"),
         (b'[{"a": Infinity}]', "Infinity is no number"),

