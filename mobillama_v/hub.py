@@ -56,17 +56,19 @@ def find_model(name: str) -> Path:
 
 
 def find_checkpoint(name: str) -> Path:
-    """The folder of a checkpoint to import: a folder, or a Hugging Face id, downloaded where it is not in the cache.
+    """The place of a checkpoint: a folder, a ``.gguf`` file, or a Hugging Face id, which is downloaded if need be.
 
     Raises:
         ModelNotFoundError: neither, or the hub does not give it.
     """
     folder = os.path.expanduser(name)
-    if os.path.isdir(folder):
+    if os.path.isdir(folder) or (folder.endswith(".gguf") and os.path.isfile(folder)):
         return Path(folder)
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _from_hub(name, _IMPORT_FILES)
-    raise ModelNotFoundError(f"there is no checkpoint {name!r}: give a folder or a Hugging Face id such as owner/name.")
+    raise ModelNotFoundError(
+        f"there is no checkpoint {name!r}: give a folder, a .gguf file or a Hugging Face id such as owner/name."
+    )
 
 
 def read_spec(folder: Path) -> ModelConfig:

@@ -5,7 +5,7 @@ construction and no tokenization mismatch can move it (LLaVA searches for it aft
 mask, never by a token: ``<image>`` or ``</s>`` typed by a user is only text.
 
 Templates are LLaVA-1.5's (arXiv 2310.03744, and conversation.py of its repository): ``plain`` for stage 1, ``v1`` for
-all else.
+all else. ``chatml`` is that of Qwen2 and SmolLM2 (their tokenizers' ``chat_template``, without a system sentence).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
 
+from mobillama_v import prompt_jinja
 from mobillama_v.errors import ConfigError, PromptError
 from mobillama_v.fields import shown
 
@@ -33,6 +34,13 @@ class Slot(Enum):
     """The place of one image in a message."""
 
     IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special token in a template, by its text; what a user types never becomes one."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,10 @@ class Tokenizer(Protocol):
         """Ids of plain text."""
         ...
 
+    def special_id(self, text: str) -> int:
+        """Id of the special token ``text``; raises :class:`~mobillama_v.errors.ConfigError` where there is none."""
+        ...
+
 
 @dataclass
 class Encoded:
@@ -151,9 +163,15 @@ class Template(ABC):
     """The same for programs that read a ``chat_template.jinja``: equal for turns that alternate."""
     stop: tuple[str, ...] = ()
     """Texts after which an answer is over, besides the end-of-sequence token."""
+    system: str = SYSTEM
+    """What a conversation says as its system message if it has none."""
+    begins: bool = True
+    """Whether a conversation begins with the beginning-of-sequence token."""
+    specials: tuple[str, ...] = ()
+    """Special tokens that it writes, besides those that begin and end a sequence."""
 
     @abstractmethod
-    def question(self, message: Message, system: str | None) -> list[str | Slot]:
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
         """What stands for a user's turn; ``system`` is the system's sentence before the first turn, else None."""
 
     @abstractmethod
@@ -188,9 +206,10 @@ class Template(ABC):
         _check_roles(body)
         if max_length is not None:
             _check_bytes(messages, max_length, tokenizer)
-        system: str | None = messages[0].text if body is not messages else SYSTEM
+        system: str | None = messages[0].text if body is not messages else self.system
         out = Encoded()
-        out.add([tokenizer.bos_id])
+        if self.begins:
+            out.add([tokenizer.bos_id])
         for message in body:
             if message.role == "user":
                 _encode_parts(self.question(message, system), tokenizer, tokens_per_image, out)
@@ -215,61 +234,13 @@ class Template(ABC):
             )
 
 
-# What `arrange` does, for a content that is a text or parts.
-_WORDS = """{%- macro put(out, piece) -%}
-{{ out }}{{ "\\n" if (out[-1:] | trim) and (piece[:1] | trim) else "" }}{{ piece }}
-{%- endmacro -%}
-{%- macro words(content) -%}
-{%- set ns = namespace(images=0, switches=0, last="", text="", all="") -%}
-{%- for part in ([content] if content is string else content or []) -%}
-{%- set kind = "text" if part is string or part.type == "text" else "image" -%}
-{%- set piece = "<image>" if kind == "image" else part if part is string else part.text -%}
-{%- if piece | trim -%}
-{%- if ns.last and ns.last != kind -%}{%- set ns.switches = ns.switches + 1 -%}{%- endif -%}
-{%- if kind == "image" -%}{%- set ns.images = ns.images + 1 -%}
-{%- else -%}{%- set ns.text = put(ns.text, piece) -%}{%- endif -%}
-{%- set ns.all = put(ns.all, piece) -%}
-{%- set ns.last = kind -%}
-{%- endif -%}
-{%- endfor -%}
-{%- if ns.images < 2 or ns.switches < 2 -%}
-{%- for i in range(ns.images) -%}{{ "<image>\\n" }}{%- endfor -%}{{ ns.text | trim }}
-{%- else -%}{{ ns.all | trim }}{%- endif -%}
-{%- endmacro -%}
-"""
-_V1 = """{%- set turns = messages -%}
-{%- set system = "" -%}
-{%- if messages and messages[0].role in ["system", "developer"] -%}
-{%- set system = words(messages[0].content) -%}
-{%- set turns = messages[1:] -%}
-{%- endif -%}
-{{ bos_token }}
-{%- for turn in turns -%}
-{%- if turn.role != ("assistant" if loop.index0 % 2 else "user") -%}
-{{ raise_exception("a conversation starts with the user, after an optional system message, and alternates.") }}
-{%- endif -%}
-{%- if loop.first -%}{{ (system or "%s") ~ " " }}{%- endif -%}
-{%- if turn.role == "user" -%}{{ "USER: " ~ words(turn.content) ~ " ASSISTANT:" }}
-{%- else -%}{{ " " ~ words(turn.content) ~ eos_token }}{%- endif -%}
-{%- endfor -%}
-""".replace("%s", SYSTEM)
-_PLAIN = """{{ bos_token }}
-{%- for turn in messages -%}
-{%- if turn.role == "assistant" -%}{{ words(turn.content) ~ "\\n" }}
-{%- elif turn.role == "user" and turn.content is not string -%}
-{%- for part in turn.content if part is not string and part.type != "text" -%}{{ "<image>" }}{%- endfor -%}
-{%- endif -%}
-{%- endfor -%}
-"""
-
-
 class Plain(Template):
     """Image and caption, one after the other: what the user says beside the image is not part of the template."""
 
-    jinja = f"{_WORDS}{_PLAIN}"
+    jinja = prompt_jinja.PLAIN
     stop = ("\n",)  # captions end with it, and not with the end-of-sequence token
 
-    def question(self, message: Message, system: str | None) -> list[str | Slot]:
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
         """The images alone."""
         return [part for part in message.content if part is Slot.IMAGE]
 
@@ -281,9 +252,9 @@ class Plain(Template):
 class V1(Template):
     """A chat: ``SYSTEM USER: <image>\\nquestion ASSISTANT: answer</s>USER: …``."""
 
-    jinja = f"{_WORDS}{_V1}"
+    jinja = prompt_jinja.V1.replace("SYSTEM", SYSTEM)
 
-    def question(self, message: Message, system: str | None) -> list[str | Slot]:
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
         """``USER:``, what the user says, ``ASSISTANT:``."""
         return ["USER: " if system is None else f"{system} USER: ", *message.content, " ASSISTANT:"]
 
@@ -292,7 +263,28 @@ class V1(Template):
         return [*tokenizer.encode(f" {text}"), *([tokenizer.eos_id] * end)]
 
 
-TEMPLATES: dict[str, Template] = {"plain": Plain(), "v1": V1()}
+class ChatML(Template):
+    """A chat: ``<|im_start|>user\\n<image>\\nquestion<|im_end|>\\n<|im_start|>assistant\\nanswer<|im_end|>\\n…``."""
+
+    jinja = prompt_jinja.CHATML
+    system = ""
+    begins = False
+    specials = ("<|im_start|>", "<|im_end|>")
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
+        """What ends the answer before it, the system message if there is one, and the turn."""
+        start, end = Special("<|im_start|>"), Special("<|im_end|>")
+        before: list[str | Slot | Special] = ["\n"] if system is None else []
+        if system:
+            before = [start, f"system\n{system}", end, "\n"]
+        return [*before, start, "user\n", *message.content, end, "\n", start, "assistant\n"]
+
+    def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
+        """The answer and ``<|im_end|>``."""
+        return [*tokenizer.encode(text), *([tokenizer.special_id("<|im_end|>")] * end)]
+
+
+TEMPLATES: dict[str, Template] = {"plain": Plain(), "v1": V1(), "chatml": ChatML()}
 """The templates by the names that ``config.json`` and recipes give them; a new one is a class above and a line here."""
 
 
@@ -329,13 +321,16 @@ def _check_bytes(messages: list[Message], max_length: int, tokenizer: Tokenizer)
         )
 
 
-def _encode_parts(parts: list[str | Slot], tokenizer: Tokenizer, tokens_per_image: int, out: Encoded) -> None:
+def _encode_parts(parts: list[str | Slot | Special], tokenizer: Tokenizer, tokens_per_image: int, out: Encoded) -> None:
     text = ""
     for part in parts:
         if isinstance(part, str):
             text += part
         else:
             out.add(tokenizer.encode(text))
-            out.add_slots(tokens_per_image, tokenizer.eos_id)
             text = ""
+            if isinstance(part, Slot):
+                out.add_slots(tokens_per_image, tokenizer.eos_id)
+            else:
+                out.add([tokenizer.special_id(part.text)])
     out.add(tokenizer.encode(text))

@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from mobillama_v.config import DecoderConfig
-from mobillama_v.errors import CheckpointError, PromptError
+from mobillama_v.errors import CheckpointError, ConfigError, PromptError
 
 
 class TextTokenizer:
@@ -72,6 +72,19 @@ class TextTokenizer:
             text = text[1:]
         with _refusing_damage():
             return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+
+    def special_id(self, text: str) -> int:
+        """Id of the special token ``text``.
+
+        Raises:
+            ConfigError: the tokenizer has none.
+        """
+        found = self._tokenizer.token_to_id(text)
+        if found is None:
+            raise ConfigError(
+                f"the tokenizer has no token {text}, which the model's template needs; choose another one."
+            )
+        return found
 
     def decode(self, ids: list[int]) -> str:
         """Text of ``ids``; special tokens are left out."""

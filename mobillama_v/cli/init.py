@@ -16,8 +16,8 @@ def init(
     decoder: Annotated[
         str,
         typer.Option(
-            help="The language model: a MobiLlama or Llama checkpoint (a folder, or a Hugging Face id such as "
-            "MBZUAI/MobiLlama-05B), or random:PRESET for random weights."
+            help="The language model: a MobiLlama or Llama checkpoint (a folder, a .gguf file, or a Hugging Face id "
+            "such as MBZUAI/MobiLlama-05B), or random:PRESET for random weights."
         ),
     ],
     tower: Annotated[

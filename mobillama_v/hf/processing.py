@@ -151,8 +151,8 @@ class MobiLlamaVProcessor(ProcessorMixin):
             raise PromptError(f"text must be a string or a list of strings, not {type(text).__name__}.")
         template, tokens = get_template(self.template), self.tokens_per_image
         if not isinstance(text, RenderedPrompt):
-            if raw or in_template(text, len(images)):
-                encoded = encode_rendered(text, self.text_tokenizer, self.tokenizer, tokens, trusted=raw)
+            if raw or in_template(template, text, len(images)):
+                encoded = encode_rendered(template, text, self.text_tokenizer, self.tokenizer, tokens, trusted=raw)
                 if sum(encoded.image_mask) != tokens * len(images):
                     raise PromptError(f"a prompt has other {IMAGE_TEXT} places than its {len(images)} images.")
                 template.check_length(encoded, max_length)

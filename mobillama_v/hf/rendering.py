@@ -40,21 +40,35 @@ class _Characters:
 
     bos_id, eos_id, longest_token = -1, -2, 4
 
+    def __init__(self) -> None:
+        self.special: dict[int, str] = {}
+
+    def special_id(self, text: str) -> int:
+        index = -3 - len(self.special)
+        self.special[index] = text
+        return index
+
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]
 
 
 def render(template: Template, read: Conversation, tokenizer: Any, *, goes_on: bool) -> RenderedPrompt:
     """A conversation as text; ``tokenizer`` is transformers', which knows the special tokens' texts."""
-    encoded = template.encode(list(read.messages), _Characters(), tokens_per_image=1, open_ended=goes_on)
-    special = {_Characters.bos_id: tokenizer.bos_token, _Characters.eos_id: tokenizer.eos_token}
+    letters = _Characters()
+    encoded = template.encode(list(read.messages), letters, tokens_per_image=1, open_ended=goes_on)
+    special = {letters.bos_id: tokenizer.bos_token, letters.eos_id: tokenizer.eos_token} | letters.special
     pairs = zip(encoded.input_ids, encoded.image_mask, strict=True)
     text = "".join(IMAGE_TEXT if slot else special.get(code) or chr(code) for code, slot in pairs)
     return RenderedPrompt(text, read, goes_on=goes_on)
 
 
-def in_template(text: str, images: int) -> bool:
-    """Whether a string is a whole prompt with places for its images, and not what a user types."""
+def in_template(template: Template, text: str, images: int) -> bool:
+    """Whether a string is a whole prompt with places for its images, and not what a user types.
+
+    A prompt that needs special tokens is never taken for one: what a user types has none.
+    """
+    if template.specials:
+        return False
     return images > 0 and text.count(IMAGE_TEXT) == images and "USER: " in text and text.rstrip().endswith("ASSISTANT:")
 
 
@@ -63,10 +77,13 @@ def without_places(text: str, images: int) -> str:
     return re.sub(rf"^\s*(?:{IMAGE_TEXT}\s*){{{images}}}", "", text) if images else text
 
 
-def encode_rendered(text: str, own: Tokenizer, tokenizer: Any, tokens_per_image: int, *, trusted: bool) -> Encoded:
+def encode_rendered(
+    template: Template, text: str, own: Tokenizer, tokenizer: Any, tokens_per_image: int, *, trusted: bool
+) -> Encoded:
     """Tokens of a text in the template's form, where special tokens are written out; nothing of it is supervised.
 
     Args:
+        template: says which tokens are special, besides those that begin and end a sequence.
         text: the prompt.
         own: encodes plain text.
         tokenizer: transformers', which knows the special tokens' texts.
@@ -74,19 +91,22 @@ def encode_rendered(text: str, own: Tokenizer, tokenizer: Any, tokens_per_image:
         trusted: all special tokens count, and no other is added. Else the first token is added where it is missing, and
             the end of a turn counts only where a turn of the user follows.
     """
-    out, bos, eos = Encoded(), re.escape(tokenizer.bos_token), re.escape(tokenizer.eos_token)
+    out = Encoded()
     if not trusted:
         out.add([own.bos_id])
         text = text.removeprefix(tokenizer.bos_token)
-    special = f"{bos}|{eos}" if trusted else f"{eos}(?=USER: )"
+    specials = "|".join(re.escape(each) for each in (tokenizer.bos_token, tokenizer.eos_token, *template.specials))
+    special = specials if trusted else f"{re.escape(tokenizer.eos_token)}(?=USER: )"
     for i, piece in enumerate(re.split(f"({special}|{IMAGE_TEXT})", text)):
         if i % 2 == 0:
             for part in _ANSWER.split(piece):
                 out.add(own.encode(part))
         elif piece == IMAGE_TEXT:
             out.add_slots(tokens_per_image, own.eos_id)
-        else:
+        elif piece in (tokenizer.bos_token, tokenizer.eos_token):
             out.add([own.bos_id if piece == tokenizer.bos_token else own.eos_id])
+        else:
+            out.add([own.special_id(piece)])
     return out
 
 

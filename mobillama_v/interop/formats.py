@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from mobillama_v.model.vlm import VisionLanguageModel
 
-IMPORTERS = ["mobillama_v.interop.llama:LlamaImporter"]
+IMPORTERS = ["mobillama_v.interop.llama:LlamaImporter", "mobillama_v.interop.gguf_reader:GGUFImporter"]
 """``MODULE:CLASS`` of each format that can be imported."""
 EXPORTERS = {"gguf": "mobillama_v.interop.gguf:GGUFExporter"}
 """``MODULE:CLASS`` of each format that can be exported, by its name on the command line."""
 
 FFN = Literal["auto", "per-layer", "average"]
+GGUF = {"model_type": "gguf"}
+"""What stands for the ``config.json`` of a ``.gguf`` file, which holds everything itself."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class ImportedDecoder:
     """What differs from what the checkpoint says of itself, and what was done about it; a sentence each."""
     averaged: tuple[AverageError, ...] = ()
     """Of each layer, where the feed-forward networks were averaged."""
+    template: str = "v1"
+    """The conversation template that it was trained with, as far as its format says."""
+    tokenizer: str | None = None
+    """A ``tokenizer.json``, where the format holds the tokenizer in another form."""
 
 
 class Importer(ABC):
@@ -63,11 +69,11 @@ class Importer(ABC):
 
     @abstractmethod
     def detect(self, config: dict[str, Any]) -> bool:
-        """Whether a checkpoint with this ``config.json`` has the format."""
+        """Whether a checkpoint with this ``config.json`` has the format; of a ``.gguf`` file it is :data:`GGUF`."""
 
     @abstractmethod
     def load(self, folder: Path, config: dict[str, Any], *, ffn: FFN) -> ImportedDecoder:
-        """Read the decoder in ``folder``; ``ffn`` as in :func:`import_decoder`.
+        """Read the decoder in ``folder``, which may be a file; ``ffn`` as in :func:`import_decoder`.
 
         Raises:
             CheckpointError: the checkpoint is damaged, or is none that can be imported.
@@ -109,7 +115,7 @@ def import_decoder(folder: Path, *, ffn: FFN = "auto") -> ImportedDecoder:
     """Read the decoder in ``folder``, whichever of the known formats it has.
 
     Args:
-        folder: ``config.json`` and weights.
+        folder: with ``config.json`` and weights, or a ``.gguf`` file.
         ffn: ``auto`` takes feed-forward networks that are equal in all layers as one shared network, and refuses
             others. ``per-layer`` keeps a network in each layer. ``average`` takes the mean of the layers' networks as
             the shared one, to start a training from, and measures how far each layer is from it.
@@ -120,16 +126,21 @@ def import_decoder(folder: Path, *, ffn: FFN = "auto") -> ImportedDecoder:
     """
     path = folder / "config.json"
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
+        config = GGUF if folder.suffix == ".gguf" else parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); a decoder's folder needs its config.json.") from error
     importers: list[Importer] = [_load(each)() for each in IMPORTERS]
     found = next((each for each in importers if isinstance(config, dict) and each.detect(config)), None)
     if found is None:
         kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        known = " or ".join(each.title for each in importers)
-        raise CheckpointError(f"{path} describes a model of type {kind!r}; only {known} can be imported.")
+        known = ", ".join(each.title for each in importers)
+        raise CheckpointError(f"{path} describes a model of type {kind!r}; what can be imported: {known}.")
     return found.load(folder, config, ffn=ffn)
+
+
+def template_of(chat_template: str) -> str:
+    """Our name of a template in Jinja: ``chatml`` by its tokens, else ``v1``."""
+    return "chatml" if "<|im_start|>" in chat_template else "v1"
 
 
 def exporter(name: str) -> Exporter:

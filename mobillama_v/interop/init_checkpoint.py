@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mobillama_v.checkpoint import iterate_tensors, weight_files
-from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, TowerConfig
+from mobillama_v.config import ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.hf.folder import describe_folder
 from mobillama_v.hub import find_checkpoint
@@ -61,7 +60,7 @@ def write_initial_model(
 
     Args:
         out: must not be there yet.
-        decoder: a checkpoint's folder or Hugging Face id, or ``random:PRESET``.
+        decoder: a checkpoint's folder, ``.gguf`` file or Hugging Face id, or ``random:PRESET``.
         tower: with ``pretrained`` the weights to start from; None leaves them random.
         projector: its weights are random.
         image_mode: of :class:`~mobillama_v.images.ImageTransform`.
@@ -78,11 +77,14 @@ def write_initial_model(
     torch.manual_seed(seed)
     source = None if decoder.startswith(RANDOM) else find_checkpoint(decoder)
     imported = _random_decoder(decoder) if source is None else import_decoder(source, ffn=ffn)
-    vocabulary = tokenizer or (source / "tokenizer.json" if source is not None else None)
-    vocabulary = _checked_tokenizer(vocabulary, imported.spec, decoder)
+    vocabulary = _tokenizer(tokenizer, source, imported, decoder)
     vision = build_tower(tower, image_size=image.size, pretrained=tower.pretrained is not None)
     spec = ModelConfig(
-        decoder=imported.spec, tower=dataclasses.replace(tower, pretrained=None), projector=projector, image=image
+        decoder=imported.spec,
+        tower=dataclasses.replace(tower, pretrained=None),
+        projector=projector,
+        image=image,
+        template=imported.template,
     )
     tensors = _tensors(imported, vision, projector)
     require_space(out, sum(tensor.nbytes for tensor in tensors.values()))
@@ -96,7 +98,7 @@ def write_initial_model(
     with written_whole(out, parents=True) as made:
         made.mkdir()
         _write(made, spec, tensors)
-        shutil.copyfile(vocabulary, made / "tokenizer.json")
+        (made / "tokenizer.json").write_text(vocabulary, encoding="utf-8")
         describe_folder(made)
         (made / ORIGIN).write_text(json.dumps(origin, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return InitialModel(spec, imported, len(tensors))
@@ -113,11 +115,15 @@ def _random_decoder(name: str) -> ImportedDecoder:
     return ImportedDecoder(spec, {name.removeprefix("model."): tensor for name, tensor in state.items()}, head)
 
 
-def _checked_tokenizer(path: Path | None, spec: DecoderConfig, decoder: str) -> Path:
+def _tokenizer(given: Path | None, source: Path | None, imported: ImportedDecoder, decoder: str) -> str:
+    """The ``tokenizer.json``: the one that was given, the one that the format holds, or the checkpoint's."""
+    if given is None and imported.tokenizer is not None:
+        return imported.tokenizer
+    path = given or (source / "tokenizer.json" if source is not None else None)
     if path is None or not path.is_file():
         raise CheckpointError(f"{decoder} comes without a tokenizer.json; give one with --tokenizer.")
-    TextTokenizer.of_decoder(path, spec)
-    return path
+    TextTokenizer.of_decoder(path, imported.spec)
+    return path.read_text(encoding="utf-8")
 
 
 def _image(tower: TowerConfig, size: int | None, mode: str) -> ImageTransform:

@@ -24,7 +24,7 @@ from torch import Tensor
 from mobillama_v.checkpoint import iterate_tensors, refuse_misfits, weight_files
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
-from mobillama_v.interop.formats import FFN, AverageError, ImportedDecoder, Importer
+from mobillama_v.interop.formats import FFN, AverageError, ImportedDecoder, Importer, template_of
 from mobillama_v.model.decoder import Decoder
 
 MATRICES = ("gate_proj", "up_proj", "down_proj")
@@ -54,33 +54,48 @@ class LlamaImporter(Importer):
                 decoder cannot follow; each named.
             ConfigError: shapes that no decoder can have.
         """
-        _refuse_features(config, folder / "config.json")
-        tensors = _read_tensors(folder)
-        notes: list[str] = []
-        theta, head_dim = _take_buffers(tensors, config, notes)
-        spec = _spec(tensors, config, theta, notes, folder)
-        if head_dim not in (None, spec.head_dim):
-            raise CheckpointError(
-                f"{folder} has rotary_emb.inv_freq buffers for heads of width {head_dim}, and "
-                f"{spec.num_attention_heads} heads in its config.json make {spec.head_dim}; correct "
-                "num_attention_heads."
-            )
-        head = tensors.pop("lm_head.weight", None)
-        if head is None and config.get("tie_word_embeddings"):
-            notes.append("the head is a copy of the embeddings, to which the checkpoint ties it")
-            head = tensors["model.embed_tokens.weight"].clone()
-        networks = _networks(tensors, spec, folder)
-        shared, averaged = _shared_network(networks, spec, ffn, folder)
-        spec = replace(spec, ffn_sharing="none" if shared is None else "all")
-        found = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-        if shared is not None:
-            found |= {f"feed_forward.{name}.weight": tensor for name, tensor in shared.items()}
-        else:
-            for layer, network in networks.items():
-                found |= {f"layers.{layer}.mlp.{name}.weight": tensor for name, tensor in network.items()}
-        _verify(found, head, spec, folder)
-        assert head is not None
-        return ImportedDecoder(spec, found, head, tuple(notes), averaged)
+        _refuse_features(config, folder / "config.json")  # before gigabytes are read
+        found = assemble(_read_tensors(folder), config, folder, ffn=ffn)
+        return replace(found, template=chat_template(folder))
+
+
+def assemble(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path, *, ffn: FFN) -> ImportedDecoder:
+    """The decoder that ``tensors`` make, under transformers' names for a Llama; ``folder`` is for messages.
+
+    Raises:
+        CheckpointError, ConfigError: as :meth:`LlamaImporter.load`.
+    """
+    notes: list[str] = []
+    theta, head_dim = _take_buffers(tensors, config, notes)
+    spec = _spec(tensors, config, theta, notes, folder)
+    if head_dim not in (None, spec.head_dim):
+        raise CheckpointError(
+            f"{folder} has rotary_emb.inv_freq buffers for heads of width {head_dim}, and "
+            f"{spec.num_attention_heads} heads in its config.json make {spec.head_dim}; correct "
+            "num_attention_heads."
+        )
+    head = tensors.pop("lm_head.weight", None)
+    if head is None and config.get("tie_word_embeddings"):
+        notes.append("the head is a copy of the embeddings, to which the checkpoint ties it")
+        head = tensors["model.embed_tokens.weight"].clone()
+    networks = _networks(tensors, spec, folder)
+    shared, averaged = _shared_network(networks, spec, ffn, folder)
+    spec = replace(spec, ffn_sharing="none" if shared is None else "all")
+    found = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    if shared is not None:
+        found |= {f"feed_forward.{name}.weight": tensor for name, tensor in shared.items()}
+    else:
+        for layer, network in networks.items():
+            found |= {f"layers.{layer}.mlp.{name}.weight": tensor for name, tensor in network.items()}
+    _verify(found, head, spec, folder)
+    assert head is not None
+    return ImportedDecoder(spec, found, head, tuple(notes), averaged)
+
+
+def chat_template(folder: Path) -> str:
+    """Our name of the template in a checkpoint's ``chat_template.jinja`` or ``tokenizer_config.json``."""
+    paths = (folder / "chat_template.jinja", folder / "tokenizer_config.json")
+    return template_of("".join(path.read_text(encoding="utf-8") for path in paths if path.is_file()))
 
 
 def _refuse_features(config: dict[str, Any], path: Path) -> None:

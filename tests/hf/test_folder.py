@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -52,6 +52,7 @@ ENVIRONMENT.globals["raise_exception"] = refuse
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
+@settings(deadline=None)
 @given(chat=conversations())
 def test_the_jinja_template_says_what_ours_says(template: str, chat: Any, processor: MobiLlamaVProcessor) -> None:
     jinja = ENVIRONMENT.from_string(TEMPLATES[template].jinja)

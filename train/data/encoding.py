@@ -148,6 +148,7 @@ class _CachingTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.bos_id, self.eos_id, self.longest_token = tokenizer.bos_id, tokenizer.eos_id, tokenizer.longest_token
         self.encode: Callable[[str], list[int]] = functools.lru_cache(_CACHED_SEGMENTS)(tokenizer.encode)
+        self.special_id = tokenizer.special_id
 
 
 @functools.lru_cache(1)

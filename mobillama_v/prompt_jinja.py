@@ -1,0 +1,66 @@
+"""The templates of :mod:`mobillama_v.prompt` in Jinja, for programs that read a ``chat_template.jinja``."""
+
+from __future__ import annotations
+
+# What `arrange` does, for a content that is a text or parts.
+_WORDS = """{%- macro put(out, piece) -%}
+{{ out }}{{ "\\n" if (out[-1:] | trim) and (piece[:1] | trim) else "" }}{{ piece }}
+{%- endmacro -%}
+{%- macro words(content) -%}
+{%- set ns = namespace(images=0, switches=0, last="", text="", all="") -%}
+{%- for part in ([content] if content is string else content or []) -%}
+{%- set kind = "text" if part is string or part.type == "text" else "image" -%}
+{%- set piece = "<image>" if kind == "image" else part if part is string else part.text -%}
+{%- if piece | trim -%}
+{%- if ns.last and ns.last != kind -%}{%- set ns.switches = ns.switches + 1 -%}{%- endif -%}
+{%- if kind == "image" -%}{%- set ns.images = ns.images + 1 -%}
+{%- else -%}{%- set ns.text = put(ns.text, piece) -%}{%- endif -%}
+{%- set ns.all = put(ns.all, piece) -%}
+{%- set ns.last = kind -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if ns.images < 2 or ns.switches < 2 -%}
+{%- for i in range(ns.images) -%}{{ "<image>\\n" }}{%- endfor -%}{{ ns.text | trim }}
+{%- else -%}{{ ns.all | trim }}{%- endif -%}
+{%- endmacro -%}
+"""
+_TURNS = """{%- set turns = messages -%}
+{%- set system = "" -%}
+{%- if messages and messages[0].role in ["system", "developer"] -%}
+{%- set system = words(messages[0].content) -%}
+{%- set turns = messages[1:] -%}
+{%- endif -%}
+"""
+_CHECK = """{%- if turn.role != ("assistant" if loop.index0 % 2 else "user") -%}
+{{ raise_exception("a conversation starts with the user, after an optional system message, and alternates.") }}
+{%- endif -%}
+"""
+_V1 = """{{ bos_token }}
+{%- for turn in turns -%}
+CHECK
+{%- if loop.first -%}{{ (system or "SYSTEM") ~ " " }}{%- endif -%}
+{%- if turn.role == "user" -%}{{ "USER: " ~ words(turn.content) ~ " ASSISTANT:" }}
+{%- else -%}{{ " " ~ words(turn.content) ~ eos_token }}{%- endif -%}
+{%- endfor -%}
+"""
+V1 = f"{_WORDS}{_TURNS}{_V1}".replace("CHECK\n", _CHECK)
+"""``SYSTEM`` stands for what a conversation says that has no system message."""
+_PLAIN = """{{ bos_token }}
+{%- for turn in messages -%}
+{%- if turn.role == "assistant" -%}{{ words(turn.content) ~ "\\n" }}
+{%- elif turn.role == "user" and turn.content is not string -%}
+{%- for part in turn.content if part is not string and part.type != "text" -%}{{ "<image>" }}{%- endfor -%}
+{%- endif -%}
+{%- endfor -%}
+"""
+PLAIN = f"{_WORDS}{_PLAIN}"
+_CHATML = """{%- if system -%}{{ "<|im_start|>system\\n" ~ system ~ "<|im_end|>\\n" }}{%- endif -%}
+{%- for turn in turns -%}
+CHECK
+{%- if turn.role == "user" -%}
+{{ ("" if loop.first else "\\n") ~ "<|im_start|>user\\n" ~ words(turn.content) ~ "<|im_end|>" }}
+{{- "\\n<|im_start|>assistant\\n" }}
+{%- else -%}{{ words(turn.content) ~ "<|im_end|>" }}{%- endif -%}
+{%- endfor -%}
+"""
+CHATML = f"{_WORDS}{_TURNS}{_CHATML}".replace("CHECK\n", _CHECK)
