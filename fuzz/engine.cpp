@@ -41,7 +41,6 @@ void make(FuzzedDataProvider& data, Model& made) {
     const auto number = [&](int most) {
         return wild && data.ConsumeBool() ? data.ConsumeIntegral<int32_t>() : data.ConsumeIntegralInRange(1, most);
     };
-    c.theta = wild ? data.ConsumeFloatingPoint<double>() : 10000;
     c.eps = wild ? data.ConsumeFloatingPoint<double>() : 1e-5;
     c.kv_heads = number(3);
     c.heads = wild ? number(6) : c.kv_heads * data.ConsumeIntegralInRange(1, 2);
@@ -55,6 +54,7 @@ void make(FuzzedDataProvider& data, Model& made) {
     c.bits = bits[data.ConsumeIntegralInRange(0, 3)];
     c.threads = wild ? number(2) : 1 + (data.ConsumeIntegralInRange(0, 31) == 0);
     c.path = mv_path_name(data.ConsumeIntegralInRange(0, 3));
+    c.qkv_bias = wild ? number(1) : data.ConsumeBool();
 
     std::vector<uint64_t> sizes;
     const bool possible = c.hidden > 0 && c.hidden <= 200 && c.vocab > 0 && c.vocab <= 64 && c.ffn > 0 && c.ffn <= 128 &&
@@ -69,10 +69,12 @@ void make(FuzzedDataProvider& data, Model& made) {
         }
         for (int i = 0; i < c.layers; i++) {
             sizes.push_back(tiles(c.bits, c.hidden + 2 * c.kv_heads * width, c.hidden));
+            if (c.qkv_bias) sizes.push_back(4 * (c.hidden + 2 * c.kv_heads * width));
             sizes.push_back(tiles(c.bits, c.hidden, c.hidden));
             sizes.push_back(single);
             sizes.push_back(single);
         }
+        sizes.push_back(4 * (width / 2));
     }
     if (wild && data.ConsumeBool()) sizes.resize(data.ConsumeIntegralInRange<size_t>(0, 12));
     for (uint64_t size : sizes) {

@@ -7,8 +7,11 @@ model folder before it has imported anything heavy. :mod:`mobillama_v.hf.configu
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
 
 from mobillama_v.errors import ConfigError
 from mobillama_v.fields import check, check_types, shown
@@ -44,11 +47,38 @@ _SIZES = {
 
 
 @dataclass(frozen=True)
+class Llama3Rope:
+    """How Llama 3.1 and 3.2 stretch slow rotary frequencies to longer contexts (transformers' ``rope_type: llama3``).
+
+    A frequency that turns less than ``low_freq_factor`` times in ``original_max_position_embeddings`` positions is
+    divided by ``factor``, one that turns more than ``high_freq_factor`` times stays, and between them they blend.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for each in dataclasses.fields(self):
+            check(getattr(self, each.name) > 0, f"{each.name} must be above 0, not {shown(getattr(self, each.name))}.")
+        check(self.low_freq_factor < self.high_freq_factor, "low_freq_factor must be below high_freq_factor.")
+
+    def scale(self, frequencies: Any) -> Any:
+        """The stretched frequencies, radians a position; arrays of numpy or torch."""
+        turns = frequencies * (self.original_max_position_embeddings / (2 * math.pi))
+        kept = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clip(0, 1)
+        return frequencies * ((1 - kept) / self.factor + kept)
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The MobiLlama decoder (arXiv 2402.16840, section 3): a Llama whose feed-forward network may be shared.
 
     ``ffn_sharing`` is ``"all"`` (one network, owned by the decoder, used by every layer) or ``"none"`` (one per layer,
-    which is a plain Llama: the paper's large-base and baselines). Defaults are MobiLlama-0.5B.
+    which is a plain Llama: the paper's large-base and baselines). ``qkv_bias`` gives queries, keys and values a bias,
+    as Qwen2 has it; ``llama3_rope`` is for Llama 3. Defaults are MobiLlama-0.5B.
     """
 
     vocab_size: int = 32000
@@ -65,9 +95,14 @@ class DecoderConfig:
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int = 0
+    qkv_bias: bool = False
+    llama3_rope: Llama3Rope | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
+        check(isinstance(self.qkv_bias, bool), f"qkv_bias must be true or false, not {shown(self.qkv_bias)}.")
+        if self.llama3_rope is not None and not isinstance(self.llama3_rope, Llama3Rope):
+            object.__setattr__(self, "llama3_rope", from_mapping(Llama3Rope, self.llama3_rope, "llama3_rope"))
         for name, most in _SIZES.items():
             value = getattr(self, name)
             check(0 < value <= most, f"{name} must be a positive integer of at most {most}, not {shown(value)}.")
@@ -99,6 +134,13 @@ class DecoderConfig:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
 
+    def rotary_frequencies(self) -> np.ndarray[Any, Any]:
+        """Of the rotary embedding (RoFormer, arXiv 2104.09864): radians a position, fp32 [head_dim / 2]."""
+        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / np.float32(self.head_dim)
+        frequencies = np.float32(1) / np.float32(self.rope_theta) ** exponents
+        scaled = frequencies if self.llama3_rope is None else self.llama3_rope.scale(frequencies)
+        return np.ascontiguousarray(scaled, np.float32)
+
     def params_by_part(self) -> dict[str, int]:
         """Parameters of the decoder and its head, part by part; a shared feed-forward network counts once."""
         hidden, layers = self.hidden_size, self.num_hidden_layers
@@ -106,7 +148,7 @@ class DecoderConfig:
         networks = 1 if self.ffn_sharing == "all" else layers
         return {
             "embedding": self.vocab_size * hidden,
-            "attention": layers * 2 * hidden * (hidden + kv_width),
+            "attention": layers * (2 * hidden * (hidden + kv_width) + (hidden + 2 * kv_width) * self.qkv_bias),
             "feed-forward": networks * 3 * hidden * self.intermediate_size,
             "norms": (2 * layers + 1) * hidden,
             "head": self.vocab_size * hidden,

@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import mobillama_v
 import tiny
 from mobillama_v.backends.native import library
 from mobillama_v.backends.numpy.model import NumpyVisionEncoder, supports
+from mobillama_v.cli.main import app
 from mobillama_v.config import ProjectorConfig, TowerConfig
 from mobillama_v.errors import ConfigError
 from mobillama_v.generate import Prompt, Sampling
@@ -125,6 +127,39 @@ def test_backends_agree_on_every_tower_and_projector(kind: str, projector: str, 
     agree(logits, over_numpy, "native")
     if kind == HYBRID:  # the same decoder behind the tower in torch
         agree(by_engine(folder, engine="native", dtype=torch.float32)[1], logits, "fp32")
+
+
+DECODERS: dict[str, dict[str, Any]] = {
+    "qkv_bias": {"qkv_bias": True},
+    "llama3_rope": {
+        "llama3_rope": {
+            **{"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 32,
+        }
+    },
+    "grouped": {"num_key_value_heads": 2, "qkv_bias": True},
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_backends_agree_on_every_decoder(name: str, tmp_path: Path) -> None:
+    plain = tiny.save_nano_like(tmp_path / "plain", decoder_changes={**DECODERS[name], "qkv_bias": False})
+    folder = tiny.save_nano_like(tmp_path / "model", decoder_changes=DECODERS[name])
+    _, expected, _ = by_engine(folder, engine="torch")
+    agree(by_transformers(folder, torch.float32)[1], expected, "fp32")
+    if name != "grouped":  # what is tried changes the answer
+        other = tiny.save_nano_like(tmp_path / "other") if name == "llama3_rope" else plain
+        assert np.abs(by_engine(other, engine="torch")[1] - expected).max() > 0.05 * np.abs(expected).max()
+    agree(by_engine(folder, engine="numpy")[1], expected, "numpy")
+    if library.missing():
+        return
+    agree(by_engine(folder, engine="native")[1], expected, "native")
+    for bits in ("4", "8"):  # packed, it means the same in torch, over numpy and in the engine
+        out = tmp_path / bits
+        assert CliRunner().invoke(app, ["quantize", str(folder), str(out), "--bits", bits]).exit_code == 0
+        in_torch = by_engine(out, engine="torch")[1]
+        agree(by_engine(out, engine="numpy")[1], in_torch, "numpy")
+        agree(by_engine(out, engine="native")[1], in_torch, "bf16")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

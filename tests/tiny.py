@@ -120,6 +120,9 @@ def save_nano_like(folder: Path, *, decoder_changes: dict[str, Any] | None = Non
             for parameter in part.parameters():
                 if parameter.dim() > 1:
                     torch.nn.init.normal_(parameter, std=0.3)
+            for name, parameter in part.named_parameters():
+                if name.endswith("_proj.bias"):  # of a decoder that has them
+                    torch.nn.init.normal_(parameter, std=1.0)
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, folder / "model.safetensors")
     return folder
 

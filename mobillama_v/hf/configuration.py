@@ -61,6 +61,8 @@ class MobiLlamaConfig(PreTrainedConfig):
     bos_token_id: int = 1
     eos_token_id: int = 2
     pad_token_id: int = 0
+    qkv_bias: bool = False
+    llama3_rope: dict[str, Any] | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False
 

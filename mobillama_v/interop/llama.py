@@ -1,4 +1,4 @@
-"""Published MobiLlama and Llama checkpoints as decoders of this project, verified tensor by tensor.
+"""Published MobiLlama, Llama and Qwen2 checkpoints as decoders of this project, verified tensor by tensor.
 
 The authors' MobiLlama (huggingface.co/MBZUAI, arXiv 2402.16840) is saved as a Llama: the shared network stands under
 every layer's name, or only the first's where a format holds a tensor once; the files are ``.bin`` shards or safetensors
@@ -13,7 +13,7 @@ Shapes: V vocabulary, D hidden, F feed-forward width, K key/value heads, C head 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mobillama_v.checkpoint import iterate_tensors, refuse_misfits, weight_files
-from mobillama_v.config import DecoderConfig
+from mobillama_v.config import DecoderConfig, Llama3Rope, from_mapping
 from mobillama_v.errors import CheckpointError
 from mobillama_v.interop.formats import FFN, AverageError, ImportedDecoder, Importer, template_of
 from mobillama_v.model.decoder import Decoder
@@ -34,13 +34,13 @@ _NETWORK = re.compile(r"mlp\.(gate_proj|up_proj|down_proj)\.weight")
 _SHARED = re.compile(r"model\.(?:mlp|feed_forward)\.(gate_proj|up_proj|down_proj)\.weight")
 _BUFFER = re.compile(r"model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _PROBES = 256  # random inputs on which an averaged network is compared with those that it replaces
-_MODEL_TYPES = ("llama", "mobillama", None)
+_MODEL_TYPES = ("llama", "mobillama", "qwen2", None)
 
 
 class LlamaImporter(Importer):
-    """Folders with ``config.json`` and weights, as transformers saves a Llama."""
+    """Folders with ``config.json`` and weights, as transformers saves a Llama or a Qwen2."""
 
-    title = "Llama and MobiLlama"
+    title = "Llama, MobiLlama and Qwen2"
 
     def detect(self, config: dict[str, Any]) -> bool:
         """By its ``model_type``, which the authors' first checkpoints lack."""
@@ -54,7 +54,7 @@ class LlamaImporter(Importer):
                 decoder cannot follow; each named.
             ConfigError: shapes that no decoder can have.
         """
-        _refuse_features(config, folder / "config.json")  # before gigabytes are read
+        refuse_features(config, folder / "config.json")  # before gigabytes are read
         found = assemble(_read_tensors(folder), config, folder, ffn=ffn)
         return replace(found, template=chat_template(folder))
 
@@ -98,11 +98,16 @@ def chat_template(folder: Path) -> str:
     return template_of("".join(path.read_text(encoding="utf-8") for path in paths if path.is_file()))
 
 
-def _refuse_features(config: dict[str, Any], path: Path) -> None:
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
+def refuse_features(config: dict[str, Any], path: Path) -> None:
+    """See that a decoder of this configuration is one of ours.
+
+    Raises:
+        CheckpointError: it asks for something that this decoder does not have; named.
+    """
+    scaling, kind = _rope(config)
     refused = {
-        "rope_scaling": kind != "default",
+        "rope_scaling": kind not in ("default", "llama3"),
+        "use_sliding_window": bool(config.get("use_sliding_window")),
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(config.get("attention_bias")),
         "mlp_bias": bool(config.get("mlp_bias")),
@@ -111,6 +116,21 @@ def _refuse_features(config: dict[str, Any], path: Path) -> None:
     wrong = [f"{name} {asked.get(name)!r}" for name, is_wrong in refused.items() if is_wrong]
     if wrong:
         raise CheckpointError(f"{path} asks for {', '.join(wrong)}, which this decoder does not have.")
+
+
+def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What is said of rotary positions, and the kind of their scaling."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default")) if isinstance(scaling, dict) else scaling
+    return scaling, kind
+
+
+def _llama3_rope(config: dict[str, Any], path: Path) -> Llama3Rope | None:
+    scaling, kind = _rope(config)
+    if kind != "llama3":
+        return None
+    names = {each.name for each in fields(Llama3Rope)}
+    return from_mapping(Llama3Rope, {name: scaling[name] for name in names & scaling.keys()}, f"rope_scaling in {path}")
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -181,6 +201,8 @@ def _spec(
         max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
+        qkv_bias=config.get("model_type") == "qwen2",
+        llama3_rope=_llama3_rope(config, folder / "config.json"),
         initializer_range=float(config.get("initializer_range", 0.02)),
         bos_token_id=_token_id(config, "bos_token_id", 1),
         eos_token_id=_token_id(config, "eos_token_id", 2),

@@ -1,9 +1,10 @@
 """The MobiLlama decoder: a Llama whose ONE feed-forward network is shared by all layers (arXiv 2402.16840, section 3).
 
 Plain torch, whole on this page, used by training, by transformers' ``generate()`` and by our own generation. The
-arithmetic is Llama's (pre-norm RMSNorm, rotary positions, SwiGLU, no biases) and the parameter names are those of
-transformers' ``LlamaModel``, except that the shared network is held once, as ``feed_forward``, and given to the blocks.
-transformers' Llama modules are not imported: that costs 5 s of start-up, and they own an FFN each.
+arithmetic is Llama's (pre-norm RMSNorm, rotary positions, SwiGLU; biases as Qwen2 has them, if asked for) and the
+parameter names are those of transformers' ``LlamaModel``, except that the shared network is held once, as
+``feed_forward``, and given to the blocks. transformers' Llama modules are not imported: that costs 5 s of start-up, and
+they own an FFN each.
 
 Shapes: B batch, T new positions, S positions attended to (cache included), D hidden, H query heads, K key/value heads,
 C head width, V vocabulary.
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobillama_v.config import DecoderConfig
+from mobillama_v.config import DecoderConfig, Llama3Rope
 
 Attend: TypeAlias = Callable[["Attention", Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Computes attention [B,T,H,C] from a layer, its queries [B,H,T,C], keys and values [B,K,S,C], and a mask."""
@@ -49,10 +50,13 @@ class RMSNorm(nn.Module):
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
-def rotary_tables(position_ids: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def rotary_tables(
+    position_ids: Tensor, *, head_dim: int, theta: float, dtype: torch.dtype, scaling: Llama3Rope | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosines and sines [B,1,T,C] of the rotary embedding (RoFormer, arXiv 2104.09864) for ``position_ids`` [B,T]."""
     exponent = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32) / head_dim
-    angles = position_ids[:, None, :, None].float() * (1.0 / theta**exponent)
+    frequencies = 1.0 / theta**exponent
+    angles = position_ids[:, None, :, None].float() * (scaling.scale(frequencies) if scaling else frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -71,9 +75,9 @@ class Attention(nn.Module):
         self.layer_idx, self.head_dim = layer_idx, spec.head_dim
         self.num_key_value_groups = spec.num_attention_heads // spec.num_key_value_heads
         kv_width = spec.num_key_value_heads * spec.head_dim
-        self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
-        self.k_proj = nn.Linear(spec.hidden_size, kv_width, bias=False)
-        self.v_proj = nn.Linear(spec.hidden_size, kv_width, bias=False)
+        self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(spec.hidden_size, kv_width, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(spec.hidden_size, kv_width, bias=spec.qkv_bias)
         self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
 
     def forward(
@@ -187,7 +191,13 @@ class Decoder(nn.Module):
             The normalized hidden state [B,T,D].
         """
         x = inputs_embeds
-        rotary = rotary_tables(position_ids, head_dim=self.spec.head_dim, theta=self.spec.rope_theta, dtype=x.dtype)
+        rotary = rotary_tables(
+            position_ids,
+            head_dim=self.spec.head_dim,
+            theta=self.spec.rope_theta,
+            dtype=x.dtype,
+            scaling=self.spec.llama3_rope,
+        )
         for block in self.layers:
             if hidden_states is not None:
                 hidden_states.append(x)

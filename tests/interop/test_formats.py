@@ -89,5 +89,5 @@ def test_the_importer_is_the_one_that_knows_the_configuration(toys: None, tmp_pa
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "toy"}))
     assert import_decoder(tmp_path, ffn="average").notes == ("average",)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(CheckpointError, match=r"type 'gpt2'; what can be imported: Llama and MobiLlama, .*, toys"):
+    with pytest.raises(CheckpointError, match=r"type 'gpt2'; what can be imported: Llama, .*, toys"):
         import_decoder(tmp_path)

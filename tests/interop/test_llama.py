@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mobillama_v import MobiLlamaConfig, MobiLlamaForCausalLM
-from mobillama_v.errors import CheckpointError
+from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.interop.formats import ImportedDecoder, import_decoder
 
 LAYERS, HEADS, HIDDEN = 4, 4, 32
@@ -146,6 +146,35 @@ def test_a_llama_with_grouped_heads_and_a_tied_head(tmp_path: Path) -> None:
     assert_same(found, model)
 
 
+def test_a_qwen2_with_its_biases(tmp_path: Path) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(3)
+    model = Qwen2ForCausalLM(Qwen2Config(**CONFIG | {"num_key_value_heads": 2}, initializer_range=0.3)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    found = import_decoder(tmp_path, ffn="per-layer")
+    assert found.spec.qkv_bias
+    assert_same(found, model)
+
+
+def test_a_llama_3_with_its_scaled_rotation(tmp_path: Path) -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope |= {"original_max_position_embeddings": 16, "rope_theta": 500.0}
+    model = llama(rope_parameters=rope)
+    model.save_pretrained(tmp_path)
+    found = import_decoder(tmp_path, ffn="per-layer")
+    assert found.spec.llama3_rope is not None and found.spec.rope_theta == 500.0
+    assert_same(found, model)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["rope_parameters"]["high_freq_factor"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"rope_scaling in .*config\.json.*high_freq_factor"):
+        import_decoder(tmp_path, ffn="per-layer")
+
+
 def test_a_llama_averaged_is_the_mean_and_says_how_far_it_is(tmp_path: Path) -> None:
     model = llama()
     state = tensors(model)
@@ -203,7 +232,7 @@ def test_tensors_that_do_not_fit_are_named(change: Any, problem: str, tmp_path: 
     [
         ({"model_type": "gpt2"}, "type 'gpt2'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window True"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling {'rope_type': 'yarn'}"),
         ({"attention_bias": True}, "attention_bias True"),
         ({"num_attention_heads": 5}, "5 attention heads for width 32"),

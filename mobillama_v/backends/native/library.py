@@ -7,17 +7,16 @@ import itertools
 from functools import lru_cache
 from pathlib import Path
 
-_ABI = 5
+_ABI = 6
 
 
 class Config(ctypes.Structure):
     """``mv_config``."""
 
     _fields_ = (
-        ("theta", ctypes.c_double),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_int32) for name in ("vocab", "hidden", "ffn", "layers", "heads", "kv_heads", "context")),
-        *((name, ctypes.c_int32) for name in ("ffn_count", "bits", "threads")),
+        *((name, ctypes.c_int32) for name in ("ffn_count", "qkv_bias", "bits", "threads")),
         ("path", ctypes.c_char_p),
     )
 

@@ -94,7 +94,7 @@ def pack_decoder(get: GetTensor, spec: DecoderConfig, bits: int, pack: Callable[
         if dtype == np.uint8:
             tensors[name] = pack(_matrix(get, name, spec), name)
         else:
-            tensor = get(decoder_name(name), *shape)
+            tensor = _qkv_bias(get, name, spec) if name.endswith("_bias") else get(decoder_name(name), *shape)
             check_fp16_range(tensor, name)
             tensors[name] = np.ascontiguousarray(tensor, dtype)
     return Packed(spec, bits, tensors)
@@ -111,17 +111,28 @@ def ffn_name(layer: str, spec: DecoderConfig) -> str:
     return "feed_forward" if spec.ffn_sharing == "all" else f"layers.{layer}.mlp"
 
 
+def qkv_rows(layer: str, spec: DecoderConfig) -> dict[str, int]:
+    """The projections to queries, keys and values of a layer, by their names in the decoder, and their rows."""
+    keys = spec.num_key_value_heads * spec.head_dim
+    counts = zip("qkv", (spec.hidden_size, keys, keys), strict=True)
+    return {f"layers.{layer}.self_attn.{each}_proj": count for each, count in counts}
+
+
+def _qkv_bias(get: GetTensor, name: str, spec: DecoderConfig) -> Array:
+    rows = qkv_rows(name.split(".")[1], spec).items()
+    return np.concatenate([get(f"{each}.bias", count) for each, count in rows])
+
+
 def _matrix(get: GetTensor, name: str, spec: DecoderConfig) -> Array:
     width, hidden = spec.hidden_size, spec.intermediate_size
     if name == "lm_head":
         return get(HEAD, spec.vocab_size, width)
     owner, index, part = name.split(".")
     if owner == "layers":
-        attention, keys = f"layers.{index}.self_attn", spec.num_key_value_heads * spec.head_dim
         if part == "out":
-            return get(f"{attention}.o_proj.weight", width, width)
-        rows = zip("qkv", (width, keys, keys), strict=True)
-        return np.concatenate([get(f"{attention}.{each}_proj.weight", count, width) for each, count in rows])
+            return get(f"layers.{index}.self_attn.o_proj.weight", width, width)
+        rows = qkv_rows(index, spec).items()
+        return np.concatenate([get(f"{each}.weight", count, width) for each, count in rows])
     network, extra = ffn_name(index, spec), ffn_rows(spec) - hidden
     if part == "down":
         return np.pad(get(f"{network}.down_proj.weight", width, hidden), ((0, 0), (0, extra)))

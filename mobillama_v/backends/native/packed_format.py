@@ -13,6 +13,7 @@ D, F hidden units and L layers:
 | ``feed_forward.I.gate_up`` | packed | gate and up, [F,D] each, padded to F' (a multiple of 32), by turns of 16 rows |
 | ``feed_forward.I.down`` | packed | [D,F'] |
 | ``layers.I.qkv`` | packed | queries, keys and values one below another |
+| ``layers.I.qkv_bias`` | fp32 | their biases, where the decoder has them |
 | ``layers.I.out`` | packed | [D,D] |
 | ``layers.I.attention_norm``, ``layers.I.ffn_norm`` | fp32 | [D] |
 
@@ -143,6 +144,8 @@ def layout(spec: DecoderConfig, bits: int) -> Layout:
         found[name] = (byte, tiles_shape(rows, columns, bits))
         if name == "lm_head":
             found["norm"] = (single, width)
+        elif name.endswith(".qkv") and spec.qkv_bias:
+            found[f"{name}_bias"] = (single, (rows,))
         elif name.endswith(".out"):
             layer = name.removesuffix(".out")
             found |= {f"{layer}.attention_norm": (single, width), f"{layer}.ffn_norm": (single, width)}

@@ -41,10 +41,10 @@ class NativeModel:
         """
         spec = packed.spec
         lib = library.library()
-        tensors = [packed.tensors[name] for name in layout(spec, packed.bits)]
+        frequencies = spec.rotary_frequencies()  # the library makes its tables of them at once
+        tensors = [*(packed.tensors[name] for name in layout(spec, packed.bits)), frequencies]
         spans = (library.Span * len(tensors))(*(library.Span(each.ctypes.data, each.nbytes) for each in tensors))
         config = library.Config(
-            theta=spec.rope_theta,
             eps=spec.rms_norm_eps,
             vocab=spec.vocab_size,
             hidden=spec.hidden_size,
@@ -54,6 +54,7 @@ class NativeModel:
             kv_heads=spec.num_key_value_heads,
             context=spec.max_position_embeddings,
             ffn_count=ffn_count(spec),
+            qkv_bias=spec.qkv_bias,
             bits=packed.bits,
             threads=threads,
             path=library.encoded(path),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.backends.native.pack import HEAD, decoder_name, ffn_name, pack_decoder
+from mobillama_v.backends.native.pack import HEAD, decoder_name, ffn_name, pack_decoder, qkv_rows
 from mobillama_v.backends.native.packed_format import ROWS, Array, Packed, matrices
 from mobillama_v.backends.native.tiles import pack_matrix, unpack_matrix
 from mobillama_v.config import DecoderConfig
@@ -63,6 +63,11 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
     head = torch.empty(0)
     for name, array in packed.tensors.items():
         tensor = torch.from_numpy(array)
+        if name.endswith("_bias"):
+            rows = qkv_rows(name.split(".")[1], spec)
+            pieces = zip(rows, tensor.split(tuple(rows.values())), strict=True)
+            state |= {f"{each}.bias": piece.contiguous() for each, piece in pieces}
+            continue
         if tensor.dtype != torch.uint8:
             state[decoder_name(name)] = tensor.float()
             continue
@@ -71,14 +76,13 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
             head = weight
             continue
         _, index, part = name.split(".")
-        attention = f"layers.{index}.self_attn"
         network = ffn_name(index, spec)
         if part == "out":
-            state[f"{attention}.o_proj.weight"] = weight
+            state[f"layers.{index}.self_attn.o_proj.weight"] = weight
         elif part == "qkv":
-            keys = spec.num_key_value_heads * spec.head_dim
-            for each, piece in zip("qkv", weight.split((spec.hidden_size, keys, keys)), strict=True):
-                state[f"{attention}.{each}_proj.weight"] = piece.contiguous()
+            rows = qkv_rows(index, spec)
+            for each, piece in zip(rows, weight.split(tuple(rows.values())), strict=True):
+                state[f"{each}.weight"] = piece.contiguous()
         elif part == "down":
             state[f"{network}.down_proj.weight"] = weight[:, : spec.intermediate_size].contiguous()
         else:

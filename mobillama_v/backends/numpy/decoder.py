@@ -57,6 +57,8 @@ class NumpyModel:
         ends = np.cumsum(counts)
         for layer in range(self.spec.num_hidden_layers):
             qkv = self._linear(self._norm(x, f"layers.{layer}.attention_norm"), f"layers.{layer}.qkv")
+            if self.spec.qkv_bias:
+                qkv = qkv + self._weights[f"layers.{layer}.qkv_bias"]
             q, k, v = self._heads(qkv, turns)
             attended = np.empty((len(x), self.spec.hidden_size), np.float32)
             for sequence, end, count in zip(sequences, ends, counts, strict=True):
@@ -84,10 +86,9 @@ class NumpyModel:
         return self._linear((gate * NUMPY.sigmoid(gate) * up).reshape(len(x), -1), f"{network}.down")
 
     def _rotary(self, positions: Array) -> tuple[Array, Array]:
-        """Cosines and sines [N,1,C] of the rotary embedding (RoFormer, arXiv 2104.09864)."""
-        width = self.spec.head_dim
-        steps = 1 / self.spec.rope_theta ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
-        angles = positions[:, None, None].astype(np.float32) * np.concatenate((steps, steps)).astype(np.float32)
+        """Cosines and sines [N,1,C] of the rotary embedding."""
+        steps = self.spec.rotary_frequencies()
+        angles = positions[:, None, None].astype(np.float32) * np.concatenate((steps, steps))
         return np.cos(angles), np.sin(angles)
 
     def _heads(self, qkv: Array, turns: tuple[Array, Array]) -> tuple[Array, Array, Array]:

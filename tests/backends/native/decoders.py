@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.runtime import NativeModel, NativeSequence
 from mobillama_v.backends.native.torch_convert import pack, unpack
-from mobillama_v.config import DecoderConfig
+from mobillama_v.config import DecoderConfig, Llama3Rope
 from mobillama_v.model.decoder import Decoder
 
 # Widths that are no multiple of a tile, heads that share keys, and a feed-forward network per layer are among them.
@@ -19,6 +19,7 @@ SHAPES = {
     "ragged": DecoderConfig(103, 40, 50, 2, 5, 5, 300),
     "grouped": DecoderConfig(64, 96, 96, 2, 6, 2, 300),
     "own": DecoderConfig(97, 64, 80, 3, 2, 2, 300, ffn_sharing="none"),
+    "biased": DecoderConfig(97, 64, 80, 2, 4, 2, 300, qkv_bias=True, llama3_rope=Llama3Rope(8.0, 1.0, 4.0, 64)),
 }
 PATHS = [] if library.missing() else library.paths()
 

@@ -15,7 +15,7 @@
 namespace {
 
 struct Shape {
-    int vocab, hidden, ffn, layers, heads, kv_heads, ffn_count;
+    int vocab, hidden, ffn, layers, heads, kv_heads, ffn_count, qkv_bias;
 };
 constexpr int kContext = 160;
 
@@ -139,15 +139,17 @@ void run(const Shape& shape, int bits, const char* path, int threads, std::vecto
     }
     for (int i = 0; i < shape.layers; i++) {
         tensors.matrix(bits, shape.hidden + 2 * shape.kv_heads * width, shape.hidden);
+        if (shape.qkv_bias) tensors.floats(shape.hidden + 2 * shape.kv_heads * width);
         tensors.matrix(bits, shape.hidden, shape.hidden);
         tensors.floats(shape.hidden);
         tensors.floats(shape.hidden);
     }
+    tensors.floats(width / 2);
     std::vector<mv_span> spans;
     for (const auto& each : tensors.data) spans.push_back({each.data(), each.size()});
     const int32_t count = static_cast<int32_t>(spans.size());
     mv_config config{};
-    config.theta = 10000, config.eps = 1e-5;
+    config.eps = 1e-5, config.qkv_bias = shape.qkv_bias;
     config.vocab = shape.vocab, config.hidden = shape.hidden, config.ffn = shape.ffn, config.layers = shape.layers;
     config.heads = shape.heads, config.kv_heads = shape.kv_heads, config.context = kContext;
     config.ffn_count = shape.ffn_count, config.bits = bits, config.threads = threads, config.path = path;
@@ -264,7 +266,7 @@ int main() {
     std::vector<std::vector<float>> layers;
     const std::vector<const char*> names = paths();
     for (const char* path : names) run_linears(path, layers);
-    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}, {40, 64, 40, 2, 4, 2, 1}};
+    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}, {40, 64, 40, 2, 4, 2, 1, 1}};
     for (const Shape& shape : shapes)
         for (int bits : {4, 8, 16}) {
             std::vector<float> portable;

@@ -23,7 +23,7 @@ from mobillama_v.errors import CheckpointError
 from mobillama_v.model.decoder import Decoder
 
 SPEC = DecoderConfig(103, 40, 50, 2, 5, 5, 64)
-OWN = DecoderConfig(64, 96, 96, 2, 6, 2, 64, ffn_sharing="none")
+OWN = DecoderConfig(64, 96, 96, 2, 6, 2, 64, ffn_sharing="none", qkv_bias=True)
 
 
 def packed(spec: DecoderConfig = SPEC, bits: int = 4):

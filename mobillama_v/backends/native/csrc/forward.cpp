@@ -76,6 +76,10 @@ void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
         pool.barrier();
     };
 
+    const auto add_bias = [&](int l, float* row, int head) {
+        const float* bias = m.layers[l].bias.get();
+        for (int i = head * width; bias != nullptr && i < (head + 1) * width; i++) row[i] += bias[i];
+    };
     // Heads [from, to) of a position, counted over queries and keys, which go with their values.
     const auto rotate_and_store = [&](int l, int t, int from, int to) {
         const TokenSlot& slot = m.slots[t];
@@ -84,6 +88,8 @@ void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
         const float* sines = m.sines.get() + static_cast<size_t>(slot.position) * (width / 2);
         for (int h = from; h < to; h++) {
             float* vector = row + h * width;  // keys follow the queries, and values the keys
+            add_bias(l, row, h);
+            if (h >= heads) add_bias(l, row, h + kv_heads);
             k.rotate(vector, cosines, sines, width, h < heads ? query_scale : 1.0f);
             if (h >= heads)
                 k.store(slot.sequence->head(l, h - heads), slot.position, width, vector, vector + kv_heads * width);

@@ -39,7 +39,8 @@ void check(const mv_config& c) {
     if (c.hidden % c.heads || c.hidden / c.heads % 8) fail("the width of a head must be a multiple of 8");
     if (c.heads % c.kv_heads) fail("heads must be a multiple of kv_heads");
     if (c.ffn_count != 1 && c.ffn_count != c.layers) fail("ffn_count must be 1 or the number of layers");
-    if (!(c.eps >= 0) || !(c.theta > 0)) fail("eps and theta must be positive");
+    if (!(c.eps >= 0)) fail("eps must be positive");
+    within("qkv_bias", c.qkv_bias, 0, 1);
 }
 
 // The tensors of a model, one after another, each of exactly the size that it must have.
@@ -62,7 +63,7 @@ class Reader {
         m.data = static_cast<const uint8_t*>(next(uint64_t{1} * m.panels * m.blocks * tile_bytes(bits)));
         return m;
     }
-    Buffer<float> norm(int width) {
+    Buffer<float> floats(int width) {
         Buffer<float> out(round_up(width, kBlock));
         std::memcpy(out.get(), next(uint64_t{4} * width), sizeof(float) * width);
         return out;
@@ -117,7 +118,7 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     };
     m->embeddings = static_cast<const uint16_t*>(reader.next(uint64_t{2} * c.vocab * c.hidden));
     m->head = matrix(c.vocab, c.hidden, other_bytes);
-    m->norm = reader.norm(c.hidden);
+    m->norm = reader.floats(c.hidden);
     const int ffn = round_up(c.ffn, kBlock);  // gate and up are padded each, as they alternate
     for (int i = 0; i < c.ffn_count; i++) {
         const Matrix gate_up = matrix(2 * ffn, c.hidden, ffn_bytes);
@@ -126,11 +127,13 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     for (int i = 0; i < c.layers; i++) {
         Layer layer;
         layer.qkv = matrix(c.hidden + 2 * c.kv_heads * m->width, c.hidden, other_bytes);
+        if (c.qkv_bias) layer.bias = reader.floats(c.hidden + 2 * c.kv_heads * m->width);
         layer.out = matrix(c.hidden, c.hidden, other_bytes);
-        layer.attention_norm = reader.norm(c.hidden);
-        layer.ffn_norm = reader.norm(c.hidden);
+        layer.attention_norm = reader.floats(c.hidden);
+        layer.ffn_norm = reader.floats(c.hidden);
         m->layers.push_back(std::move(layer));
     }
+    const Buffer<float> frequencies = reader.floats(m->width / 2);
     reader.end();
     plan_traffic(*m, ffn_bytes, other_bytes);
 
@@ -139,8 +142,7 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->sines = Buffer<float>(half * c.context);
     for (int p = 0; p < c.context; p++)
         for (size_t i = 0; i < half; i++) {  // in fp32 where the torch decoder is
-            const float exponent = static_cast<float>(2 * i) / static_cast<float>(m->width);
-            const float angle = static_cast<float>(p) * (1.0f / std::pow(static_cast<float>(c.theta), exponent));
+            const float angle = static_cast<float>(p) * frequencies.get()[i];
             m->cosines.get()[p * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
             m->sines.get()[p * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
         }

@@ -24,6 +24,7 @@ constexpr int kCountersPerLayer = 4;  // of a layer, whose pieces threads take a
 
 struct Layer {
     Matrix qkv, out;
+    Buffer<float> bias;  // of qkv, or null
     Buffer<float> attention_norm, ffn_norm;
 };
 struct Ffn {
