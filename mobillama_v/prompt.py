@@ -284,7 +284,39 @@ class ChatML(Template):
         return [*tokenizer.encode(text), *([tokenizer.special_id("<|im_end|>")] * end)]
 
 
-TEMPLATES: dict[str, Template] = {"plain": Plain(), "v1": V1(), "chatml": ChatML()}
+class SmolVLM(Template):
+    """SmolVLM's chat, each picture as one tile: ``<|im_start|>User:<image>question<end_of_utterance>\\nAssistant:``.
+
+    transformers' ``Idefics3Processor`` writes a picture so with ``do_image_splitting=False``. It knows no default
+    system message; one that is given comes first.
+    """
+
+    jinja = prompt_jinja.SMOLVLM
+    system = ""
+    begins = False
+    specials = ("<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>")
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
+        """What ends the turn before it, and the turn; pictures at its start have no line of their own."""
+        end, around = Special("<end_of_utterance>"), Special("<fake_token_around_image>")
+        before: list[str | Slot | Special] = ["\n"] if system is None else [Special("<|im_start|>")]
+        if system:
+            before += [f"System: {system}", end, "\n"]
+        content = message.content
+        if content == user(message.text.lstrip(), images=message.images).content:
+            content = (*(Slot.IMAGE for _ in range(message.images)), message.text.lstrip())
+        name = "User:" if content[:1] == (Slot.IMAGE,) else "User: "
+        turn: list[str | Slot | Special] = []
+        for part in content:
+            turn += [around, Special("<global-img>"), part, around] if isinstance(part, Slot) else [part]
+        return [*before, name, *turn, end, "\nAssistant:"]
+
+    def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
+        """The answer after a space, and ``<end_of_utterance>``."""
+        return [*tokenizer.encode(f" {text}"), *([tokenizer.special_id("<end_of_utterance>")] * end)]
+
+
+TEMPLATES: dict[str, Template] = {"plain": Plain(), "v1": V1(), "chatml": ChatML(), "smolvlm": SmolVLM()}
 """The templates by the names that ``config.json`` and recipes give them; a new one is a class above and a line here."""
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-# What `arrange` does, for a content that is a text or parts.
+# What `arrange` does, for a content that is a text or parts. `picture` stands for each picture, and `gap` comes after
+# those before the text.
 _WORDS = """{%- macro put(out, piece) -%}
 {{ out }}{{ "\\n" if (out[-1:] | trim) and (piece[:1] | trim) else "" }}{{ piece }}
 {%- endmacro -%}
-{%- macro words(content) -%}
+{%- macro words(content, picture="<image>", gap="\\n") -%}
 {%- set ns = namespace(images=0, switches=0, last="", text="", all="") -%}
 {%- for part in ([content] if content is string else content or []) -%}
 {%- set kind = "text" if part is string or part.type == "text" else "image" -%}
-{%- set piece = "<image>" if kind == "image" else part if part is string else part.text -%}
+{%- set piece = picture if kind == "image" else part if part is string else part.text -%}
 {%- if piece | trim -%}
 {%- if ns.last and ns.last != kind -%}{%- set ns.switches = ns.switches + 1 -%}{%- endif -%}
 {%- if kind == "image" -%}{%- set ns.images = ns.images + 1 -%}
@@ -20,7 +21,7 @@ _WORDS = """{%- macro put(out, piece) -%}
 {%- endif -%}
 {%- endfor -%}
 {%- if ns.images < 2 or ns.switches < 2 -%}
-{%- for i in range(ns.images) -%}{{ "<image>\\n" }}{%- endfor -%}{{ ns.text | trim }}
+{%- for i in range(ns.images) -%}{{ picture ~ gap }}{%- endfor -%}{{ ns.text | trim }}
 {%- else -%}{{ ns.all | trim }}{%- endif -%}
 {%- endmacro -%}
 """
@@ -64,3 +65,16 @@ CHECK
 {%- endfor -%}
 """
 CHATML = f"{_WORDS}{_TURNS}{_CHATML}".replace("CHECK\n", _CHECK)
+_SMOLVLM = """{{ "<|im_start|>" }}
+{%- set tile = "<fake_token_around_image><global-img><image><fake_token_around_image>" -%}
+{%- if system -%}{{ "System: " ~ system ~ "<end_of_utterance>\\n" }}{%- endif -%}
+{%- for turn in turns -%}
+CHECK
+{%- if turn.role == "user" -%}
+{%- set said = words(turn.content, tile, "") -%}
+{{ ("" if loop.first else "\\n") ~ ("User:" if said.startswith(tile) else "User: ") ~ said ~ "<end_of_utterance>" }}
+{{- "\\nAssistant:" }}
+{%- else -%}{{ " " ~ words(turn.content) ~ "<end_of_utterance>" }}{%- endif -%}
+{%- endfor -%}
+"""
+SMOLVLM = f"{_WORDS}{_TURNS}{_SMOLVLM}".replace("CHECK\n", _CHECK)

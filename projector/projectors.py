@@ -1,8 +1,9 @@
 """The projectors that come with the project.
 
-``mlp2x_gelu`` is LLaVA-1.5's (arXiv 2310.03744, section 3.3), ``linear`` LLaVA-1's. The other two merge a square of
-patches into one visual token before the MLP: pixel shuffle (space to depth, as in Idefics3 and nanoVLM) keeps all
-values, average pooling keeps their mean. Extra (CLS) tokens before the patches are not merged.
+``mlp2x_gelu`` is LLaVA-1.5's (arXiv 2310.03744, section 3.3), ``linear`` LLaVA-1's. The others merge a square of
+patches into one visual token before the MLP: pixel shuffle (space to depth) keeps all values, average pooling keeps
+their mean. ``pixel_shuffle_linear`` is that of Idefics3 and SmolVLM (arXiv 2408.12637): one layer without a bias in
+place of the MLP. Extra (CLS) tokens before the patches are not merged.
 
 Shapes are those of :mod:`mobillama_v.projector.registry`; G is the side of the patch grid, f the factor.
 """
@@ -60,10 +61,13 @@ class AvgPoolMLP(MLP):
 
     def forward(self, layers: Any, features: Any, *, extra: int, ops: Operations) -> Any:
         """Map [N,E+G*G,Dv] to [N,E+(G/f)²,D]."""
+        return super().forward(layers, self.merged(features, extra, ops), extra=extra, ops=ops)
+
+    def merged(self, features: Any, extra: int, ops: Operations) -> Any:
+        """Features [N,E+G*G,Dv] with each square of patches merged, [N,E+(G/f)²,...]; extra tokens are repeated."""
         merged = self.merge(features[:, extra:])
         copies = merged.shape[-1] // features.shape[-1]
-        widened = ops.concatenate([features[:, :extra]] * copies, -1)
-        return super().forward(layers, ops.concatenate((widened, merged), 1), extra=extra, ops=ops)
+        return ops.concatenate((ops.concatenate([features[:, :extra]] * copies, -1), merged), 1)
 
     def merge(self, patches: Any) -> Any:
         """Map patches [N,G*G,Dv] to one vector for each square, [N,(G/f)²,Dv].
@@ -94,3 +98,18 @@ class PixelShuffleMLP(AvgPoolMLP):
         """Map patches [N,G*G,Dv] to one vector for each square, [N,(G/f)²,f²*Dv]."""
         squares = self.squares(patches)
         return squares.reshape(*squares.shape[:2], -1)
+
+
+@register_projector("pixel_shuffle_linear", portable=True)
+class PixelShuffleLinear(PixelShuffleMLP):
+    """One linear layer over all values of each square of patches."""
+
+    bias = False
+
+    def linear_layers(self, tower_width: int, decoder_width: int) -> dict[str, tuple[int, int]]:
+        """All values of f² patches to decoder width."""
+        return {"linear_1": (tower_width * self.factor**2, decoder_width)}
+
+    def forward(self, layers: Any, features: Any, *, extra: int, ops: Operations) -> Any:
+        """Map [N,E+G*G,Dv] to [N,E+(G/f)²,D]."""
+        return layers.linear_1(self.merged(features, extra, ops))

@@ -52,6 +52,8 @@ class Projector:
     """Whether it makes one visual token of each square of ``factor`` x ``factor`` patches."""
     portable: ClassVar[bool] = False
     """Whether every backend can run it; see :func:`register_projector`."""
+    bias: ClassVar[bool] = True
+    """Whether its linear layers have one."""
 
     def __init__(self, factor: int = 1) -> None:
         if not (factor >= 2 if self.merges else factor == 1):
@@ -68,20 +70,20 @@ class Projector:
         return extra + patches
 
     def linear_layers(self, tower_width: int, decoder_width: int) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of each linear layer, which has a bias; the names are those of its tensors."""
+        """Inputs and outputs of each linear layer; the names are those of its tensors."""
         raise NotImplementedError(f"{type(self).__name__} says nothing of its layers")
 
     def num_params(self, tower_width: int, decoder_width: int) -> int:
         """Its number of parameters."""
         shapes = self.linear_layers(tower_width, decoder_width).values()
-        return sum((inputs + 1) * outputs for inputs, outputs in shapes)
+        return sum((inputs + self.bias) * outputs for inputs, outputs in shapes)
 
     def layers(self, tower_width: int, decoder_width: int) -> dict[str, nn.Module]:
         """Its layers in torch, freshly initialized. A projector with others than linear ones makes them here."""
         from torch import nn
 
         shapes = self.linear_layers(tower_width, decoder_width)
-        return {name: nn.Linear(inputs, outputs) for name, (inputs, outputs) in shapes.items()}
+        return {name: nn.Linear(inputs, outputs, bias=self.bias) for name, (inputs, outputs) in shapes.items()}
 
     def forward(self, layers: Any, features: Any, *, extra: int, ops: Operations) -> Any:
         """Project ``features`` [N,E+P,Dv] to [N,P',D].

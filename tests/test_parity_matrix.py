@@ -33,7 +33,8 @@ from mobillama_v.errors import ConfigError
 from mobillama_v.generate import Prompt, Sampling
 from mobillama_v.hub import read_spec
 from mobillama_v.images import ImageTransform
-from mobillama_v.model.vision import HYBRID, TOWERS
+from mobillama_v.model.vision import HYBRID, TOWERS, ViTShape
+from mobillama_v.model.vision.plain_vit import CLIP, SIGLIP
 from mobillama_v.model.vision.registry import ANY
 from mobillama_v.projector import PROJECTORS
 from mobillama_v.prompt import Message, Slot, user
@@ -45,8 +46,13 @@ QUESTION = "What is this?"
 TOLERANCES = {"fp32": 2e-5, "numpy": 5e-5, "native": 2e-2, "bf16": 1e-1, "fp16": 1e-2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-TOWER_SIDES = {HYBRID: 224, ANY: tiny.IMAGE_SIZE}
-"""Image sides of a model of each kind of tower; its name is the kind's, or that of the tiny ViT."""
+TOWERS_TRIED = {
+    HYBRID: TowerConfig(HYBRID, None, -1, "cls_patch"),
+    ANY: TowerConfig(tiny.TOWER_NAME),
+    CLIP: TowerConfig(CLIP, vit=ViTShape(24, 3, 3, 40, 8, "quick_gelu")),
+    SIGLIP: TowerConfig(SIGLIP, feature_layer=-1, final_norm=True, vit=ViTShape(24, 2, 3, 50, 8, "gelu_tanh")),
+}
+"""A tower of each kind."""
 CELLS = list(zip(itertools.product(TOWERS, PROJECTORS), itertools.cycle(("all", "none"))))
 
 
@@ -63,14 +69,12 @@ def model_folder(tower_name: str, tmp_path_factory: pytest.TempPathFactory):
 
     @cache
     def make(kind: str, projector: str, sharing: str) -> Path:
-        side = TOWER_SIDES[kind]
+        side = 224 if kind == HYBRID else tiny.IMAGE_SIZE
         factor = (7 if kind == HYBRID else 2) if PROJECTORS[projector].merges else 1
-        hybrid = kind == HYBRID
-        tower = TowerConfig(HYBRID, None, -1, "cls_patch") if hybrid else TowerConfig(tower_name)
         return tiny.save_nano_like(
             tmp_path_factory.mktemp("parity"),
             decoder_changes={"ffn_sharing": sharing},
-            tower=tower,
+            tower=TOWERS_TRIED[kind],
             projector=ProjectorConfig(projector, factor),
             image=ImageTransform(size=side, mode="squash"),
         )
@@ -102,7 +106,7 @@ def agree(got: np.ndarray, expected: np.ndarray, precision: str) -> None:
 
 
 def test_every_kind_of_tower_is_tried() -> None:
-    assert set(TOWER_SIDES) == set(TOWERS), "give the new kind of tower an image side here"
+    assert set(TOWERS_TRIED) == set(TOWERS), "give the new kind of tower a configuration here"
 
 
 @pytest.mark.parametrize(("kind", "projector", "sharing"), [(*cell, sharing) for cell, sharing in CELLS])

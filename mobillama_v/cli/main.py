@@ -52,6 +52,7 @@ class Lazy(NamedTuple):
 LAZY = {
     "models": Lazy("mobillama_v.cli.models", "app", "List the models and their sizes."),
     "init": Lazy("mobillama_v.cli.init", "init", "Make a model to train, from published parts."),
+    "import": Lazy("mobillama_v.cli.import_model", "import_", "Make a model folder of another program's model."),
     "data": Lazy("mobillama_v.cli.data", "app", "Check, preview and convert training data."),
     "quantize": Lazy("mobillama_v.cli.quantize", "quantize", "Shrink a model to 4-bit or 8-bit weights, for the CPU."),
     "export": Lazy("mobillama_v.cli.export", "app", "Write a model in another program's format."),

@@ -20,7 +20,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 _MAX_SIZE = 4096  # pixels a side; a mistyped configuration must not ask for terabytes
 _MAX_ASPECT = 8
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_RESAMPLING = {name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")}
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ImageTransform:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     background: tuple[int, int, int] = (122, 116, 104)
-    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
 
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 1 <= self.size <= _MAX_SIZE:

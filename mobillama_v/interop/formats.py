@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 IMPORTERS = ["mobillama_v.interop.llama:LlamaImporter", "mobillama_v.interop.gguf_reader:GGUFImporter"]
 """``MODULE:CLASS`` of each format that can be imported."""
+MODEL_IMPORTERS = ["mobillama_v.interop.llava_hf:LlavaHFImporter", "mobillama_v.interop.idefics3:Idefics3Importer"]
+"""``MODULE:CLASS`` of each format of whole models that can be imported."""
 EXPORTERS = {"gguf": "mobillama_v.interop.gguf:GGUFExporter"}
 """``MODULE:CLASS`` of each format that can be exported, by its name on the command line."""
 
@@ -80,6 +82,46 @@ class Importer(ABC):
         """
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Where one of our tensors comes from: tensors of theirs, one below another, and then in the shape ``view``."""
+
+    sources: tuple[str, ...]
+    view: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """How a checkpoint becomes a whole model."""
+
+    spec: ModelConfig
+    pieces: dict[str, Piece]
+    """Of each tensor of ours, by its name."""
+    unused: frozenset[str] = frozenset()
+    """Tensors of theirs that are left out; a note says why."""
+    notes: tuple[str, ...] = ()
+
+
+class ModelImporter(ABC):
+    """A format of whole models that can be read."""
+
+    title: ClassVar[str]
+    """What the format is called in messages."""
+
+    @abstractmethod
+    def detect(self, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this ``config.json`` has the format."""
+
+    @abstractmethod
+    def plan(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
+        """Say what becomes of the tensors in ``folder``, whose ``shapes`` are known by their names.
+
+        Raises:
+            CheckpointError: it asks for something that no model here has; named.
+            ConfigError: sizes that no model can have.
+        """
+
+
 class Exporter(ABC):
     """A format that models can be written in."""
 
@@ -124,18 +166,45 @@ def import_decoder(folder: Path, *, ffn: FFN = "auto") -> ImportedDecoder:
         CheckpointError: an unknown format, a damaged checkpoint, or unequal networks; named.
         ConfigError: shapes that no decoder can have.
     """
-    path = folder / "config.json"
-    try:
-        config = GGUF if folder.suffix == ".gguf" else parse_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); a decoder's folder needs its config.json.") from error
-    importers: list[Importer] = [_load(each)() for each in IMPORTERS]
-    found = next((each for each in importers if isinstance(config, dict) and each.detect(config)), None)
-    if found is None:
-        kind = config.get("model_type") if isinstance(config, dict) else type(config).__name__
-        known = ", ".join(each.title for each in importers)
-        raise CheckpointError(f"{path} describes a model of type {kind!r}; what can be imported: {known}.")
+    config = GGUF if folder.suffix == ".gguf" else read_config(folder)
+    found: Importer = _importer(IMPORTERS, folder, config)
     return found.load(folder, config, ffn=ffn)
+
+
+def model_importer(folder: Path) -> tuple[ModelImporter, dict[str, Any]]:
+    """The importer of the whole model in ``folder``, and its ``config.json``.
+
+    Raises:
+        CheckpointError: an unknown format.
+    """
+    config = read_config(folder)
+    return _importer(MODEL_IMPORTERS, folder, config), config
+
+
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
+    """A JSON mapping in ``folder``.
+
+    Raises:
+        CheckpointError: it cannot be read, or is no mapping.
+    """
+    path = folder / name
+    try:
+        config = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); a checkpoint's folder needs its {name}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a JSON mapping; copy it again.")
+    return config
+
+
+def _importer(places: list[str], folder: Path, config: dict[str, Any]) -> Any:
+    importers = [_load(each)() for each in places]
+    found = next((each for each in importers if each.detect(config)), None)
+    if found is None:
+        known = ", ".join(each.title for each in importers)
+        kind = config.get("model_type")
+        raise CheckpointError(f"{folder} holds a model of type {kind!r}; what can be imported: {known}.")
+    return found
 
 
 def template_of(chat_template: str) -> str:

@@ -43,13 +43,13 @@ def tokenizer_json(fields: dict[str, Any], path: Path) -> tuple[str | None, tupl
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(each.split(" ", 1)) for each in fields["tokenizer.ggml.merges"]]
     made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    rule, words = WORDS[pre], pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    rule = WORDS[pre]
+    words: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule in (None, "digits"))]
     if rule == "digits":
-        words = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+        words.insert(0, pre_tokenizers.Digits(individual_digits=True))
     elif rule is not None:
-        plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        words = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(rule), "isolated"), plain])
-    made.pre_tokenizer = words
+        words.insert(0, pre_tokenizers.Split(Regex(rule), "isolated"))
+    made.pre_tokenizer = pre_tokenizers.Sequence(words)
     made.decoder = decoders.ByteLevel()
     for token, each in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True):
         if each in (_CONTROL, _USER_DEFINED):

@@ -66,8 +66,8 @@ def assemble(tensors: dict[str, Tensor], config: dict[str, Any], folder: Path, *
         CheckpointError, ConfigError: as :meth:`LlamaImporter.load`.
     """
     notes: list[str] = []
-    theta, head_dim = _take_buffers(tensors, config, notes)
-    spec = _spec(tensors, config, theta, notes, folder)
+    head_dim = _take_buffers(tensors, _theta(config), notes)
+    spec = decoder_spec({name: tuple(tensor.shape) for name, tensor in tensors.items()}, config, notes, folder)
     if head_dim not in (None, spec.head_dim):
         raise CheckpointError(
             f"{folder} has rotary_emb.inv_freq buffers for heads of width {head_dim}, and "
@@ -143,11 +143,15 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _take_buffers(tensors: dict[str, Tensor], config: dict[str, Any], notes: list[str]) -> tuple[float, int | None]:
-    """Remove the rotary buffers; the base θ, which they must agree with, and the width of their heads."""
+def _theta(config: dict[str, Any]) -> float:
+    """The base of the rotary frequencies."""
     parameters = config.get("rope_parameters")
     given = parameters.get("rope_theta") if isinstance(parameters, dict) else None
-    theta = float(given or config.get("rope_theta") or 10000.0)
+    return float(given or config.get("rope_theta") or 10000.0)
+
+
+def _take_buffers(tensors: dict[str, Tensor], theta: float, notes: list[str]) -> int | None:
+    """Remove the rotary buffers, which must agree with the base ``theta``; the width of their heads."""
     names = [name for name in tensors if _BUFFER.fullmatch(name)]
     head_dim = None
     for name in names:
@@ -161,22 +165,27 @@ def _take_buffers(tensors: dict[str, Tensor], config: dict[str, Any], notes: lis
             )
     if names:
         notes.append(f"{len(names)} rotary_emb.inv_freq buffers are left out; they agree with rope_theta {theta:g}")
-    return theta, head_dim
+    return head_dim
 
 
-def _spec(
-    tensors: dict[str, Tensor], config: dict[str, Any], theta: float, notes: list[str], folder: Path
+def decoder_spec(
+    shapes: dict[str, tuple[int, ...]], config: dict[str, Any], notes: list[str], folder: Path
 ) -> DecoderConfig:
-    """The shape that the tensors have."""
-    layers = [int(match[1]) for name in tensors if (match := _LAYER.fullmatch(name))]
+    """The decoder whose tensors have these ``shapes``, by transformers' names for a Llama.
+
+    What the configuration says otherwise is added to ``notes``. Networks are taken as shared.
+
+    Raises:
+        CheckpointError: tensors that every decoder has are missing, or heads that cannot be.
+        ConfigError: sizes that no decoder can have.
+    """
+    layers = [int(match[1]) for name in shapes if (match := _LAYER.fullmatch(name))]
     keys = ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight")
-    missing = [name for name in keys if name not in tensors]
-    widths = {
-        tensor.shape[0] for name, tensor in tensors.items() if (at := _layer_and_matrix(name)) and at[1] == MATRICES[0]
-    }
+    missing = [name for name in keys if name not in shapes]
+    widths = {shape[0] for name, shape in shapes.items() if (at := _layer_and_matrix(name)) and at[1] == MATRICES[0]}
     if missing or not widths:
         refuse_misfits(folder, missing=missing or ["model.layers.0.mlp.gate_proj.weight"], extra=[], wrong=[])
-    vocabulary, hidden = tensors[keys[0]].shape
+    vocabulary, hidden = shapes[keys[0]]
     heads = config.get("num_attention_heads")
     if not isinstance(heads, int) or heads < 1 or hidden % heads:
         raise CheckpointError(f"{folder / 'config.json'} gives {heads!r} attention heads for width {hidden}.")
@@ -186,7 +195,7 @@ def _spec(
         "intermediate_size": max(widths),
         "num_hidden_layers": max(layers) + 1,
         "num_attention_heads": heads,
-        "num_key_value_heads": tensors[keys[1]].shape[0] * heads // hidden,
+        "num_key_value_heads": shapes[keys[1]][0] * heads // hidden,
         "head_dim": hidden // heads,
     }
     for name, value in found.items():
@@ -200,7 +209,7 @@ def _spec(
         **found,
         max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=theta,
+        rope_theta=_theta(config),
         qkv_bias=config.get("model_type") == "qwen2",
         llama3_rope=_llama3_rope(config, folder / "config.json"),
         initializer_range=float(config.get("initializer_range", 0.02)),

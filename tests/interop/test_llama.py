@@ -230,7 +230,7 @@ def test_tensors_that_do_not_fit_are_named(change: Any, problem: str, tmp_path: 
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"model_type": "gpt2"}, "type 'gpt2'"),
+        ({"model_type": "gpt2"}, "of type 'gpt2'"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window True"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling {'rope_type': 'yarn'}"),

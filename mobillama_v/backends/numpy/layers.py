@@ -69,8 +69,8 @@ class Linear:
     """[...,K] to [...,N]."""
 
     def __init__(self, tensors: Tensors, declared: parts.Linear) -> None:
-        weight, self._bias = tensors.declared(declared)
-        self._weight = weight.T
+        weight, *bias = tensors.declared(declared)
+        self._weight, self._bias = weight.T, bias[0] if bias else np.float32(0)
 
     def __call__(self, x: Array) -> Array:
         """The product of each row."""

@@ -39,7 +39,8 @@ class NumpyVisionEncoder:
         shape = spec.tower_shape()
         self._projector, under = spec.projector.kind, tensors.under("projector")
         layers = self._projector.linear_layers(shape.width, spec.decoder.hidden_size)
-        made = {name: Linear(under.under(name), parts.Linear(*sides)) for name, sides in layers.items()}
+        bias = self._projector.bias
+        made = {name: Linear(under.under(name), parts.Linear(*sides, bias=bias)) for name, sides in layers.items()}
         self._layers = SimpleNamespace(**made)
         self._extra = shape.extra(spec.tower)
         self.tokens_per_image = self._projector.num_tokens(self._extra, shape.patches)

@@ -55,11 +55,11 @@ class Conv(Layer):
 
 
 class Linear(Layer):
-    """[...,K] to [...,N], with bias."""
+    """[...,K] to [...,N], with bias unless it is said that there is none."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
-        self.inputs, self.outputs = inputs, outputs
-        self.shapes = {"weight": (outputs, inputs), "bias": (outputs,)}
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+        self.inputs, self.outputs, self.bias = inputs, outputs, bias
+        self.shapes = {"weight": (outputs, inputs)} | ({"bias": (outputs,)} if bias else {})
 
 
 class LayerNorm(Layer):

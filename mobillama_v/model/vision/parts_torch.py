@@ -102,7 +102,7 @@ def _made(declared: Any) -> Any:
                 declared.inputs, declared.outputs, declared.kernel, stride=declared.stride, groups=declared.groups
             )
         case Linear():
-            return nn.Linear(declared.inputs, declared.outputs)
+            return nn.Linear(declared.inputs, declared.outputs, bias=declared.bias)
         case LayerNorm():
             return nn.LayerNorm(declared.width)
         case Parameter():

@@ -21,18 +21,45 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
+class ViTShape:
+    """The shape of a plain vision transformer: blocks, their width and heads, hidden units, and a patch's side."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+    patch: int
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "gelu"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("width", "layers", "heads", "mlp", "patch"):
+            value = getattr(self, name)
+            check(0 < value <= 1 << 16, f"vit.{name} must be from 1 to {1 << 16}, not {shown(value)}.")
+        check(self.width % self.heads == 0, f"vit.width {self.width} cannot be split into {self.heads} heads.")
+        check(
+            self.activation in ("quick_gelu", "gelu", "gelu_tanh"),
+            f"vit.activation must be quick_gelu, gelu or gelu_tanh, not {shown(self.activation)}.",
+        )
+
+
+@dataclass(frozen=True)
 class TowerConfig:
     """The image tower: an open_clip image model by name, and which of its features are used.
 
     ``pretrained`` is an open_clip tag (``openai``) or a local file; ``None`` leaves the tower's weights to the
     checkpoint. ``feature_layer`` counts blocks from the end as LLaVA does (-2: the output of the block before the
     last, no final norm; -1 of the last). ``select`` keeps the ``patch`` features or the CLS part before them too.
+    ``final_norm`` puts the tower's last norm behind that layer. ``vit`` is the shape of towers that have no name in
+    open_clip (:mod:`mobillama_v.model.vision.plain_vit`).
     """
 
     model: str = "ViT-L-14-336-quickgelu"
     pretrained: str | None = None
     feature_layer: int = -2
     select: Literal["patch", "cls_patch"] = "patch"
+    final_norm: bool = False
+    vit: ViTShape | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -42,6 +69,12 @@ class TowerConfig:
         check(
             self.select in ("patch", "cls_patch"), f"select must be 'patch' or 'cls_patch', not {shown(self.select)}."
         )
+        check(isinstance(self.final_norm, bool), f"final_norm must be true or false, not {shown(self.final_norm)}.")
+        if self.vit is not None and not isinstance(self.vit, ViTShape):
+            try:
+                object.__setattr__(self, "vit", ViTShape(**self.vit))
+            except TypeError as error:
+                raise ConfigError(f"vit is not the shape of a vision transformer ({error}).") from error
 
     def shape(self, image_size: int) -> TowerShape:
         """Its shape for square images of ``image_size`` pixels.
@@ -153,7 +186,7 @@ def read_features(visual: Any, pixel_values: Any, spec: TowerConfig, concatenate
         pixel_values,
         indices=[spec.feature_layer],
         stop_early=True,
-        normalize_intermediates=False,
+        normalize_intermediates=spec.final_norm,
         intermediates_only=True,
         output_fmt="NLC",
         output_extra_tokens=prefix,
