@@ -63,7 +63,8 @@ def _export_to(exporter: formats.Exporter) -> Callable[..., None]:
             notes = exporter.write(made, network, spec, kind=kind, folder=folder)
         for note in notes:
             print(note)
-        print(f"{out}: {out.stat().st_size / 1e6:,.1f} MB, {kind}.")
+        files = [out] if out.is_file() else [path for path in out.rglob("*") if path.is_file()]
+        print(f"{out}: {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB, {kind}.")
 
     export.__doc__ = exporter.help
     return export

@@ -27,7 +27,10 @@ IMPORTERS = ["mobillama_v.interop.llama:LlamaImporter", "mobillama_v.interop.ggu
 """``MODULE:CLASS`` of each format that can be imported."""
 MODEL_IMPORTERS = ["mobillama_v.interop.llava_hf:LlavaHFImporter", "mobillama_v.interop.idefics3:Idefics3Importer"]
 """``MODULE:CLASS`` of each format of whole models that can be imported."""
-EXPORTERS = {"gguf": "mobillama_v.interop.gguf:GGUFExporter"}
+EXPORTERS = {
+    "gguf": "mobillama_v.interop.gguf:GGUFExporter",
+    "llava-hf": "mobillama_v.interop.llava_hf_export:LlavaHFExporter",
+}
 """``MODULE:CLASS`` of each format that can be exported, by its name on the command line."""
 
 FFN = Literal["auto", "per-layer", "average"]

@@ -61,18 +61,21 @@ def decoder_part(
     plain = {f"model.{name[len(prefix) :]}": shape for name, shape in shapes.items() if name.startswith(prefix)}
     notes: list[str] = []
     spec = replace(decoder_spec(plain, values, notes, folder), ffn_sharing="none")
-    pieces = {name: Piece((theirs(name),)) for name in ("embed_tokens.weight", "norm.weight")}
-    for i in range(spec.num_hidden_layers):
-        layer = f"layers.{i}"
-        names = [f"{layer}.{name}.weight" for name in _LAYER]
-        kinds = ("weight", "bias") if spec.qkv_bias else ("weight",)
-        names += [f"{layer}.self_attn.{part}_proj.{kind}" for part in "qkv" for kind in kinds]
-        pieces |= {name: Piece((theirs(name),)) for name in names}
-    pieces = {f"language_model.{name}": piece for name, piece in pieces.items()}
+    pieces = decoder_pieces(spec, theirs)
     if tied and head not in shapes:
         notes.append("the head is a copy of the embeddings, to which the checkpoint ties it")
         head = theirs("embed_tokens.weight")
     return DecoderPart(spec, pieces | {"lm_head.weight": Piece((head,))}, tuple(notes))
+
+
+def decoder_pieces(spec: DecoderConfig, theirs: Callable[[str], str]) -> dict[str, Piece]:
+    """Where the tensors of ``language_model.`` come from, of a decoder with a network in each layer."""
+    names = ["embed_tokens.weight", "norm.weight"]
+    for i in range(spec.num_hidden_layers):
+        names += [f"layers.{i}.{name}.weight" for name in _LAYER]
+        kinds = ("weight", "bias") if spec.qkv_bias else ("weight",)
+        names += [f"layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv" for kind in kinds]
+    return {f"language_model.{name}": Piece((theirs(name),)) for name in names}
 
 
 def token_ids(folder: Path, spec: DecoderConfig, template: str) -> DecoderConfig:

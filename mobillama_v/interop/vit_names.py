@@ -12,6 +12,9 @@ from mobillama_v.model.vision.plain_vit import CLIP, SIGLIP
 
 ACTIVATIONS: dict[str, Any] = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 """transformers' names, and ours."""
+_SHAPE = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"} | {
+    **{"mlp": "intermediate_size", "patch": "patch_size"}
+}
 _TYPES = {
     "clip_vision_model": CLIP,
     "siglip_vision_model": SIGLIP,
@@ -69,11 +72,19 @@ def vision_config(config: dict[str, Any], where: str) -> tuple[str, ViTShape, in
             f"{where} has a tower with layer_norm_eps {values.get('layer_norm_eps')!r} and hidden_act "
             f"{values['hidden_act']!r}, which this project's {kind} does not have."
         )
-    names = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
-    names |= {"mlp": "intermediate_size", "patch": "patch_size"}
-    options: dict[str, Any] = {ours: values[theirs] for ours, theirs in names.items()}
+    options: dict[str, Any] = {ours: values[theirs] for ours, theirs in _SHAPE.items()}
     shape = ViTShape(**options, activation=ACTIVATIONS[values["hidden_act"]])
     return kind, shape, values["image_size"]
+
+
+def hugging_face_config(kind: str, vit: ViTShape, side: int) -> dict[str, Any]:
+    """The ``vision_config`` of such a tower."""
+    names = {theirs: ours for ours, theirs in _SHAPE.items()}
+    config = {theirs: getattr(vit, ours) for theirs, ours in names.items()}
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vit.activation)
+    model_type = "clip_vision_model" if kind == CLIP else "siglip_vision_model"
+    config |= {"model_type": model_type, "hidden_act": activation, "image_size": side, "layer_norm_eps": _EPS[kind]}
+    return config if kind == CLIP else config | {"vision_use_head": False}
 
 
 def tower_pieces(tower: TowerConfig, image_size: int, theirs: Callable[[str], str]) -> dict[str, Piece]:
