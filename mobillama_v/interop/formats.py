@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from mobillama_v.checkpoint import weight_files
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.fields import parse_json
@@ -21,11 +22,16 @@ from mobillama_v.fields import parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mobillama_v.interop.tensor_files import TensorFiles
     from mobillama_v.model.vlm import VisionLanguageModel
 
 IMPORTERS = ["mobillama_v.interop.llama:LlamaImporter", "mobillama_v.interop.gguf_reader:GGUFImporter"]
 """``MODULE:CLASS`` of each format that can be imported."""
-MODEL_IMPORTERS = ["mobillama_v.interop.llava_hf:LlavaHFImporter", "mobillama_v.interop.idefics3:Idefics3Importer"]
+MODEL_IMPORTERS = [
+    "mobillama_v.interop.llava:LlavaImporter",
+    "mobillama_v.interop.llava_hf:LlavaHFImporter",
+    "mobillama_v.interop.idefics3:Idefics3Importer",
+]
 """``MODULE:CLASS`` of each format of whole models that can be imported."""
 EXPORTERS = {
     "gguf": "mobillama_v.interop.gguf:GGUFExporter",
@@ -87,10 +93,28 @@ class Importer(ABC):
 
 @dataclass(frozen=True)
 class Piece:
-    """Where one of our tensors comes from: tensors of theirs, one below another, and then in the shape ``view``."""
+    """Where one of our tensors comes from: tensors of theirs, one below another, and then in the shape ``view``.
+
+    ``lora`` names the matrices B and A of an adapter, whose product times the number is added.
+    """
 
     sources: tuple[str, ...]
     view: tuple[int, ...] | None = None
+    lora: tuple[str, str, float] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors of theirs that it takes."""
+        return self.sources + (self.lora[:2] if self.lora else ())
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a whole model lies: its folder, and those of the language model and the tower, where they lie apart."""
+
+    folder: Path
+    base: Path | None = None
+    tower: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -115,9 +139,23 @@ class ModelImporter(ABC):
     def detect(self, config: dict[str, Any]) -> bool:
         """Whether a checkpoint with this ``config.json`` has the format."""
 
+    def files(self, sources: Sources) -> TensorFiles:
+        """The tensors, by the names that :meth:`plan` knows.
+
+        Raises:
+            CheckpointError: damaged files, or a folder that the format has no use for.
+        """
+        from mobillama_v.interop.tensor_files import TensorFiles
+
+        if sources.base or sources.tower:
+            raise CheckpointError(f"{sources.folder} holds the whole model; leave out --base and --tower.")
+        files = TensorFiles()
+        files.add(weight_files(sources.folder))
+        return files
+
     @abstractmethod
-    def plan(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
-        """Say what becomes of the tensors in ``folder``, whose ``shapes`` are known by their names.
+    def plan(self, sources: Sources, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
+        """Say what becomes of the tensors, whose ``shapes`` are known by their names.
 
         Raises:
             CheckpointError: it asks for something that no model here has; named.

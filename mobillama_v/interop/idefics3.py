@@ -6,11 +6,10 @@ Pictures are one tile, which is ``do_image_splitting=False`` of their processor;
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mobillama_v.config import ModelConfig, ProjectorConfig
-from mobillama_v.interop.formats import ModelImporter, ModelPlan, Piece
+from mobillama_v.interop.formats import ModelImporter, ModelPlan, Piece, Sources
 from mobillama_v.interop.llava_hf import left_out
 from mobillama_v.interop.transformers_parts import decoder_part, image_transform, processor_config, token_ids
 from mobillama_v.interop.vit_names import tower_pieces, vision_config
@@ -29,13 +28,14 @@ class Idefics3Importer(ModelImporter):
         """By its ``model_type``."""
         return config.get("model_type") in _TYPES
 
-    def plan(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
+    def plan(self, sources: Sources, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
         """Plan the four parts.
 
         Raises:
             CheckpointError: it asks for something that no model here has; named.
             ConfigError: sizes that no model can have.
         """
+        folder = sources.folder
         text, vision = dict(config.get("text_config") or {}), dict(config.get("vision_config") or {})
         kind, vit, side = vision_config({"model_type": "idefics3_vision"} | vision, str(folder / "config.json"))
         tower = TowerConfig(kind, feature_layer=-1, final_norm=True, vit=vit)

@@ -16,7 +16,7 @@ from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.hf.folder import describe_folder
 from mobillama_v.hub import find_checkpoint
-from mobillama_v.interop.formats import FFN, ModelPlan, Piece, model_importer
+from mobillama_v.interop.formats import FFN, ModelPlan, Piece, Sources, model_importer
 from mobillama_v.interop.tensor_files import TensorFiles
 from mobillama_v.output import refuse_existing, written_whole
 from mobillama_v.tokenization import TextTokenizer
@@ -35,14 +35,24 @@ class ImportedModel:
     notes: tuple[str, ...]
 
 
-def import_model(source: str, out: Path, *, ffn: FFN = "auto", tokenizer: Path | None = None) -> ImportedModel:
+def import_model(
+    source: str,
+    out: Path,
+    *,
+    base: str | None = None,
+    tower: str | None = None,
+    ffn: FFN = "auto",
+    tokenizer: Path | None = None,
+) -> ImportedModel:
     """Write the model ``source``, of any format in :data:`~mobillama_v.interop.formats.MODEL_IMPORTERS`, to ``out``.
 
     Args:
         source: a folder, or a Hugging Face id.
         out: must not be there yet.
+        base: folder or id of the language model that an adapter or projector belongs to.
+        tower: folder or id of the image tower, where the checkpoint does not hold it.
         ffn: ``auto`` holds feed-forward networks once where they are equal in all layers; ``per-layer`` never does.
-        tokenizer: a ``tokenizer.json``; None means the checkpoint's.
+        tokenizer: a ``tokenizer.json``; None means the checkpoint's, or else the base's.
 
     Raises:
         MobiLlamaVError: what is named is not there, is damaged, or cannot be imported; named.
@@ -50,11 +60,15 @@ def import_model(source: str, out: Path, *, ffn: FFN = "auto", tokenizer: Path |
     refuse_existing(out, parents=True)
     folder = find_checkpoint(source)
     importer, config = model_importer(folder)
-    files = TensorFiles(weight_files(folder))
-    plan = importer.plan(folder, config, files.shapes)
+    apart = (None if each is None else find_checkpoint(each) for each in (base, tower))
+    sources = Sources(folder, *apart)
+    files = importer.files(sources)
+    plan = importer.plan(sources, config, files.shapes)
     plan = _shared(plan, files) if ffn != "per-layer" else plan
     _check(plan, files, folder)
     vocabulary = tokenizer or folder / "tokenizer.json"
+    if tokenizer is None and sources.base is not None and not vocabulary.is_file():
+        vocabulary = sources.base / "tokenizer.json"
     if not vocabulary.is_file():
         raise CheckpointError(f"{source} comes without a tokenizer.json; give one with --tokenizer.")
     TextTokenizer.of_decoder(vocabulary, plan.spec.decoder)
@@ -82,7 +96,7 @@ def _shared(plan: ModelPlan, files: TensorFiles) -> ModelPlan:
                 return plan
     pieces = {ours: piece for ours, piece in plan.pieces.items() if ".mlp." not in ours or "visual" in ours}
     pieces |= {f"language_model.feed_forward.{part}.weight": plan.pieces[name.format(0, part)] for part in _FFN}
-    left = {source for ours, piece in plan.pieces.items() if ours not in pieces for source in piece.sources}
+    left = {source for ours, piece in plan.pieces.items() if ours not in pieces for source in piece.names}
     spec = replace(plan.spec, decoder=replace(plan.spec.decoder, ffn_sharing="all"))
     notes = (*plan.notes, "the feed-forward networks of all layers are equal, and are held once")
     return replace(plan, spec=spec, pieces=pieces, unused=plan.unused | left, notes=notes)
@@ -94,7 +108,7 @@ def _check(plan: ModelPlan, files: TensorFiles, folder: Path) -> None:
 
     from mobillama_v.model.vlm import VisionLanguageModel
 
-    taken = {name for piece in plan.pieces.values() for name in piece.sources}
+    taken = {name for piece in plan.pieces.values() for name in piece.names}
     refuse_misfits(
         folder,
         missing=sorted(taken - files.shapes.keys()),
@@ -157,7 +171,8 @@ def _verify(folder: Path, plan: ModelPlan, files: TensorFiles) -> None:
     """
     import torch
 
-    written = TensorFiles(weight_files(folder))
+    written = TensorFiles()
+    written.add(weight_files(folder))
     same = {name for name in written.shapes if torch.equal(written.get(name), files.read(plan.pieces[name]))}
     if differing := sorted(plan.pieces.keys() - same):
         raise CheckpointError(f"{folder} does not hold what was written to it ({differing[:3]}); check the disk.")

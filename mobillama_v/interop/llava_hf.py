@@ -6,12 +6,11 @@ Both layouts are read: that of the hub (``language_model.model.…``) and the on
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mobillama_v.config import ModelConfig, ProjectorConfig
 from mobillama_v.errors import CheckpointError
-from mobillama_v.interop.formats import ModelImporter, ModelPlan, Piece
+from mobillama_v.interop.formats import ModelImporter, ModelPlan, Piece, Sources
 from mobillama_v.interop.llama import chat_template
 from mobillama_v.interop.transformers_parts import decoder_part, image_transform, processor_config, token_ids
 from mobillama_v.interop.vit_names import tower_pieces, vision_config
@@ -34,13 +33,14 @@ class LlavaHFImporter(ModelImporter):
         """By its ``model_type``."""
         return config.get("model_type") == "llava"
 
-    def plan(self, folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
+    def plan(self, sources: Sources, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
         """Plan the four parts.
 
         Raises:
             CheckpointError: it asks for something that no model here has; named.
             ConfigError: sizes that no model can have.
         """
+        folder = sources.folder
         path = folder / "config.json"
         text, vision = dict(config.get("text_config") or {}), dict(config.get("vision_config") or {})
         if config.get("projector_hidden_act", "gelu") != "gelu" or not config.get("multimodal_projector_bias", True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,24 +18,32 @@ if TYPE_CHECKING:
 class TensorFiles:
     """The tensors of a checkpoint, by name, where they lie."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        """Read the names and shapes.
+    def __init__(self) -> None:
+        self._files: dict[str, tuple[Path, str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._pickle: tuple[Path, dict[str, Tensor]] | None = None
+
+    def add(self, paths: list[Path], renamed: Callable[[str], str | None] = str) -> None:
+        """Read the names and shapes in files.
+
+        Args:
+            paths: of the files.
+            renamed: the name that a tensor gets here; None leaves it out.
 
         Raises:
             CheckpointError: a damaged file, one that holds more than tensors, or a name that is there twice.
         """
-        self._files: dict[str, Path] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self._pickle: tuple[Path, dict[str, Tensor]] | None = None
         for path in paths:
-            for name, shape in _shapes(path):
+            for theirs, shape in _shapes(path):
+                name = renamed(theirs)
                 if name in self.shapes:
-                    raise CheckpointError(f"{path.parent} holds {name} in two of its files; copy the checkpoint again.")
-                self._files[name], self.shapes[name] = path, shape
+                    raise CheckpointError(f"{path} holds {name}, and so does another file; copy the checkpoint again.")
+                if name is not None:
+                    self._files[name], self.shapes[name] = (path, theirs), shape
 
     def get(self, name: str) -> Tensor:
         """A copy of one tensor."""
-        path = self._files[name]
+        path, name = self._files[name]
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
@@ -51,6 +59,9 @@ class TensorFiles:
 
         parts = [self.get(name) for name in piece.sources]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if piece.lora is not None:
+            b, a = (self.get(name).float() for name in piece.lora[:2])
+            whole = (whole.float() + piece.lora[2] * (b @ a)).to(whole.dtype)
         return whole if piece.view is None else whole.view(piece.view)
 
 
