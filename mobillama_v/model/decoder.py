@@ -219,7 +219,7 @@ def causal_mask(attention_mask: Tensor, length: int) -> Tensor:
     """
     total = attention_mask.shape[1]
     columns = torch.arange(total, device=attention_mask.device)
-    rows = columns[total - length :]
+    rows = torch.arange(length, device=attention_mask.device) + (total - length)  # a slice's length torch.export loses
     allowed = (columns[None, :] <= rows[:, None])[None] & attention_mask[:, None, :].bool()
     allowed = allowed | (columns[None, :] == rows[:, None])[None]
     return allowed[:, None]
