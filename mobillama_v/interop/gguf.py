@@ -1,8 +1,9 @@
-"""The decoder as a GGUF file, which llama.cpp reads as a Llama.
+"""The decoder as a GGUF file, which llama.cpp reads as a Llama, or as a Qwen2 where it has that one's biases.
 
 The format (github.com/ggml-org/ggml, docs/gguf.md) has no shared feed-forward network: it is written once for every
-layer. llama.cpp rotates neighboring channels of a head where this project rotates its two halves, so the rows of
-queries and keys are put in its order. ``q8_0`` and ``q4_0`` hold the very numbers of
+layer. Of a Llama, llama.cpp rotates neighboring channels of a head where this project rotates its two halves, so the
+rows of queries and keys are put in its order; of a Qwen2 it does as we do. A stretched rotation (Llama 3) is said by
+what each frequency is divided by. ``q8_0`` and ``q4_0`` hold the very numbers of
 :mod:`mobillama_v.backends.native.tiles`: both formats are blocks of 32 codes with one fp16 scale. The file is a text
 decoder only.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError, needs
 from mobillama_v.fields import parse_json
 from mobillama_v.interop.formats import Exporter
+from mobillama_v.interop.gguf_tokenizer import words_name
+from mobillama_v.prompt import get_template
 from mobillama_v.tokenization import check_vocabulary
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class GGUFExporter(Exporter):
             kind=kind,
             name=folder.name,
             tokenizer=folder / "tokenizer.json",
+            chat_template=get_template(spec.template).jinja,
         )
 
 
@@ -89,6 +93,7 @@ def write_gguf(
     kind: str,
     name: str = "MobiLlama",
     tokenizer: Path | None = None,
+    chat_template: str | None = None,
     search: bool = True,
 ) -> tuple[str, ...]:
     """Write a :class:`~mobillama_v.model.decoder.Decoder` and its head.
@@ -101,6 +106,7 @@ def write_gguf(
         kind: one of :data:`TYPES`, of all matrices; norms are fp32.
         name: what the file says that it is.
         tokenizer: a ``tokenizer.json``; without one the file takes and gives token ids.
+        chat_template: in Jinja, by which programs write conversations.
         search: as in :func:`mobillama_v.backends.native.tiles.pack_matrix`.
 
     Returns:
@@ -114,10 +120,12 @@ def write_gguf(
     refuse_type(kind, spec)
     gguf = library()
     vocabulary = read_vocabulary(tokenizer, spec) if tokenizer else Vocabulary("none")
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, "qwen2" if spec.qkv_bias else "llama")
     writer.add_name(name)
     _add_shape(writer, spec)
     _add_vocabulary(writer, vocabulary, spec)
+    if chat_template is not None:
+        writer.add_chat_template(chat_template)
     writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if kind == 'f32' else 'MOSTLY'}_{kind.upper()}"])
     if TYPES[kind]:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -212,6 +220,9 @@ def _add_tensors(
     state = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
     add("token_embd", converted("embed_tokens", state["embed_tokens.weight"]))
     add_norm("output_norm", state["norm.weight"])
+    if spec.llama3_rope is not None:
+        plain = replace(spec, llama3_rope=None).rotary_frequencies()
+        writer.add_tensor("rope_freqs.weight", plain / spec.rotary_frequencies())
     add("output", converted("lm_head", lm_head.state_dict()["weight"].detach().cpu()))
     shared: dict[str, Any] = {}  # one array, in the file once a layer
     for i in range(spec.num_hidden_layers):
@@ -221,7 +232,10 @@ def _add_tensors(
         for part, target in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_output")):
             own = f"{here}.self_attn.{part}_proj"
             weight = state[f"{own}.weight"]
-            add(f"{there}.{target}", converted(own, interleaved(weight, spec.head_dim) if part in "qk" else weight))
+            turned = part in "qk" and not spec.qkv_bias
+            add(f"{there}.{target}", converted(own, interleaved(weight, spec.head_dim) if turned else weight))
+            if f"{own}.bias" in state:
+                writer.add_tensor(f"{there}.{target}.bias", state[f"{own}.bias"].float().numpy())
         for part in ("gate", "up", "down"):
             own = f"feed_forward.{part}_proj" if spec.ffn_sharing == "all" else f"{here}.mlp.{part}_proj"
             if own not in shared:
@@ -239,6 +253,8 @@ class Vocabulary:
     """Names of gguf's ``TokenType``."""
     scores: tuple[float, ...] = ()
     merges: tuple[str, ...] = ()
+    words: str = "gpt-2"
+    """llama.cpp's name of what cuts a text into words."""
     boundary: bool = False
     """Whether a text is given a space before it."""
     notes: tuple[str, ...] = ()
@@ -269,9 +285,10 @@ def read_vocabulary(path: Path, spec: DecoderConfig) -> Vocabulary:
     types = [_type(index, by_id.get(index), special, model.get("unk_token")) for index in range(spec.vocab_size)]
     tokens = tuple(by_id.get(index, f"[UNUSED{index}]") for index in range(spec.vocab_size))
     if byte_level:
-        own = '"Regex"' in json.dumps(found.get("pre_tokenizer"))
+        words = words_name(found.get("pre_tokenizer"))
         note = "Its tokenizer cuts texts into words by a rule of its own; llama.cpp will cut them as GPT-2 does."
-        return Vocabulary("gpt2", tokens, tuple(types), merges=tuple(merges), notes=(note,) if own else ())
+        notes = () if words else (note,)
+        return Vocabulary("gpt2", tokens, tuple(types), merges=tuple(merges), words=words or "gpt-2", notes=notes)
     # sentencepiece joins the pair whose whole has the highest score: the merges' order, said by the wholes.
     ranks: dict[str, int] = {}
     for rank, merge in enumerate(merges):
@@ -300,7 +317,7 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, spec: DecoderConfig) ->
     kinds = library().TokenType
     writer.add_token_types([kinds[each] for each in vocabulary.types])
     if vocabulary.model == "gpt2":
-        writer.add_tokenizer_pre("gpt-2")
+        writer.add_tokenizer_pre(vocabulary.words)
         writer.add_token_merges(list(vocabulary.merges))
     else:
         writer.add_tokenizer_pre("default")

@@ -21,7 +21,7 @@ from mobillama_v.interop.gguf import library
 from mobillama_v.interop.gguf_tokenizer import tokenizer_json
 from mobillama_v.interop.llama import assemble
 
-_ARCHITECTURE = "llama"
+_ARCHITECTURES = ("llama", "qwen2")
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -46,7 +46,7 @@ _TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "paddin
 
 
 class GGUFImporter(Importer):
-    """``.gguf`` files of the architecture ``llama``."""
+    """``.gguf`` files of the architectures ``llama`` and ``qwen2``."""
 
     title = "a GGUF file of a Llama"
 
@@ -67,26 +67,26 @@ class GGUFImporter(Importer):
             fields = {name: field.contents() for name, field in reader.fields.items()}
         except Exception as error:  # the package raises several kinds for one cause
             raise CheckpointError(f"{folder} is not a GGUF file that can be read ({error}); copy it again.") from error
-        if fields.get("general.architecture") != _ARCHITECTURE:
-            raise CheckpointError(
-                f"{folder} holds a model of the architecture {fields.get('general.architecture')!r}; only "
-                f"{_ARCHITECTURE} can be imported."
-            )
-        scaling = fields.get("llama.rope.scaling.type", "none")
+        kind = fields.get("general.architecture")
+        if kind not in _ARCHITECTURES:
+            known = " and ".join(_ARCHITECTURES)
+            raise CheckpointError(f"{folder} holds a model of the architecture {kind!r}; known are {known}.")
+        scaling = fields.get(f"{kind}.rope.scaling.type", "none")
         if scaling != "none" or any(each.name == "rope_freqs.weight" for each in reader.tensors):
             raise CheckpointError(
                 f"{folder} scales its rotary positions, which is not read from GGUF; take its safetensors."
             )
-        values: dict[str, Any] = {ours: fields.get(f"llama.{theirs}") for ours, theirs in _FIELDS.items()}
+        values: dict[str, Any] = {ours: fields.get(f"{kind}.{theirs}") for ours, theirs in _FIELDS.items()}
         values |= {ours: fields.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in _TOKENS.items()}
+        values["model_type"] = kind
         values["tie_word_embeddings"] = all(each.name != "output.weight" for each in reader.tensors)
         tensors = {}
         for each in reader.tensors:
             name, tensor = _read(gguf, each, values, folder)
             tensors[name] = tensor
-        known = {name: value for name, value in values.items() if value is not None}
+        config = {name: value for name, value in values.items() if value is not None}
         tokenizer, notes = tokenizer_json(fields, folder)
-        found = assemble(tensors, known, folder, ffn=ffn)
+        found = assemble(tensors, config, folder, ffn=ffn)
         template = template_of(str(fields.get("tokenizer.chat_template", "")))
         return replace(found, notes=(*found.notes, *notes), template=template, tokenizer=tokenizer)
 
@@ -96,7 +96,7 @@ def _read(gguf: Any, entry: Any, config: dict[str, Any], path: Path) -> tuple[st
     stem, _, kind = entry.name.rpartition(".")
     layer = _LAYER.fullmatch(stem)
     name = _NAMES.get(layer[2] if layer else stem)
-    if kind != "weight" or name is None:
+    if kind not in ("weight", "bias") or name is None:
         raise CheckpointError(f"{path} holds {entry.name}, which this decoder does not have.")
     try:
         values = gguf.quants.dequantize(entry.data, entry.tensor_type)
@@ -107,9 +107,9 @@ def _read(gguf: Any, entry: Any, config: dict[str, Any], path: Path) -> tuple[st
     if entry.tensor_type == gguf.GGMLQuantizationType.F16:
         tensor = tensor.half()
     heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(layer[2] if layer else "")
-    if heads is not None:
+    if heads is not None and config["model_type"] == "llama":
         tensor = halves(tensor, config[heads] or config["num_attention_heads"])
-    return f"model.layers.{layer[1]}.{name}.weight" if layer else f"{name}.weight", tensor
+    return f"model.layers.{layer[1]}.{name}.{kind}" if layer else f"{name}.{kind}", tensor
 
 
 def halves(weight: Tensor, heads: int) -> Tensor:

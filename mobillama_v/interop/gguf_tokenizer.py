@@ -6,6 +6,7 @@ rules of the names are those of llama.cpp (``src/llama-vocab.cpp``).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,43 @@ def tokenizer_json(fields: dict[str, Any], path: Path) -> tuple[str | None, tupl
         raise CheckpointError(
             f"{path} cuts words as {pre!r} does, which is not known here; known are {', '.join(WORDS)}."
         )
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models
 
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
     merges = [tuple(each.split(" ", 1)) for each in fields["tokenizer.ggml.merges"]]
     made = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    rule = WORDS[pre]
-    words: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule in (None, "digits"))]
-    if rule == "digits":
-        words.insert(0, pre_tokenizers.Digits(individual_digits=True))
-    elif rule is not None:
-        words.insert(0, pre_tokenizers.Split(Regex(rule), "isolated"))
-    made.pre_tokenizer = pre_tokenizers.Sequence(words)
+    made.pre_tokenizer = _pre_tokenizer(pre)
     made.decoder = decoders.ByteLevel()
     for token, each in zip(tokens, fields["tokenizer.ggml.token_type"], strict=True):
         if each in (_CONTROL, _USER_DEFINED):
             made.add_tokens([AddedToken(token, special=each == _CONTROL, normalized=False)])
     return made.to_str(), ()
+
+
+def _pre_tokenizer(name: str) -> Any:
+    from tokenizers import Regex, pre_tokenizers
+
+    rule = WORDS[name]
+    words: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule in (None, "digits"))]
+    if rule == "digits":
+        words.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    elif rule is not None:
+        words.insert(0, pre_tokenizers.Split(Regex(rule), "isolated"))
+    return pre_tokenizers.Sequence(words)
+
+
+def words_name(pre_tokenizer: Any) -> str | None:
+    """llama.cpp's name of a ``pre_tokenizer`` of a ``tokenizer.json``; None where it has none that is known here."""
+    from tokenizers import Tokenizer, models
+
+    def steps(declared: Any) -> list[Any]:
+        inner = declared.get("pretokenizers") if isinstance(declared, dict) else None
+        found = [declared] if inner is None else inner
+        return [{key: value for key, value in each.items() if key != "trim_offsets"} for each in found]
+
+    for name in WORDS:
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = _pre_tokenizer(name)
+        if pre_tokenizer and steps(json.loads(made.to_str())["pre_tokenizer"]) == steps(pre_tokenizer):
+            return name
+    return None

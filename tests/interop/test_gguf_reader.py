@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ import mobillama_v
 import tiny
 from mobillama_v import MobiLlamaConfig, MobiLlamaForCausalLM
 from mobillama_v.cli.main import app
-from mobillama_v.config import DecoderConfig
+from mobillama_v.config import DecoderConfig, Llama3Rope
 from mobillama_v.errors import CheckpointError, ModelNotFoundError
 from mobillama_v.generate import Sampling
 from mobillama_v.hub import find_checkpoint
 from mobillama_v.interop.formats import ImportedDecoder, import_decoder
-from mobillama_v.interop.gguf import write_gguf
+from mobillama_v.interop.gguf import read_vocabulary, write_gguf
+from mobillama_v.interop.gguf_tokenizer import WORDS
 from mobillama_v.prompt import user
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")
@@ -115,8 +117,6 @@ def write(path: Path, kind: str, *, tied: bool = False, architecture: str = "lla
 
 
 def logits(found: ImportedDecoder, ids: torch.Tensor) -> torch.Tensor:
-    import dataclasses
-
     model = MobiLlamaForCausalLM(MobiLlamaConfig(**dataclasses.asdict(found.spec))).eval()
     model.load_state_dict({f"model.{n}": t for n, t in found.decoder.items()} | {"lm_head.weight": found.head})
     with torch.no_grad():
@@ -138,17 +138,41 @@ def test_every_type_gives_the_logits_of_transformers(kind: str, tmp_path: Path) 
     torch.testing.assert_close(logits(found, ids), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_we_write_is_read_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_we_write_is_read_back(bias: bool, tmp_path: Path) -> None:
     from mobillama_v.model.decoder import Decoder
 
     torch.manual_seed(0)
-    decoder, head = Decoder(SHAPE), torch.nn.Linear(SHAPE.hidden_size, SHAPE.vocab_size, bias=False)
-    write_gguf(tmp_path / "m.gguf", decoder, head, SHAPE, kind="f16")
+    spec = dataclasses.replace(SHAPE, qkv_bias=bias)
+    decoder, head = Decoder(spec), torch.nn.Linear(SHAPE.hidden_size, SHAPE.vocab_size, bias=False)
+    write_gguf(tmp_path / "m.gguf", decoder, head, spec, kind="f16", chat_template="<|im_start|>")
     found = import_decoder(tmp_path / "m.gguf", ffn="per-layer")
+    assert (found.spec.qkv_bias, found.template) == (bias, "chatml")
     state = decoder.state_dict() | {"lm_head.weight": head.weight}
     assert state.keys() == found.decoder.keys() | {"lm_head.weight"}
     for name, tensor in (found.decoder | {"lm_head.weight": found.head}).items():
         assert torch.equal(tensor, state[name].to(tensor.dtype)), name
+
+
+def test_a_stretched_rotation_is_written_as_divisors(tmp_path: Path) -> None:
+    from mobillama_v.model.decoder import Decoder
+
+    spec = dataclasses.replace(SHAPE, llama3_rope=Llama3Rope(8.0, 1.0, 4.0, 64))
+    head = torch.nn.Linear(SHAPE.hidden_size, SHAPE.vocab_size, bias=False)
+    write_gguf(tmp_path / "m.gguf", Decoder(spec), head, spec, kind="f16")
+    found = {each.name: each.data for each in gguf.GGUFReader(tmp_path / "m.gguf").tensors}["rope_freqs.weight"]
+    np.testing.assert_allclose(SHAPE.rotary_frequencies() / found, spec.rotary_frequencies(), rtol=1e-6)
+    assert found.min() == 1 and found.max() == pytest.approx(8)
+    with pytest.raises(CheckpointError, match="scales its rotary positions"):
+        import_decoder(tmp_path / "m.gguf", ffn="per-layer")
+
+
+def test_words_are_cut_by_the_same_rule_there(tmp_path: Path) -> None:
+    for pre in WORDS:
+        found = import_decoder(write(tmp_path / f"{pre}.gguf", "F16", pre=pre), ffn="per-layer")
+        (tmp_path / "tokenizer.json").write_text(found.tokenizer or "")
+        words = read_vocabulary(tmp_path / "tokenizer.json", SHAPE)
+        assert (words.words, words.notes) == (pre, ())
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
@@ -167,7 +191,7 @@ def test_the_tokenizer_cuts_words_as_its_rule_says(pre: str, tmp_path: Path) -> 
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="architecture 'bert'; only llama"):
+    with pytest.raises(CheckpointError, match="architecture 'bert'; known are llama"):
         import_decoder(write(tmp_path / "b.gguf", "F16", architecture="bert"))
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(CheckpointError, match="is not a GGUF file that can be read"):
