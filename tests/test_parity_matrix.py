@@ -204,9 +204,9 @@ def test_the_picture_comes_first_in_every_door(model_folder) -> None:
 
     folder = model_folder(HYBRID, "mlp2x_gelu", "all")
     assistant = mobillama_v.load(str(folder), device="cpu", engine="torch")
-    expected = assistant._encode(1, [user(QUESTION, images=1)]).input_ids
+    expected = assistant.encode_messages([user(QUESTION, images=1)]).input_ids
     turned = [Message("user", (QUESTION, Slot.IMAGE))]
-    assert assistant._encode(1, turned).input_ids == expected
+    assert assistant.encode_messages(turned).input_ids == expected
     assert (
         assistant.ask([picture()], turned, Sampling(4)).text == assistant.ask([picture()], QUESTION, Sampling(4)).text
     )
@@ -217,7 +217,7 @@ def test_the_picture_comes_first_in_every_door(model_folder) -> None:
         chat = [{"role": "user", "content": [text, shown][::order]}]
         assert processor.apply_chat_template(chat, tokenize=True)[0].tolist() == expected
         request = parse({"model": "m", "messages": [{"role": "user", "content": [text, url][::order]}]}, Limits())
-        assert assistant._encode(1, request.messages).input_ids == expected
+        assert assistant.encode_messages(request.messages).input_ids == expected
 
 
 @pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
