@@ -45,7 +45,7 @@ class MobiLlamaVProcessor(ProcessorMixin):
     Args:
         image_processor: makes pixels.
         tokenizer: the ``tokenizer.json`` as transformers reads it, with its special tokens.
-        template: ``v1`` (a chat) or ``plain`` (image and caption).
+        template: a name in :data:`~mobillama_v.prompt.TEMPLATES`.
         tokens_per_image: slots that one image takes.
         context_length: longest prompt that is accepted, in tokens.
     """
