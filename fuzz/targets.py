@@ -7,7 +7,6 @@ C or Rust is covered as far as their errors go.
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -20,8 +19,10 @@ from mobillama_v.backends.native.packed_format import FILE, Packed, layout, read
 from mobillama_v.backends.native.runtime import NativeModel, NativeSequence
 from mobillama_v.backends.numpy.decoder import NumpyModel, NumpySequence
 from mobillama_v.config import DecoderConfig
-from mobillama_v.demo import protocol
 from mobillama_v.demo.limits import Limits
+from mobillama_v.demo.protocol import parse
+from mobillama_v.demo.read_body import read_json
+from mobillama_v.demo.request_bodies import ChatBody, CompletionBody, ResponseBody
 from mobillama_v.errors import MobiLlamaVError
 from mobillama_v.hub import read_spec
 from mobillama_v.images import ImageTransform, load_image
@@ -47,12 +48,11 @@ def images(data: bytes) -> None:
 
 
 def requests(data: bytes) -> None:
-    """The body of a request to the server."""
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):  # which the server reports
-        return
-    protocol.parse(body, Limits())
+    """The body of a request to the server, at each of its addresses."""
+    body = read_json(bytearray(data))
+    for kind in (ChatBody, CompletionBody, ResponseBody):
+        with contextlib.suppress(MobiLlamaVError):
+            parse(body, kind, Limits())
 
 
 def packed(data: bytes) -> None:
