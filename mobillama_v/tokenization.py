@@ -32,7 +32,8 @@ class TextTokenizer:
         with _refusing_damage():
             letter = tokenizer.encode("a", add_special_tokens=False).tokens
         self._adds_boundary = bool(letter) and letter[0].startswith("▁")
-        self.longest_token = max(len(token.encode()) for token in tokenizer.get_vocab())
+        self.longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        """Bytes of the longest token."""
 
     @classmethod
     def from_file(cls, path: Path, *, bos_id: int, eos_id: int, pad_id: int) -> TextTokenizer:
@@ -91,6 +92,11 @@ class TextTokenizer:
         with _refusing_damage():
             return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def token_text(self, token: int) -> str:
+        """What one token adds to a text: with the blank before a word, which :meth:`decode` drops at a text's start."""
+        letter = self.encode("a")
+        return self.decode([*letter, token])[len(self.decode(letter)) :]
+
 
 @contextmanager
 def _refusing_damage() -> Iterator[None]:
@@ -100,11 +106,6 @@ def _refusing_damage() -> Iterator[None]:
         raise PromptError("a text holds half a character (one of U+D800 to U+DFFF alone); remove it.") from None
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"tokenizer.json is damaged ({error}); copy it from the model again.") from error
-
-    def token_text(self, token: int) -> str:
-        """What one token adds to a text: with the blank before a word, which :meth:`decode` drops at a text's start."""
-        letter = self.encode("a")
-        return self.decode([*letter, token])[len(self.decode(letter)) :]
 
 
 def check_vocabulary(name: str | Path, tokens: int, config: DecoderConfig) -> None:
