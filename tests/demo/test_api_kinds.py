@@ -67,7 +67,12 @@ def test_choices_and_log_probabilities(service: Service, model: Assistant) -> No
     for index, choice in enumerate(whole["choices"]):
         mine = [part for part in parts if part["index"] == index]
         assert "".join(part["delta"].get("content", "") for part in mine) == choice["message"]["content"]
-        assert (mine[-1]["finish_reason"], mine[-1]["logprobs"]) == (choice["finish_reason"], choice["logprobs"])
+        assert mine[-1]["finish_reason"] == choice["finish_reason"]
+        # The remembered prompt is read in other sums, which differ in the last digits.
+        both = zip(mine[-1]["logprobs"]["content"], choice["logprobs"]["content"], strict=True)
+        for streamed_token, token in both:
+            assert streamed_token["bytes"] == token["bytes"]
+            assert streamed_token["logprob"] == pytest.approx(token["logprob"], abs=1e-4)
 
 
 def test_log_probabilities_are_those_of_scoring(model: Assistant) -> None:
