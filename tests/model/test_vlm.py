@@ -82,9 +82,9 @@ def test_imports_neither_transformers_nor_open_clip_nor_the_compiler(nano_like: 
 def test_a_misfit_is_refused_before_memory_is_taken(
     nano_like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A configuration that asks for terabytes is compared with the file, not allocated."""
+    """A configuration that asks for gigabytes is compared with the file, not allocated."""
     config = json.loads((nano_like / "config.json").read_text())
-    config["text_config"] |= {"intermediate_size": 2**34, "vocab_size": 2**36}
+    config["text_config"] |= {"intermediate_size": 2**18, "vocab_size": 2**24}  # the largest
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(nano_like / "model.safetensors")
     made: list[str] = []
