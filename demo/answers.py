@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mobillama_v.assistant import Reply
 from mobillama_v.demo.protocol import RequestError
 from mobillama_v.demo.request_bodies import Body, ChatBody, CompletionBody, ResponseBody
+from mobillama_v.reply import Reply
 from mobillama_v.tokenization import TextTokenizer
 
 

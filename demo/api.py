@@ -15,7 +15,6 @@ from typing import Any
 from prometheus_client.exposition import choose_encoder
 
 from mobillama_v import __version__
-from mobillama_v.assistant import Reply
 from mobillama_v.demo.answers import ANSWERS, Answer
 from mobillama_v.demo.bind import HostMiddleware
 from mobillama_v.demo.limits import HeldBytes
@@ -27,6 +26,7 @@ from mobillama_v.demo.service import Service, Stopped
 from mobillama_v.demo.workers import LARGE_BYTES
 from mobillama_v.errors import MobiLlamaVError, needs
 from mobillama_v.images.fetch import fetch
+from mobillama_v.reply import Reply
 
 _log = logging.getLogger(__name__)
 _STOPPED = RequestError("The server is shutting down.", status=503, code="shutting_down", retry=60)

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from mobillama_v.assistant import EncodedImage
+from mobillama_v.reply import EncodedImage
 
 
 class ImageCache:

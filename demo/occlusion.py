@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from mobillama_v.assistant import Assistant, EncodedImage
+from mobillama_v.assistant import Assistant
 from mobillama_v.generate import Array
 from mobillama_v.prompt import Message
+from mobillama_v.reply import EncodedImage
 
 CELLS = 7
 _SHOWN = 448  # pixels a side of the rendered map
@@ -41,10 +42,10 @@ def importance(
         """Of the answer and its end, [R], for each of R last pictures."""
         return model.score([([*images[:-1], each], messages) for each in last], answer).log_probs.sum(-1)
 
-    whole = log_likelihood(images[-1:])
+    whole, words = log_likelihood(images[-1:]), images[-1].words
     found = np.zeros((CELLS, CELLS))
     for row in range(CELLS):
-        found[row] = whole - log_likelihood([model.encode_image(cover(square, row, c)) for c in range(CELLS)])
+        found[row] = whole - log_likelihood([model.encode_image(cover(square, row, c), words) for c in range(CELLS)])
         yield found
 
 

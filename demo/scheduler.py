@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mobillama_v.assistant import ReplyStream
 from mobillama_v.demo.limits import BusyError, Limits
 from mobillama_v.generate import decode_step
+from mobillama_v.reply import ReplyStream
 
 Work = Callable[[], Iterator[Any]]
 _LONGEST_RETRY = 60  # seconds

@@ -1,8 +1,8 @@
 """The session layer under the demo and the server: models, limits, the queue, and pictures that are encoded once.
 
 A request takes a ticket in the queue, or is refused. Its pictures are checked by their headers and decoded, a large one
-at a time in the whole process, to the small square that the model sees. Then comes its turn to be computed, where
-pictures that its owner has shown before cost nothing.
+at a time in the whole process, to the small square that the model sees; words are read before, in the whole picture.
+Then comes its turn to be computed, where pictures that its owner has shown before cost nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from mobillama_v.assistant import Assistant, EncodedImage, Reply, ReplyStream
+from mobillama_v.assistant import Assistant
 from mobillama_v.demo.image_cache import ImageCache
 from mobillama_v.demo.limits import LimitError, Limits
 from mobillama_v.demo.metrics import Metrics
@@ -31,6 +31,7 @@ from mobillama_v.generate import Sampling
 from mobillama_v.images import load_image
 from mobillama_v.images.read import image_size
 from mobillama_v.prompt import Message
+from mobillama_v.reply import EncodedImage, Reply, ReplyStream
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Picture:
         """
         width, height = image_size(self.data, self.name)
         return width * height
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture as small as the model sees it, and the words that were read in the whole one (None: nothing reads)."""
+
+    square: Image.Image
+    words: tuple[str, ...] | None
 
 
 class Stopped(Exception):
@@ -159,11 +168,11 @@ class Service:
         start = time.perf_counter()
         outcome, first = "stopped", True
         try:
-            assistant, squares = await self._prepared(ticket, name, messages, pictures, sampling)
+            assistant, decoded = await self._prepared(ticket, name, messages, pictures, sampling)
             seconds = min(sampling.max_seconds, self.limits.max_seconds) / choices
             seeds = [None if sampling.seed is None else sampling.seed + i for i in range(choices)]
             each = [dataclasses.replace(sampling, max_seconds=seconds, seed=seed) for seed in seeds]
-            work = partial(self._work, assistant, ticket.owner, name, list(messages), pictures, squares, each)
+            work = partial(self._work, assistant, ticket.owner, name, list(messages), pictures, decoded, each)
             async for item in _items(ticket, work):
                 if isinstance(item, Reply):
                     outcome = item.finish_reason
@@ -189,11 +198,11 @@ class Service:
         Arguments and errors as in :meth:`answer`; there must be a picture.
         """
         try:
-            assistant, squares = await self._prepared(ticket, name, messages, pictures, Sampling(1))
-            last = squares[-1] or await self._decoded(ticket, assistant, pictures[-1])
+            assistant, decoded = await self._prepared(ticket, name, messages, pictures, Sampling(1))
+            last = (decoded[-1] or await self._decoded(ticket, assistant, pictures[-1], read=False)).square
 
             def work() -> Iterator[Image.Image]:
-                images = list(self._images(assistant, ticket.owner, name, pictures, squares))
+                images = list(self._images(assistant, ticket.owner, name, pictures, decoded))
                 for found in importance(assistant, messages, images, last, answer):
                     yield render(last, found)
 
@@ -209,37 +218,38 @@ class Service:
 
     async def _prepared(
         self, ticket: Ticket, name: str, messages: Sequence[Message], pictures: Sequence[Picture], sampling: Sampling
-    ) -> tuple[Assistant, list[Image.Image | None]]:
+    ) -> tuple[Assistant, list[Decoded | None]]:
         """The model of a request that was checked, and its pictures decoded; None where one is in the cache."""
         await asyncio.to_thread(self.assistant, name)  # it may have to be loaded
         await self.workers.run(False, self.check, name, messages, pictures, sampling)
-        assistant, squares = self.assistant(name), list[Image.Image | None]()
+        assistant, decoded = self.assistant(name), list[Decoded | None]()
         for picture in pictures:
             cached = await self.workers.run(False, self._cached, ticket.owner, name, picture)
-            squares.append(None if cached else await self._decoded(ticket, assistant, picture))
-        return assistant, squares
+            decoded.append(None if cached else await self._decoded(ticket, assistant, picture))
+        return assistant, decoded
 
     def _cached(self, owner: str, name: str, picture: Picture) -> EncodedImage | None:
         return self.seen.get(owner, (name, picture.digest))
 
-    async def _decoded(self, ticket: Ticket, assistant: Assistant, picture: Picture) -> Image.Image:
-        """The picture as small as the model sees it.
+    async def _decoded(self, ticket: Ticket, assistant: Assistant, picture: Picture, *, read: bool = True) -> Decoded:
+        """The picture as small as the model sees it, and its words if they are to be ``read``.
 
         Raises:
             Stopped: the ticket was left before its turn to be decoded came.
         """
 
-        def decode() -> Image.Image:
+        def decode() -> Decoded:
             if ticket.left:
                 raise Stopped
-            return self._decode(assistant, picture)
+            return self._decode(assistant, picture, read)
 
         return await self.workers.run(picture.pixels > LARGE_PIXELS, decode)
 
-    def _decode(self, assistant: Assistant, picture: Picture) -> Image.Image:
-        transform = assistant.spec.image
-        image = load_image(picture.data, max_pixels=self.limits.max_pixels, name=picture.name, target=transform.size)
-        return transform.apply(image)  # the model's own transform leaves it as it is
+    def _decode(self, assistant: Assistant, picture: Picture, read: bool = True) -> Decoded:
+        limit, size = self.limits.max_pixels, assistant.read_size if read else assistant.spec.image.size
+        image = load_image(picture.data, max_pixels=limit, name=picture.name, target=size)
+        # The model's own transform leaves the square as it is.
+        return Decoded(assistant.spec.image.apply(image), assistant.read_words(image) if read else None)
 
     def _work(
         self,
@@ -248,11 +258,11 @@ class Service:
         name: str,
         messages: list[Message],
         pictures: Sequence[Picture],
-        squares: list[Image.Image | None],
+        decoded: list[Decoded | None],
         samplings: list[Sampling],
     ) -> Iterator[ReplyStream | Reply]:
-        images = list(self._images(assistant, owner, name, pictures, squares))
-        fresh = sum(seen.seconds for seen, square in zip(images, squares, strict=True) if square is not None)
+        images = list(self._images(assistant, owner, name, pictures, decoded))
+        fresh = sum(seen.seconds for seen, each in zip(images, decoded, strict=True) if each is not None)
         for sampling in samplings:
             answer = assistant.stream(images, messages, sampling)
             yield answer  # the scheduler computes its pieces
@@ -265,14 +275,14 @@ class Service:
         owner: str,
         name: str,
         pictures: Sequence[Picture],
-        squares: list[Image.Image | None],
+        decoded: list[Decoded | None],
     ) -> Iterator[EncodedImage]:
         """The pictures encoded, where they are not in the cache."""
-        for picture, square in zip(pictures, squares, strict=True):
+        for picture, each in zip(pictures, decoded, strict=True):
             seen = self._cached(owner, name, picture)
             if seen is None:
-                # Without a square it was in the cache a moment ago.
-                seen = assistant.encode_image(square or self._decode(assistant, picture))
+                each = each or self._decode(assistant, picture)  # if it was not, it was in the cache a moment ago
+                seen = assistant.encode_image(each.square, each.words)
                 self.seen.put(owner, (name, picture.digest), seen)
                 self.metrics.pictures.inc()
             yield seen

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.assistant import Reply
 from mobillama_v.demo.history import (
     FAILED,
     History,
@@ -29,6 +28,7 @@ from mobillama_v.demo.service import Picture, Service, Stopped
 from mobillama_v.demo.sessions import COOKIE, Sessions
 from mobillama_v.errors import MobiLlamaVError
 from mobillama_v.generate import Sampling
+from mobillama_v.reply import Reply
 
 EXAMPLES = Path(__file__).resolve().parent / "examples"
 _QUESTIONS = (

@@ -29,8 +29,9 @@ from mobillama_v.progress import Progress
 from mobillama_v.prompt import user
 
 if TYPE_CHECKING:
-    from mobillama_v.assistant import Assistant, EncodedImage
+    from mobillama_v.assistant import Assistant
     from mobillama_v.backends.select import BackendPlan
+    from mobillama_v.reply import EncodedImage
 
 _WINDOW = 8  # batches whose questions are sorted by length together
 _FEATURE_BYTES = 256 << 20  # of encoded images that are kept at once, in fp32

@@ -17,9 +17,9 @@ from mobillama_v.errors import ConfigError, DataError, PromptError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mobillama_v.assistant import EncodedImage
     from mobillama_v.generate import Sampling
     from mobillama_v.prompt import Message
+    from mobillama_v.reply import EncodedImage
 
 NAME = "mobillama_v"
 _KEPT = 64  # encoded images; tasks ask several questions on one

@@ -18,9 +18,8 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-import numpy as np
 from PIL import Image
 
 from mobillama_v.config import ModelConfig
@@ -32,7 +31,8 @@ from mobillama_v.ocr import with_tokens
 from mobillama_v.prefix_cache import PrefixCache
 from mobillama_v.prompt import Encoded, Message, get_template, user
 from mobillama_v.prompt import assistant as assistant_turn
-from mobillama_v.sampling import TokenLogProb, check_finite
+from mobillama_v.reply import EncodedImage, Reply, ReplyStream, Timings, VisionEncoder
+from mobillama_v.sampling import check_finite
 from mobillama_v.tokenization import TextTokenizer
 
 if TYPE_CHECKING:
@@ -44,102 +44,11 @@ Question: TypeAlias = "str | Sequence[Message | dict[str, Any]]"
 _KEPT_PROMPTS = 2  # with their keys and values, of chats that go on
 
 
-@dataclass(frozen=True)
-class EncodedImage:
-    """An image as the decoder sees it, [P',D], and the seconds that decoding and encoding it took.
-
-    The features are an array of numpy's or a tensor of torch's, as the model's :class:`VisionEncoder` gives them.
-    ``words`` were read in it where the assistant has a reader, else it is None.
-    """
-
-    features: Any
-    seconds: float
-    words: tuple[str, ...] | None = None
-
-
-class VisionEncoder(Protocol):
-    """What sees for a model: its image tower and projector."""
-
-    device: str
-    """Where, by torch's name."""
-    tokens_per_image: int
-    """Visual tokens P' that one image makes."""
-
-    @property
-    def network(self) -> VisionLanguageModel:
-        """The model in torch, made when it is first asked for where nothing here computes with it."""
-        ...
-
-    def encode_image(self, pixel_values: np.ndarray[Any, Any]) -> Any:
-        """Visual tokens [P',D] of an image's pixels [3,S,S], when they have been computed."""
-        ...
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds: reading and encoding images that were not seen before, the prompt, and all new tokens after the first.
-
-    In a batch ``prefill`` and ``decode`` are those of the whole batch.
-    """
-
-    images: float
-    prefill: float
-    decode: float
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer; ``finish_reason`` is ``stop`` (the model or a stop string ended it) or ``length``.
-
-    ``prompt_tokens`` counts everything before the answer, the visual tokens (``image_tokens``) included; ``new_tokens``
-    is the length of the answer without its end token.
-    """
-
-    text: str
-    finish_reason: Literal["stop", "length"]
-    prompt_tokens: int
-    image_tokens: int
-    new_tokens: int
-    timings: Timings
-    log_probs: tuple[TokenLogProb, ...] = ()
-    """Of its tokens, where the sampling asked for them."""
-
-
-class ReplyStream(Iterator[str]):
-    """Iterate it for the pieces of text; afterwards (and only then) ``reply`` is the whole answer.
-
-    There is a piece for every token, often an empty one: who stops iterating stops the computation within a token.
-    """
-
-    def __init__(self, pieces: Iterator[tuple[str, Reply | None]], generation: Generation) -> None:
-        self._pieces, self.generation = pieces, generation
-        self._reply: Reply | None = None
-
-    def close(self) -> None:
-        """Break the answer off and free what it held; harmless after its end."""
-        self.generation.close()
-
-    def __next__(self) -> str:
-        piece, reply = next(self._pieces)
-        self._reply = reply or self._reply
-        return piece
-
-    @property
-    def reply(self) -> Reply:
-        """The whole answer.
-
-        Raises:
-            RuntimeError: the stream has not ended.
-        """
-        if self._reply is None:
-            raise RuntimeError("the answer has not ended; iterate the stream first")
-        return self._reply
-
-
 @dataclass
 class _Row:
-    """One prompt, ready to run: ids [T] and slots, its images, and the seconds they took."""
+    """One prompt, ready to run: its messages, ids [T] and slots, its images, and the seconds they took."""
 
+    messages: Sequence[Message]
     encoded: Encoded
     images: list[EncodedImage]
     seconds: float
@@ -195,8 +104,12 @@ class Assistant:
         """How many tokens a conversation may have, the answer included."""
         return self.spec.decoder.max_position_embeddings
 
-    def encode_image(self, image: Source) -> EncodedImage:
+    def encode_image(self, image: Source, words: tuple[str, ...] | None = None) -> EncodedImage:
         """Read and encode one image; one that was seen already is returned as it is.
+
+        Args:
+            image: to encode.
+            words: that were read in it already, as :meth:`read_words` does.
 
         Raises:
             ImageError: it is missing, not readable, not an image, damaged or too large.
@@ -205,16 +118,20 @@ class Assistant:
         if isinstance(image, EncodedImage):
             return image
         start = time.perf_counter()
-        picture = load_image(image, target=self.read_size)
+        picture = load_image(image, target=self.read_size if words is None else self.spec.image.size)
         features = self.vision.encode_image(self.spec.image(picture))
         check_finite(features)
-        words = None if self.reader is None else tuple(self.reader.read(picture))
+        words = self.read_words(picture) if words is None else words
         return EncodedImage(features, time.perf_counter() - start, words)
 
     @property
     def read_size(self) -> int | None:
         """The side in pixels that images need to have; None where words are read in them: whole, then."""
         return self.spec.image.size if self.reader is None else None
+
+    def read_words(self, picture: Image.Image) -> tuple[str, ...] | None:
+        """The words in a picture of :attr:`read_size`; None without a reader."""
+        return None if self.reader is None else tuple(self.reader.read(picture))
 
     def see(self, image: Source) -> EncodedImage:
         """The former name of :meth:`encode_image`; it goes in the version after next."""
@@ -270,8 +187,7 @@ class Assistant:
             PromptError: as :meth:`ask`; or a conversation with the answer is longer than the context.
         """
         rows = [self._row(images, messages) for images, messages in prompts]
-        answered = [*prompts[0][1], assistant_turn(answer)]
-        whole = self.encode_messages(answered, max_length=self.context).input_ids
+        whole = self._encode_canonical([*rows[0].messages, assistant_turn(answer)], self.context).input_ids
         return self.engine.score([row.prompt for row in rows], whole[len(rows[0].encoded.input_ids) :])
 
     def chat(self, images: Sequence[Source] = ()) -> Chat:
@@ -295,8 +211,11 @@ class Assistant:
         new = [not isinstance(image, EncodedImage) for image in read.images]
         seen = [self.encode_image(image) for image in read.images]
         if any(image.words is not None for image in seen):
-            encoded = self._encode(dataclasses.replace(read, messages=_with_words(read.messages, seen)))
-        return _Row(encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh))
+            read = dataclasses.replace(read, messages=_with_words(read.messages, seen))
+            encoded = self._encode(read)
+        return _Row(
+            read.messages, encoded, seen, sum(each.seconds for each, fresh in zip(seen, new, strict=True) if fresh)
+        )
 
     def _encode(self, read: Conversation) -> Encoded:
         if read.messages[-1].role != "user":

@@ -7,6 +7,7 @@ TextVQA's Rosetta file: single words, in reading order.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,14 @@ def library() -> str:
 
 
 class Reader:
-    """Reads words; the library's models are loaded when it is made."""
+    """Reads words, one picture at a time; the library's models are loaded when it is made."""
 
     def __init__(self) -> None:
         library()
         from rapidocr import RapidOCR
 
         threads = int(os.environ.get("OMP_NUM_THREADS", "-1"))  # as torchrun sets it for several processes
+        self._lock = threading.Lock()  # the library keeps what it found in itself
         self._engine: Any = RapidOCR(
             params={"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": threads}
         )
@@ -71,7 +73,8 @@ class Reader:
         from mobillama_v.images import load_image
 
         pixels = np.asarray(load_image(picture))[:, :, ::-1]  # it wants BGR, as OpenCV has it
-        found = self._engine(np.ascontiguousarray(pixels))
+        with self._lock:
+            found = self._engine(np.ascontiguousarray(pixels))
         if not found.txts:
             return []
         lines = [found.txts[i] for i in reading_order([box.tolist() for box in found.boxes])]

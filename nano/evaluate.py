@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobillama_v.assistant import Assistant, EncodedImage
+from mobillama_v.assistant import Assistant
 from mobillama_v.generate import Sampling
+from mobillama_v.reply import EncodedImage
 from nano import classes, easyvqa, photos
 from nano.build_scenes import write_questions
 

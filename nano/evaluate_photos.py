@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mobillama_v.assistant import Assistant, EncodedImage
+from mobillama_v.assistant import Assistant
 from mobillama_v.generate import Sampling
+from mobillama_v.reply import EncodedImage
 from nano import caption_qa
 from nano.caption_metrics import CiderD, bleu, garbled
 from nano.evaluate import normalized

@@ -59,6 +59,7 @@ LAYERS = {
     "hf.rendering": 8,
     "hf.processing": 9,
     "hf": 10,
+    "reply": 8,
     "assistant": 9,
     "loading": 10,
     "interop": 10,

@@ -84,6 +84,15 @@ def test_without_the_library_its_extra_is_named(command: str, tmp_path: Path, mo
         load("nano", ocr=True)
 
 
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_a_server_without_the_library_does_not_start(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    result = CliRunner().invoke(app, [command, "--ocr", "--port", "0"])
+    assert "pip install 'mobillama-v[ocr]'" in result.stderr + str(result.exception)
+    assert isinstance(result.exception, MissingExtraError) or result.exit_code == 2
+
+
 @pytest.mark.skipif(not HAVE_IT, reason="the extra ocr is not installed")
 def test_the_library_reads_drawn_words_in_order(tmp_path: Path) -> None:
     reader = Reader()

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mobillama_v.cli.options import DeviceOption, EngineOption
+from mobillama_v.cli.options import DeviceOption, EngineOption, OcrOption
 from mobillama_v.cli.serving_options import (
     AllowHostOption,
     HostOption,
@@ -39,6 +39,7 @@ def demo(
     ] = None,
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
+    ocr: OcrOption = False,
     root_path: RootOption = "",
     allow_host: AllowHostOption = None,
     limits: Limits = Limits(waiting_each=4),  # noqa: B008 (it cannot change)
@@ -48,7 +49,7 @@ def demo(
     An uploaded picture is shown to nobody else, and deleted when its user leaves. Ctrl-C ends the demo.
     """
     login = _login(auth)
-    models = model_loaders(model, device, engine)
+    models = model_loaders(model, device, engine, ocr=ocr)
     with tempfile.TemporaryDirectory(prefix="mobillama-v-demo-") as folder:
         # Gradio reads these when it is imported.
         os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_ANALYTICS_ENABLED="False")

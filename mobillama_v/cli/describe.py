@@ -37,8 +37,9 @@ from mobillama_v.errors import ImageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from mobillama_v.assistant import Assistant, Reply
+    from mobillama_v.assistant import Assistant
     from mobillama_v.generate import Sampling
+    from mobillama_v.reply import Reply
 
 
 class Picture(NamedTuple):

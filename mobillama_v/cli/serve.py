@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mobillama_v.cli.options import DeviceOption, EngineOption, UrlsOption
+from mobillama_v.cli.options import DeviceOption, EngineOption, OcrOption, UrlsOption
 from mobillama_v.cli.serving_options import (
     AllowHostOption,
     HostOption,
@@ -50,6 +50,7 @@ def serve(
     ] = False,
     device: DeviceOption = "auto",
     engine: EngineOption = "auto",
+    ocr: OcrOption = False,
     root_path: RootOption = "",
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds that running answers may take to end at shutdown.")
@@ -71,7 +72,7 @@ def serve(
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn
-    models = model_loaders(model, device, engine)
+    models = model_loaders(model, device, engine, ocr=ocr)
     from mobillama_v.demo.api import Access, build
     from mobillama_v.demo.bind import base_url, bind_socket, served_hosts
     from mobillama_v.demo.workers import memory_bound

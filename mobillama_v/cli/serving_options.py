@@ -61,7 +61,9 @@ def with_limits(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def model_loaders(names: list[str] | None, device: str, engine: str) -> dict[str, Callable[[], Assistant]]:
+def model_loaders(
+    names: list[str] | None, device: str, engine: str, *, ocr: bool = False
+) -> dict[str, Callable[[], Assistant]]:
     """Loaders of the models to serve, by the names that users see. A folder is called by its last part.
 
     Raises:
@@ -77,7 +79,7 @@ def model_loaders(names: list[str] | None, device: str, engine: str) -> dict[str
         shown = shown or folder.resolve().name
         if folders.setdefault(shown, folder) != folder:
             raise ConfigError(f"two models are called {shown!r}; rename the folder of one.")
-    return {shown: partial(load_assistant, folder, device, engine) for shown, folder in folders.items()}
+    return {shown: partial(load_assistant, folder, device, engine, ocr=ocr) for shown, folder in folders.items()}
 
 
 def open_service(models: dict[str, Callable[[], Assistant]], limits: Limits) -> Service:

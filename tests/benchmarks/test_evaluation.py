@@ -25,7 +25,8 @@ def call(*arguments: object) -> tuple[int, str, str]:
 
 @pytest.mark.slow
 def test_both_methods_are_measured(nano_like: Path, tmp_path: Path, monkeypatch) -> None:
-    from mobillama_v.assistant import Assistant, EncodedImage
+    from mobillama_v.assistant import Assistant
+    from mobillama_v.reply import EncodedImage
 
     encoded: Counter[bool] = Counter()
     see = Assistant.encode_image

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mobillama_v.assistant import EncodedImage
 from mobillama_v.demo.image_cache import ImageCache
+from mobillama_v.reply import EncodedImage
 
 ONE, TWO, THREE = (EncodedImage(torch.full((1, 1), float(n)), 0.1) for n in range(3))
 

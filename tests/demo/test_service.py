@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from mobillama_v.assistant import Assistant, Reply
+from mobillama_v.assistant import Assistant
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.engine import NativeEngine
 from mobillama_v.demo.limits import LimitError, Limits
@@ -18,7 +19,9 @@ from mobillama_v.demo.service import Picture, Service, Stopped
 from mobillama_v.errors import ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
+from mobillama_v.ocr import with_tokens
 from mobillama_v.prompt import Message, assistant, user
+from mobillama_v.reply import Reply
 from serving import RAMP, RED, encoded
 
 SHORT, LONG = Sampling(max_new_tokens=10), Sampling(max_new_tokens=400)
@@ -63,6 +66,32 @@ def test_the_answer_is_the_assistants(service: Service, model: Assistant) -> Non
     expected = model.ask([RED, RAMP], turns, sampling)
     assert (reply.text, reply.prompt_tokens, reply.image_tokens) == (expected.text, expected.prompt_tokens, 168)
     assert reply.timings.images > 0
+
+
+class Sides:
+    """Finds a picture's size in place of words."""
+
+    def read(self, picture: Image.Image) -> list[str]:
+        return [str(side) for side in picture.size]
+
+
+def test_words_are_read_in_the_whole_picture(
+    service: Service, model: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for its owner, and they stay beside it where parts of it are covered."""
+    wide = Image.new("RGB", (300, 260), "navy")
+    turn = [user("What does it say?", images=1)]
+    expected = model.ask([wide], [user(with_tokens("What does it say?", ["300", "260"]), images=1)], SHORT)
+    monkeypatch.setattr(model, "reader", Sides())
+    found = [asyncio.run(answered(service, turn, [picture(wide)])) for _ in range(2)]
+    assert [(each.text, each.prompt_tokens) for each in found] == [(expected.text, expected.prompt_tokens)] * 2
+
+    async def explained() -> list[Image.Image]:
+        place = service.scheduler.enter("a")
+        return [each async for each in service.explain(place, "tiny", turn, [picture(wide)], found[0].text)]
+
+    monkeypatch.setattr(Sides, "read", lambda *_: pytest.fail("read again"))
+    assert asyncio.run(explained())
 
 
 def test_answers_at_once_do_not_disturb_each_other(service: Service, model: Assistant) -> None:
@@ -124,10 +153,10 @@ def test_a_picture_is_encoded_once_for_its_owner(
 ) -> None:
     seen: list[object] = []
     original = model.encode_image
-    monkeypatch.setattr(model, "encode_image", lambda image: seen.append(image) or original(image))
+    monkeypatch.setattr(model, "encode_image", lambda image, *words: seen.append(image) or original(image, *words))
     decoded: list[Picture] = []
     decode = service._decode
-    monkeypatch.setattr(service, "_decode", lambda *args: decoded.append(args[-1]) or decode(*args))
+    monkeypatch.setattr(service, "_decode", lambda *args: decoded.append(args[1]) or decode(*args))
     texts = {asyncio.run(answered(service, [user("What?", images=1)], [picture(RED)])).text for _ in range(3)}
     fresh = [image for image in seen if not hasattr(image, "features")]
     assert len(texts) == 1 and len(fresh) == len(decoded) == 1
@@ -198,11 +227,11 @@ def test_pictures_of_who_has_left_are_not_decoded(service: Service, monkeypatch:
     first, go_on = threading.Event(), threading.Event()
     decode = service._decode
 
-    def slow(assistant: Assistant, shown: Picture) -> Any:
+    def slow(assistant: Assistant, shown: Picture, read: bool = True) -> Any:
         decoded.append(shown.name)
         first.set()
         assert go_on.wait(20)
-        return decode(assistant, shown)
+        return decode(assistant, shown, read)
 
     monkeypatch.setattr(service, "_decode", slow)
 
