@@ -18,6 +18,7 @@ from mobillama_v.errors import DataError
 from mobillama_v.json_stream import record_texts, unicode_of
 
 Pick = Literal["first", "most"]
+BY_NAME = "is an object that holds records by their names; write them as a list"
 _DELIMITERS = ",;\t"
 _LONGEST = 1 << 24  # characters of a field
 _CHUNK = 1 << 20
@@ -66,10 +67,17 @@ def read_table(path: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield Row(place, {}, f"is not valid JSON ({error}); fix it")
             continue
-        if isinstance(value, dict):
+        if by_name(value):
+            yield Row(place, {}, BY_NAME)
+        elif isinstance(value, dict):
             yield Row(place, {column_name(name): each for name, each in value.items()})
         else:
             yield Row(place, {}, "is no object with columns; write it as one")
+
+
+def by_name(value: Any) -> bool:
+    """Whether a JSON value is an object that holds records by their names, and no record itself."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(each, dict) for each in value.values())
 
 
 def _open(path: Path) -> TextIO:

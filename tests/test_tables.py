@@ -69,12 +69,13 @@ def test_bad_rows_are_named_and_the_others_read(tmp_path: Path) -> None:
     ]
     assert found[0].values == {"q": "1", "a": "two\nlines"} and len(found[3].values["a"]) == 140_000
     assert found[4].values == {"q": "6"}
-    (tmp_path / "a.jsonl").write_text('{"q": 1}\n{oops\n[1]\n{"q": 2}\n')
-    assert [(row.place, bool(row.problem)) for row in read_table(tmp_path / "a.jsonl")] == [
-        ("line 1", False),
-        ("line 2", True),
-        ("line 3", True),
-        ("line 4", False),
+    (tmp_path / "a.jsonl").write_text('{"q": 1}\n{oops\n[1]\n{"7": {"q": 1}}\n{"q": 2}\n')
+    assert [(row.place, row.problem[:22]) for row in read_table(tmp_path / "a.jsonl")] == [
+        ("line 1", ""),
+        ("line 2", "is not valid JSON (Exp"),
+        ("line 3", "is no object with colu"),
+        ("line 4", "is an object that hold"),
+        ("line 5", ""),
     ]
 
 

@@ -17,6 +17,7 @@ from mobillama_v.conversation import MALFORMED, ConversationError, read_record
 from mobillama_v.errors import DataError
 from mobillama_v.json_stream import record_texts
 from mobillama_v.prompt import Message
+from mobillama_v.tables import BY_NAME, by_name
 
 SLASHES = "backslashes in an image's path were read as slashes"
 
@@ -78,8 +79,8 @@ def parse_record(value: Any, *, source: str, place: str) -> Record:
         raise RecordError(f"{source}, {place} is no mapping; each record is an object with an id.")
     name = str(value.get("id", place))
     where = f"{source}, record {name!r}"
-    if len(value) and all(isinstance(each, dict) for each in value.values()):
-        raise RecordError(f"{where} is an object that holds records by their names; write them as a list.")
+    if by_name(value):
+        raise RecordError(f"{where} {BY_NAME}.")
     try:
         read = read_record(value)
     except ConversationError as error:

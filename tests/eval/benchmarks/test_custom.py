@@ -141,6 +141,7 @@ def test_yes_and_no(tmp_path: Path) -> None:
         ({"question_id": 1, "text": "?", "answer": "x", "image": {"a": 1}}, "neither a path nor a list"),
         ({"id": 1, "conversations": [{"from": "human", "value": "?"}]}, "does not end with an answer"),
         ({"id": 1, "conversations": []}, "has no turns"),
+        ({"1": {"text": "?", "answer": "x"}}, "line 1 is an object that holds records by their names"),
         ([1], "line 1 is no object"),
     ],
 )

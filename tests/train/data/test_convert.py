@@ -55,6 +55,9 @@ def test_tables(tmp_path: Path) -> None:
         DataError, match=r"line 2 has no column question, answer; its columns are picture, q, a: .*; no"
     ):
         run(tmp_path / "a.csv", tmp_path / "a.json")
+    (tmp_path / "a.json").write_text(json.dumps({"1": rows[0], "2": rows[0]}))
+    with pytest.raises(DataError, match="an object that holds records by their names; write them as a list"):
+        run(tmp_path / "a.json", tmp_path / "out.json")
 
 
 def test_an_answer_is_text_and_a_row_without_is_counted(tmp_path: Path) -> None:
