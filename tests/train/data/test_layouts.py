@@ -204,7 +204,12 @@ def test_every_layout_becomes_the_same_records(layout, root, tmp_path, monkeypat
     assert "40 records, 40 images in good ones; 0 records are bad" in said
 
 
-@pytest.mark.parametrize("layout", ["semicolon, cp1252", "classes", "vsft"])
+QUICK = ("semicolon, cp1252", "classes", "vsft")
+
+
+@pytest.mark.parametrize(
+    "layout", [each if each in QUICK else pytest.param(each, marks=pytest.mark.slow) for each in LAYOUTS]
+)
 def test_what_was_converted_is_learned_and_described(layout, root, start_folder, tmp_path, monkeypatch) -> None:
     out, images = converted(layout, root, tmp_path, monkeypatch)
     said = run(
