@@ -15,6 +15,7 @@ from mobillama_v.conversation import read_chat, read_record
 from mobillama_v.demo.history import conversation, user_messages
 from mobillama_v.demo.limits import Limits
 from mobillama_v.demo.protocol import parse
+from mobillama_v.demo.request_bodies import ChatBody
 from mobillama_v.generate import Prompt
 from mobillama_v.hf.processing import MobiLlamaVProcessor
 from mobillama_v.prompt import Encoded, Message, Slot, assistant, user
@@ -89,7 +90,7 @@ def test_doors_of_one_meaning_are_one_prompt(
     model: Assistant, processor: MobiLlamaVProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = model.encode_messages([user(FIRST, images=1), assistant(SAID), user(NEXT)])
-    request = parse({"model": "nano", "messages": chat([TEXT, URL])}, Limits())
+    request = parse({"model": "nano", "messages": chat([TEXT, URL])}, ChatBody, Limits())
     marked = [{"from": "human", "value": f"{FIRST}\n<image>"}, {"from": "gpt", "value": SAID}]
     record = {
         "image": "a.png",

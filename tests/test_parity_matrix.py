@@ -201,6 +201,7 @@ def test_the_picture_comes_first_in_every_door(model_folder) -> None:
 
     from mobillama_v.demo.limits import Limits
     from mobillama_v.demo.protocol import parse
+    from mobillama_v.demo.request_bodies import ChatBody
 
     folder = model_folder(HYBRID, "mlp2x_gelu", "all")
     assistant = mobillama_v.load(str(folder), device="cpu", engine="torch")
@@ -216,7 +217,8 @@ def test_the_picture_comes_first_in_every_door(model_folder) -> None:
     for order in (1, -1):
         chat = [{"role": "user", "content": [text, shown][::order]}]
         assert processor.apply_chat_template(chat, tokenize=True)[0].tolist() == expected
-        request = parse({"model": "m", "messages": [{"role": "user", "content": [text, url][::order]}]}, Limits())
+        body = {"model": "m", "messages": [{"role": "user", "content": [text, url][::order]}]}
+        request = parse(body, ChatBody, Limits())
         assert assistant.encode_messages(request.messages).input_ids == expected
 
 
