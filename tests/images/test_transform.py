@@ -151,7 +151,7 @@ def test_configuration_is_checked():
         {"size": "8"},
         {"mode": "stretch"},
         {"mode": ["pad"]},
-        {"resample": "lanczos"},
+        {"resample": "nearest"},
         {"mean": (0.5, 0.5)},
         {"mean": 0.5},
         {"mean": (0.5, 0.5, float("nan"))},
