@@ -308,7 +308,7 @@ def test_bad_records_stop_a_training_before_its_first_step_or_are_left_out(
         "p5": "unreadable image",
         "p7": "missing image",
         "again": "exact duplicate",
-        "\ud800": "not a record",
+        "\ud800": "roles out of order",
     }
     more = [f"data.json={data}", f"data.image_root={root}", "data.features=null", "data.duplicates=refuse"]
     args = overrides(start_folder, corpus, tmp_path / "run", *more, "train.max_steps=2")
