@@ -21,7 +21,7 @@ _CLIP = TowerConfig(pretrained="openai")
 # The embedded model: everything about its shape is here.
 _NANO = ModelConfig(
     decoder=DecoderConfig(
-        vocab_size=4096,
+        vocab_size=6144,
         hidden_size=256,
         intermediate_size=1024,
         num_hidden_layers=6,

@@ -65,6 +65,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Captioned photographs at most.")] = None,
     easy_vqa: Annotated[bool, typer.Option(help="Ask easy-VQA's test questions too.")] = True,
+    pages: Annotated[int, typer.Option(help="Drawn pages of words to read (extra ocr).")] = 0,
     engine: Annotated[str, typer.Option(help="What answers: auto, native or torch, as in describe.")] = "auto",
     bits: Annotated[int | None, typer.Option(help="Pack float weights to 4, 8 or 16 bits for native.")] = None,
 ) -> None:
@@ -73,14 +74,18 @@ def evaluate(
     from nano import evaluate as judge
     from nano import evaluate_photos as with_people
     from nano.build_scenes import UNSEEN_READING
+    from nano.evaluate_reading import read_pages
     from nano.human_data import read_captions, read_questions
     from nano.photos import split
 
     def say(text: str) -> None:
         typer.echo(text, err=True)
 
-    assistant = load(model, engine=engine, bits=bits)
+    assistant = load(model, engine=engine, bits=bits, ocr=pages > 0)
     say(f"{model}: {assistant.engine.title}")
+    if pages:
+        print(read_pages(assistant, pages), flush=True)
+        assistant.reader = None
     if count:
         tally = judge.held_out(assistant, count=count, say=say)
         for family in tally.asked:

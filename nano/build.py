@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ _STAGES: tuple[tuple[str, str, dict[str, int], tuple[str, ...]], ...] = (
 
 Drills displace the names of photographs, which ``named`` brings back. Neither teaches to find the one of several things
 that is asked about: that takes a time in which nothing else is. At last everything is asked at once, and names most."""
+_DRAWN_WORDS = 4096  # tokens, before those of people's captions
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
 
@@ -147,10 +148,10 @@ def cut_photos(folder: Path, data: Path, sizes: Sizes, *, seed: int) -> list[str
 
 
 def spec() -> ModelConfig:
-    """The embedded model's."""
+    """The embedded model's before it learns photographs, whose words it lacks."""
     chosen = PRESETS["nano"].spec
     assert isinstance(chosen, ModelConfig)
-    return chosen
+    return replace(chosen, decoder=replace(chosen.decoder, vocab_size=_DRAWN_WORDS))
 
 
 def see_with_stem(data: Path, crops: list[str], sizes: Sizes, folder: Path) -> Any:

@@ -120,7 +120,7 @@ def name_photos(assistant: Assistant, paths: list[Path], *, sure: float = photos
         picture = load_image(path, target=assistant.spec.image.size)
         with torch.inference_mode():
             pixels = torch.from_numpy(assistant.spec.image(picture))[None]
-            probability, index = stem(pixels)[1].softmax(-1)[0].max(0)
+            probability, index = stem(pixels)[-1].softmax(-1)[0].max(0)
         if probability > sure:
             answer = assistant.ask([picture], "Describe the image.").text
             found.append(Named(path, classes.name(int(index)), float(probability), answer))

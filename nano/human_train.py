@@ -1,8 +1,9 @@
 """Training on the mixture of :mod:`nano.mixture`, over cached maps of the stem, in several processes of one machine.
 
-Only the decoder learns. The tower has learnt the words of captions before (:mod:`nano.caption_words`). The projector
-stays: names of classes are read through it, and are lost where it moves. Captions can be rewarded by CIDEr-D
-(self-critical sequence training, Rennie et al., arXiv 1612.00563, with the mean of the other samples as baseline).
+The decoder learns, and what the tower makes of the stem's last map; the words that it finds stay. The rest of the tower
+and the projector stay: names of classes are read through them, and are lost where they move. Captions can be rewarded
+by CIDEr-D (self-critical sequence training, Rennie et al., arXiv 1612.00563, with the mean of the other samples as
+baseline).
 
 A step's samples depend on the seed and its number alone, so a killed training goes on as if nothing had happened.
 """
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from mobillama_v import MobiLlamaVForConditionalGeneration
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
 from mobillama_v.model.vision.lite0 import CLASSES, GATHERED, GRID
+from mobillama_v.model.vision.structured_tokens import WORDS
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.muon import Muon
 from nano import tower
@@ -77,12 +79,10 @@ class Learner:
 
     def visual(self, samples: list[Sample], stems: dict[str, Any]) -> Tensor:
         """Visual tokens [N,84,D] of those samples that have a picture."""
-        cells, shares = pictures(samples, stems)
-        if not len(cells):
+        seen = pictures(samples, stems)
+        if not len(seen[0]):
             return torch.zeros(0, VISUAL_TOKENS, self.model.lm_head.in_features)
-        with torch.no_grad():
-            features = tower.features(self.trunk, cells, shares).clone()
-            return self.model.projector(features, extra=self.model.vision_tower.extra)
+        return self.model.projector(tower.features(self.trunk, *seen), extra=self.model.vision_tower.extra)
 
     def save(self, folder: Path) -> None:
         """Write the model, whole or not at all."""
@@ -103,22 +103,30 @@ class Learner:
 
 def _groups(model: Any) -> dict[str, tuple[bool, list[nn.Parameter]]]:
     """The decoder's parameters by how fast they learn, and whether they are Muon's matrices."""
-    decoder = model.language_model
-    inner = [*decoder.layers.parameters(), *decoder.feed_forward.parameters(), decoder.norm.weight]
+    decoder, trunk = model.language_model, model.vision_tower.visual.trunk
+    photo, words = trunk.photo_patches, trunk.account.words
+    inner = [*decoder.layers.parameters(), *decoder.feed_forward.parameters(), decoder.norm.weight, *photo.parameters()]
     return {
         "hidden": (True, [each for each in inner if each.ndim == 2]),
         "small": (False, [each for each in inner if each.ndim != 2]),
-        "words": (False, [model.lm_head.weight, decoder.embed_tokens.weight]),
+        "words": (False, [model.lm_head.weight, decoder.embed_tokens.weight, words.table, words.sure]),
     }
 
 
-def pictures(samples: list[Sample], stems: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Maps of the stem [N,P,GATHERED] and class probabilities [N,1000] of those samples that have a picture."""
+def pictures(samples: list[Sample], stems: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Maps of the stem [N,P,GATHERED], probabilities of classes [N,1000] and of words [N,WORDS] (no numbers where the
+    tower gives them) of those samples that have a picture."""
     shown = [(each, stems[each.stem]) for each in samples if each.picture is not None]
     rows = [(each, cache, cache.row[each.picture]) for each, cache in shown]
     cells = [cache.cells[row] for _, cache, row in rows]
     shares = [c.probabilities[row] if each.probabilities is None else each.probabilities for each, c, row in rows]
-    return np.array(cells).reshape(len(rows), GRID * GRID, GATHERED), np.array(shares).reshape(len(rows), CLASSES)
+    unknown = np.full(WORDS, np.nan, np.float16)
+    words = [unknown if cache.words is None else cache.words[row] for _, cache, row in rows]
+    shapes = (GRID * GRID, GATHERED), (CLASSES,), (WORDS,)
+    cells, shares, words = (
+        np.array(each).reshape(len(rows), *shape) for each, shape in zip((cells, shares, words), shapes, strict=True)
+    )
+    return cells, shares, words
 
 
 class Trainer:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nano import caption_phrases, caption_qa, classes, nouns, photos, small_talk
+from nano import caption_phrases, caption_qa, classes, nouns, photos, reading, small_talk
 from nano.branches import Branch, BranchEncoder, Turn
 from nano.captions import article
 from nano.human_data import Asked, Captioned
@@ -43,6 +43,10 @@ class Sample:
     drawn: bool = False
     probabilities: np.ndarray | None = None
     key: str | None = None
+
+
+_ALONE = classes.ANIMALS - {"fish", "dog"}  # kinds that are mostly photographed without people
+_PEOPLE = ("person", "person", "man", "woman", "boy", "girl", "child")
 
 
 class Mixture:
@@ -81,6 +85,7 @@ class Mixture:
             "classes": self.classed,
             "drawings": self.drawing,
             "easy-vqa": self.easy_vqa,
+            "reading": self.reading,
             "text": self.text,
         }
 
@@ -129,14 +134,16 @@ class Mixture:
             shares = photos.permuted(shares, np.random.default_rng(rng.getrandbits(32)))
         elif kind < 0.65:
             shares = photos.likely(rng.randrange(1000), rng)
-        turns = [(_vary(question, rng), answer) for question, answer in photos.class_turns(shares, rng)]
+        turns = [(_vary(question, rng), answer) for question, answer in photos.class_turns(shares, rng, named=False)]
         if rng.random() < 0.5:
             turns.append((rng.choice(photos.MEDIUM), "photo"))
+        if classes.kind(int(shares.argmax())) in _ALONE and shares.max() >= photos.SURE and rng.random() < 0.5:
+            turns.append((rng.choice(photos.IS_THERE).format(a="a", kind=rng.choice(_PEOPLE)), "no"))
         if rng.random() < 0.15:
             turns.append((rng.choice(caption_phrases.SILENT_QUESTIONS).format(who="owner"), caption_qa.CANNOT_TELL))
         # Of what the stem does not know, people's captions teach how to speak.
         sure = shares.max() >= photos.SURE
-        branches = [self.encoder.branch(describe(rng), [photos.description(shares)])] if sure else []
+        branches = [self.encoder.branch(describe(rng), [photos.kind_description(shares)])] if sure else []
         return Sample("crops", cache.names[row], self._fill(branches, turns, rng), probabilities=shares)
 
     def drawing(self, rng: random.Random) -> Sample:
@@ -152,6 +159,24 @@ class Mixture:
         """A picture of easy-VQA's training split."""
         record = rng.choice(self._rows["easyvqa-train"])
         return Sample("drawings", record.image, self._fill([], record.turns, rng), drawn=True)
+
+    def reading(self, rng: random.Random) -> Sample:
+        """A photograph with lines of made-up OCR tokens, and questions about them."""
+        each, branches = rng.choice(self._captioned), list[Branch]()
+        left = _BUDGET
+        while left > 0:
+            turns = reading.turns(rng)
+            if rng.random() < 0.12:
+                line, answer = reading.described(rng.choice(each.captions), rng)
+                turns = [(describe(rng) + line, answer)]
+            elif rng.random() < 0.06:
+                turns = [reading.unread(rng)]
+            question, answer = rng.choice(turns)
+            if rng.random() < 0.25:
+                question += SINGLE_WORD_SUFFIX
+            branches.append(self.encoder.branch(question, [answer]))
+            left -= len(branches[-1])
+        return Sample("flickr8k", each.image, branches, key=each.image)
 
     def text(self, rng: random.Random) -> Sample:
         """Conversations without a picture."""

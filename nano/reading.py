@@ -43,9 +43,14 @@ Page = tuple[list[str], list[Turn]]
 
 def turns(rng: random.Random) -> list[Turn]:
     """Questions about one made-up text; each holds the line of its tokens."""
-    tokens, asked = rng.choices(tuple(_PAGES), tuple(_PAGES.values()))[0](rng)
+    tokens, asked = page(rng)
     line = tokens_line(tokens)
     return [(f"{question}{line}", answer) for question, answer in asked]
+
+
+def page(rng: random.Random) -> Page:
+    """A made-up text and questions about it."""
+    return rng.choices(tuple(_PAGES), tuple(_PAGES.values()))[0](rng)
 
 
 def described(caption: str, rng: random.Random) -> Turn:
@@ -59,9 +64,9 @@ def described(caption: str, rng: random.Random) -> Turn:
 def _word(rng: random.Random) -> str:
     """A known word, a name, or letters that spell nothing; in capitals, or with a capital, or in small letters."""
     kind = rng.random()
-    if kind < 0.55:
+    if kind < 0.7:
         word = rng.choice(TRAIN_WORDS)
-    elif kind < 0.7:
+    elif kind < 0.85:
         word = rng.choice(_NAMES)
     else:
         word = "".join(rng.choice("bcdfghklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.randint(1, 3)))
@@ -78,7 +83,7 @@ def _number(rng: random.Random) -> str:
 
 
 def _price(rng: random.Random) -> str:
-    return rng.choice(("", "", "$", "€")) + f"{rng.randrange(60)}.{rng.randrange(100):02d}"
+    return rng.choice(("", "", "$")) + f"{rng.randrange(60)}.{rng.randrange(100):02d}"
 
 
 def _sign(rng: random.Random) -> Page:

@@ -19,13 +19,18 @@ _BATCH = 16
 
 
 class StemCache:
-    """A folder with ``cells.npy`` float16 [N,P,GATHERED] and ``probabilities.npy`` float16 [N,1000], a row an image."""
+    """A folder with ``cells.npy`` float16 [N,P,GATHERED] and ``probabilities.npy`` float16 [N,1000], a row an image.
+
+    ``words.npy`` float16 [N,WORDS] is there for photographs from which :mod:`nano.photo_words` has learnt.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.words_file = folder / "words.npy"
         self.names: list[str] = json.loads((folder / "names.json").read_text(encoding="utf-8"))
         self.row = {name: i for i, name in enumerate(self.names)}
         self.cells = np.load(folder / "cells.npy", mmap_mode="r")
         self.probabilities = np.load(folder / "probabilities.npy", mmap_mode="r")
+        self.words = np.load(self.words_file) if self.words_file.exists() else None
 
 
 def compute(
@@ -48,7 +53,7 @@ def compute(
         images = [load_image(root / name) for name in names[first : first + _BATCH]]
         pixels = transform.batch([ImageOps.mirror(image) for image in images] if mirrored else images)
         with torch.inference_mode():
-            seen, logits = stem(torch.from_numpy(pixels))
+            seen, _, logits = stem(torch.from_numpy(pixels))
             return first, seen.half().numpy(), logits.softmax(-1).half().numpy()
 
     threads = torch.get_num_threads()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from mobillama_v.model.vision.hybrid_lite0 import HybridTrunk
 from mobillama_v.model.vision.lite0 import CLASSES, GRID
-from mobillama_v.model.vision.structured_tokens import KIND_SLOTS, KINDS, SLOTS, WIDTH, StructuredTokens
+from mobillama_v.model.vision.structured_tokens import KIND_SLOTS, KINDS, SLOTS, WIDTH, StructuredTokens, WordTokens
 from mobillama_v.tokenization import TextTokenizer
 from nano import classes
 from nano.figures import SHAPES
@@ -145,13 +146,22 @@ def _keep(state: Path, epoch: int, trunk: HybridTrunk, probe: CellProbe, optimiz
     partial.replace(state)
 
 
-@torch.inference_mode()
-def features(trunk: HybridTrunk, cells: np.ndarray, probabilities: np.ndarray) -> Tensor:
-    """The tower's output [N,E+P,D] from cached cells [N,P,GATHERED] and class probabilities [N,1000]."""
+def features(
+    trunk: HybridTrunk, cells: np.ndarray, probabilities: np.ndarray, shares: np.ndarray | None = None
+) -> Tensor:
+    """The tower's output [N,E+P,D] from cached cells [N,P,GATHERED] and class probabilities [N,1000].
+
+    Where ``shares`` [N,WORDS] are numbers, they stand in place of the words' probabilities that the tower gives.
+    """
     seen = torch.from_numpy(cells).float()
-    patches, found, told = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(seen)))
-    account = trunk.account(torch.from_numpy(probabilities).float(), seen, found, told)
-    return torch.cat((account, patches), dim=1)
+    patches, found, labels = trunk.cell_words(trunk.mix(trunk.patch_embed.embed(seen)))
+    last = trunk.patch_embed.stem.last_map(seen)
+    words = trunk.words(last)
+    if shares is not None:
+        words = torch.where(torch.isnan(given := torch.from_numpy(shares).float()), words, given)
+    structured = trunk.account(torch.from_numpy(probabilities).float(), words, seen, found, labels)
+    patches = patches + trunk.photo_patches(last)
+    return torch.cat((structured, patches), dim=1)
 
 
 @torch.no_grad()
@@ -256,6 +266,14 @@ def start_account(account: StructuredTokens, words: Words) -> None:
     places.axes.copy_(torch.randn(places.axes.shape) * _AXIS)
     fill(lines.first, [words.word(each) for each in LETTERS])
     fill(lines.later, [words.tokens(each if each == each.upper() else f" {each}").mean(0) for each in LETTERS])
+
+
+@torch.no_grad()
+def start_words(target: WordTokens, words: Words, found: Sequence[str]) -> None:
+    """Start the words of photographs from the decoder's; rows beyond ``found`` are zero."""
+    target.table.zero_()
+    target.table[: len(found)] = torch.stack([words.word(each) for each in found])
+    target.sure.copy_(words.word("sure"))
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from mobillama_v.model.vision.parts_torch import TORCH, ConvSame, to_torch
 from mobillama_v.model.vision.structured_tokens import (
     PHOTO,
     WIDTH,
+    WORDS,
     ClassTokens,
     PositionTokens,
     ShapeDetector,
@@ -144,15 +145,21 @@ def test_photographs_and_drawings_have_slots_of_their_own(tower) -> None:
     labels = torch.zeros(2, 49, 4, 74)
     labels[0, ..., PHOTO] = 1
     labels[1, ..., 25 + 6] = 1
+    shares = torch.zeros(2, WORDS)
+    shares[:, 700], shares[:, 3] = 0.9, 0.4
     with torch.no_grad():
+        account.words.table.copy_(torch.randn(WORDS, 256))
+        account.words.sure.fill_(1.0)
         photo, drawing = account(
             torch.rand(2, 1000),
+            shares,
             torch.randn(2, 49, GATHERED),
             torch.randn(2, 49, 256),
             labels.flatten(2),
         )
     torch.testing.assert_close(photo[:2], torch.stack((account.medium[0], photo[1])))
-    assert photo[1:12].abs().amax(-1).all() and photo[12:].abs().max() < 1e-6
+    assert photo[1:12].abs().amax(-1).all() and photo[12:19].abs().max() < 1e-6
+    torch.testing.assert_close(photo[19:21], account.words.table[[700, 3]] + torch.tensor([[0.9], [0.4]]))
     torch.testing.assert_close(drawing[0], account.medium[1])
     assert drawing[1:12].abs().max() < 1e-6
     torch.testing.assert_close(drawing[12], account.colors[6])

@@ -44,7 +44,7 @@ def test_the_folded_stem_is_timms_model() -> None:
     ours = stem.fold(list(theirs.state_dict().values())).eval()
     pixels = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        cells, logits = ours(pixels)
+        cells, _, logits = ours(pixels)
         torch.testing.assert_close(logits, theirs(pixels), rtol=1e-3, atol=1e-4)
     assert cells.shape == (2, 49, 40 * 16 + 112 * 4 + 320)
 
@@ -64,7 +64,7 @@ def test_the_stem_cache_goes_on_after_a_kill(tmp_path: Path) -> None:
         Image.new("RGB", (30, 20), (i * 9, 40, 200)).save(tmp_path / name)
     whole = stemcache.compute(model, transform, tmp_path, names, tmp_path / "whole")
     with torch.no_grad():
-        cells, _ = model(torch.from_numpy(transform.batch([Image.open(tmp_path / names[17])])))
+        cells, _, _ = model(torch.from_numpy(transform.batch([Image.open(tmp_path / names[17])])))
     expected = cells[0].numpy()
     np.testing.assert_allclose(whole.cells[17], expected, atol=2e-3 * np.abs(expected).max())
     stemcache.compute(model, transform, tmp_path, names, tmp_path / "again")
@@ -225,7 +225,7 @@ def test_the_engine_that_is_asked_can_be_chosen(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(evaluate, "held_out", lambda *_, **__: tally)
     result = CliRunner().invoke(app, ["evaluate", "--engine", "native", "--bits", "4", "--no-easy-vqa"])
     assert result.exit_code == 0, result.output
-    assert asked == {"name": "nano", "engine": "native", "bits": 4}
+    assert asked == {"name": "nano", "engine": "native", "bits": 4, "ocr": False}
     assert "native 4 bit" in result.stderr and "overall" in result.stdout and "25.0 % of 4" in result.stdout
 
 

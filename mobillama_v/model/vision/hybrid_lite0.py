@@ -2,8 +2,9 @@
 
 A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). The stem's feature
 maps of three resolutions are gathered over a 7 x 7 grid and mixed by transformer blocks: where is what, in which color.
-That is the **patch part** of the output. In the place of a CLS token stand **structured visual tokens**, which name
-what was recognized (:mod:`mobillama_v.model.vision.structured_tokens`).
+The stem's last map, which knows most of photographs, is added. That is the **patch part** of the output. In the place
+of a CLS token stand **structured visual tokens**, which name what was recognized
+(:mod:`mobillama_v.model.vision.structured_tokens`).
 
 The tower is written once, over a table of operations (:mod:`mobillama_v.model.vision.parts`), for torch and for numpy.
 It has the attributes and the ``forward_intermediates`` of a timm vision transformer, and :func:`register_towers` makes
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision.lite0 import GATHERED, GRID, IMAGE_SIZE, Lite0
+from mobillama_v.model.vision.lite0 import GATHERED, GRID, HEAD_WIDTH, IMAGE_SIZE, Lite0
 from mobillama_v.model.vision.parts import LayerNorm, Linear, Part, num_params, parameter
 from mobillama_v.model.vision.registry import TowerConfig, TowerKind, TowerShape, register_tower
-from mobillama_v.model.vision.structured_tokens import PREFIX_TOKENS, WIDTH, LabelTokens, StructuredTokens
+from mobillama_v.model.vision.structured_tokens import PREFIX_TOKENS, WIDTH, WORDS, LabelTokens, StructuredTokens
 
 HYBRID = "mobillama-v-hybrid-lite0"
 """Its open_clip name."""
@@ -44,10 +45,23 @@ class CellEmbed(Part):
         """Map gathered cells [N,P,GATHERED] to patch tokens [N,P,D]."""
         return self.fc2(self.ops.gelu(self.fc1(self.norm(cells))))
 
-    def forward(self, pixel_values: Any) -> tuple[Any, Any, Any]:
-        """Map [N,3,S,S] to patch tokens [N,P,D], the cells that they embed [N,P,GATHERED] and class logits [N,1000]."""
-        cells, logits = self.stem(pixel_values)
-        return self.embed(cells), cells, logits
+    def forward(self, pixel_values: Any) -> tuple[Any, Any, Any, Any]:
+        """Map [N,3,S,S] to patch tokens [N,P,D], the cells that they embed [N,P,GATHERED], the stem's last map
+        [N,P,HEAD_WIDTH] and class logits [N,1000]."""
+        cells, last, logits = self.stem(pixel_values)
+        return self.embed(cells), cells, last, logits
+
+
+class PhotoPatches(Part):
+    """What the stem's last map says about each patch of a photograph: two layers, as LLaVA-1.5's projector has."""
+
+    def __init__(self) -> None:
+        self.norm = LayerNorm(HEAD_WIDTH)
+        self.fc1, self.fc2 = Linear(HEAD_WIDTH, 2 * WIDTH), Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, last: Any) -> Any:
+        """Map the stem's last map [N,P,HEAD_WIDTH] to [N,P,D]."""
+        return self.fc2(self.ops.gelu(self.fc1(self.norm(last))))
 
 
 class ViTBlock(Part):
@@ -78,6 +92,7 @@ class HybridTrunk(Part):
         self.pos_embed = parameter(1, GRID * GRID, WIDTH, std=0.02)
         self.blocks = [ViTBlock() for _ in range(DEPTH)]
         self.cell_words, self.account = LabelTokens(), StructuredTokens()
+        self.photo_patches, self.photo_words = PhotoPatches(), Linear(HEAD_WIDTH, WORDS)
 
     def mix(self, patches: Any) -> Any:
         """Run embedded patches [N,P,D] through all blocks."""
@@ -85,6 +100,10 @@ class HybridTrunk(Part):
         for block in self.blocks:
             x = block(x)
         return x
+
+    def words(self, last: Any) -> Any:
+        """Probabilities [N,WORDS] of words that describe a photograph, from the stem's last map [N,P,HEAD_WIDTH]."""
+        return self.ops.sigmoid(self.photo_words(last.mean(1)))
 
     def forward_intermediates(
         self,
@@ -110,7 +129,7 @@ class HybridTrunk(Part):
         if isinstance(indices, int):
             indices = list(range(-indices, 0))
         wanted = {i % DEPTH for i in (range(DEPTH) if indices is None else indices)}
-        patches, cells, logits = self.patch_embed(x)
+        patches, cells, last, logits = self.patch_embed(x)
         whole = return_prefix_tokens or not intermediates_only
         y, maps, structured = patches + self.pos_embed, [], None
         for i, block in enumerate(self.blocks):
@@ -119,7 +138,9 @@ class HybridTrunk(Part):
             y = block(y)
             if i == DEPTH - 1:
                 y, features, labels = self.cell_words(y)
-                structured = self.account(self.ops.softmax(logits), cells, features, labels) if whole else None
+                y = y + self.photo_patches(last)
+                if whole:
+                    structured = self.account(self.ops.softmax(logits), self.words(last), cells, features, labels)
             if i in wanted:
                 maps.append(y if output_fmt == "NLC" else y.swapaxes(1, 2).reshape(-1, WIDTH, GRID, GRID))
         found = [(each, structured) for each in maps] if return_prefix_tokens else maps

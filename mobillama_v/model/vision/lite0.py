@@ -67,16 +67,22 @@ class Lite0(Part):
         self.conv_head = Conv(inputs, HEAD_WIDTH, 1)
         self.classifier = Linear(HEAD_WIDTH, CLASSES)
 
-    def forward(self, pixel_values: Any) -> tuple[Any, Any]:
-        """Map pixels [N,3,S,S] to what the maps say about each cell of the grid [N,P,GATHERED], and class logits
-        [N,1000]."""
+    def forward(self, pixel_values: Any) -> tuple[Any, Any, Any]:
+        """Map pixels [N,3,S,S] to what the maps say about each cell of the grid [N,P,GATHERED], the last map
+        [N,P,HEAD_WIDTH], and class logits [N,1000]."""
         x, maps = self.ops.relu6(self.conv_stem(self.ops.channels_last(pixel_values))), []
         for i, stage in enumerate(self.stages):
             for block in stage:
                 x = block(x)
             if i in READ:
                 maps.append(x)
-        return self.gather(maps), self.classifier(self.ops.relu6(self.conv_head(x)).mean((1, 2)))
+        cells = self.gather(maps)
+        last = self.last_map(cells)
+        return cells, last, self.classifier(last.mean(1))
+
+    def last_map(self, cells: Any) -> Any:
+        """The map [N,P,HEAD_WIDTH] whose mean is classified, from gathered cells [N,P,GATHERED]."""
+        return self.ops.relu6(self.conv_head(cells[:, None, :, -COARSE:]))[:, 0]
 
     def gather(self, maps: list[Any]) -> Any:
         """Put the values of maps [N,side,side,C] over each cell of the grid beside each other, [N,P,GATHERED]."""

@@ -6,7 +6,8 @@ al., arXiv 2007.04612), and puts them before its patch features, as YOLOS puts d
 et al., arXiv 2106.00666):
 
 - of a **photograph**: how sure the stem's classifier is, the names of its two likeliest classes, and their kind: ConSE,
-  which embeds an image by its class names (Norouzi et al., arXiv 1312.5650);
+  which embeds an image by its class names (Norouzi et al., arXiv 1312.5650); and the words that people would likeliest
+  use in a description of it, the surest first: attributes (Wu et al., arXiv 1506.01144);
 - of a **drawing**: the background's color; every shape with size, color, name and position; and every line of text,
   letter by letter. Shapes and letters are the peaks of heat maps (Objects as Points, Zhou et al., arXiv 1904.07850).
 
@@ -38,6 +39,8 @@ SHAPE_SLOTS = 6
 """One token a shape: the sum of the words of its size, color, name and position."""
 LINES, LETTERS = 2, 7
 """Lines of text: a token a letter, then one of color and position."""
+WORDS, WORD_SLOTS = 860, LINES * (LETTERS + 1)
+"""Words that are looked for in photographs, and how many tokens are theirs: those of a drawing's lines of text."""
 PREFIX_TOKENS = 2 + 1 + RANKS * SLOTS + KIND_SLOTS + SHAPE_SLOTS + LINES * (LETTERS + 1)
 """All structured tokens, which stand before the patches."""
 
@@ -105,6 +108,19 @@ class ClassTokens(Part):
         mass = probabilities @ self.kind_of
         kinds = self.kinds[mass.argmax(-1)] * ops.sigmoid(STEEP * (ops.amax(mass) - SURE))[:, None, None]
         return ops.concatenate((how[:, None], self.table[classes].reshape(-1, RANKS * SLOTS, WIDTH), kinds), 1)
+
+
+class WordTokens(Part):
+    """The likeliest words of a description, the surest first. ``table`` [WORDS,D] holds the words."""
+
+    def __init__(self) -> None:
+        self.table = parameter(WORDS, WIDTH)
+        self.sure = parameter(WIDTH)
+
+    def forward(self, shares: Any) -> Any:
+        """Map the probabilities of words [N,WORDS] to [N,WORD_SLOTS,D]."""
+        top, found = self.ops.topk(shares, WORD_SLOTS)
+        return self.table[found] + top[..., None] * self.sure
 
 
 class PositionTokens(Part):
@@ -217,16 +233,17 @@ class StructuredTokens(Part):
     """All structured tokens; photographs and drawings have slots of their own."""
 
     def __init__(self) -> None:
-        self.class_names = ClassTokens()
+        self.class_names, self.words = ClassTokens(), WordTokens()
         self.things, self.lines, self.places = ShapeDetector(), TextReader(), PositionTokens()
         self.medium = parameter(2, WIDTH)
         self.colors = parameter(COLORS, WIDTH)
 
-    def forward(self, probabilities: Any, cells: Any, features: Any, labels: Any) -> Any:
+    def forward(self, probabilities: Any, shares: Any, cells: Any, features: Any, labels: Any) -> Any:
         """Describe a picture in words, [N,PREFIX_TOKENS,D].
 
         Args:
             probabilities: of the stem's classes, [N,1000].
+            shares: probabilities of words that describe a photograph, [N,WORDS].
             cells: what the stem's maps say about each patch, [N,P,GATHERED].
             features: standardized ones of the last block, [N,P,D].
             labels: label probabilities, [N,P,4*L].
@@ -239,8 +256,9 @@ class StructuredTokens(Part):
         medium = photo * self.medium[0] + (1 - photo) * self.medium[1]
         shapes = self.things(features, self.colors, self.places)
         text = self.lines(cells, features, shown[..., COLOR_LABELS], self.colors, self.places)
-        drawing = ops.concatenate((background[:, None], shapes, text), 1)
-        return ops.concatenate((medium, photo * self.class_names(probabilities), (1 - photo) * drawing), 1)
+        drawing = (1 - photo) * ops.concatenate((background[:, None], shapes), 1)
+        text = (1 - photo) * text + photo * self.words(shares)
+        return ops.concatenate((medium, photo * self.class_names(probabilities), drawing, text), 1)
 
 
 def find_peaks(ops: Any, logits: Any, most: int) -> tuple[Any, Any, Any]:
