@@ -36,7 +36,7 @@ PATH = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|cpp|h|inc|yml|yaml|css))`")
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of a reader, with what the commands of the pages name. What the pages register is forgotten."""
     monkeypatch.chdir(tmp_path)
-    for name in ("photo.jpg", "cat.jpg", "sign.png", "holiday/beach.jpg", "images/1.jpg"):
+    for name in ("photo.jpg", "cat.jpg", "receipt.jpg", "sign.png", "holiday/beach.jpg", "images/1.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(SHAPES, tmp_path / name)
     shutil.copytree(NANO, tmp_path / "path" / "to" / "a" / "model")
