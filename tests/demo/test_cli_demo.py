@@ -19,7 +19,7 @@ import serving
 from mobillama_v.demo.ui import EXAMPLES
 from serving import CHROMIUM, RAMP, RED, Running, encoded
 
-WAIT = 30_000  # milliseconds; other things may run on the machine
+WAIT = 90_000  # milliseconds; other things may run on the machine
 
 
 @pytest.fixture(scope="module")
