@@ -29,7 +29,7 @@ SHAPES = ROOT / "demo" / "examples" / "shapes.png"
 ELSEWHERE = {"tutorial-digits.md", "training.md"}  # tests/train runs these pages
 PAGES = [README, *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.name not in ELSEWHERE)]
 TABLE_ROW = re.compile(r'^\| <img src="(.+?)".*?> \| (.+?) \| (.+?) \| (yes|no) \|$', re.MULTILINE)
-PATH = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|cpp|h|inc|yml|yaml|css))`")
+PATH = re.compile(r"`([\w.-]+(?:/[\w.-]+)+\.(?:py|cpp|h|inc|yml|yaml|css|conf|service|ipynb))`")
 
 
 @pytest.fixture
