@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import re
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,3 +177,11 @@ def test_traffic_counts_the_shared_network_once_a_layer() -> None:
     streamed, cached = natives(Plain(spec), 8).traffic
     assert streamed == (112 * 64 + 3 * 4 * 64 * 64) * 544 // 512
     assert cached == 3 * 3 * 64 * 192 * 544 // 512
+
+
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="manylinux on x86-64")
+def test_it_loads_on_systems_of_2018() -> None:
+    """What a wheel for manylinux_2_28 may ask of glibc and libstdc++."""
+    names = Path(library.library()._name).read_bytes()
+    assert max(map(int, re.findall(rb"GLIBC_2\.(\d+)", names))) <= 28
+    assert max(map(int, re.findall(rb"GLIBCXX_3\.4\.(\d+)", names))) <= 24

@@ -1,11 +1,17 @@
 #include "thread_pool.h"
 
 #if defined(__linux__)
-#include <pthread.h>
 #include <sched.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
+#endif
+
+// GCC 12 gave waiting a newer version of the same symbol. The old one is in every libstdc++, so that a library that was
+// built here also loads on older systems.
+#if defined(__GLIBCXX__) && defined(__GLIBC__) && defined(__x86_64__)
+__asm__(".symver _ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE,"
+        "_ZNSt18condition_variable4waitERSt11unique_lockISt5mutexE@GLIBCXX_3.4.11");
 #endif
 
 namespace mv {
@@ -35,7 +41,7 @@ void pin(int thread, int threads) {
         cpu_set_t one;
         CPU_ZERO(&one);
         CPU_SET(cpu, &one);
-        pthread_setaffinity_np(pthread_self(), sizeof(one), &one);
+        sched_setaffinity(0, sizeof(one), &one);  // of the thread that asks; pthread's asks for a newer glibc
         return;
     }
 #else
