@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 
@@ -16,6 +15,8 @@ class Html(str):
 
 def text(value: str) -> Html:
     """Escaped text; what no UTF-8 file can hold is replaced."""
+    import html  # which describing a picture does not need
+
     return Html(html.escape(value.encode("utf-8", "replace").decode(), quote=True))
 
 

@@ -27,12 +27,13 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # `</s>` in a text is four characters, not the end of the sequence
         self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
-        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size = 1 + max(vocabulary.values(), default=-1)
         """Ids are smaller than this."""
         with _refusing_damage():
             letter = tokenizer.encode("a", add_special_tokens=False).tokens
         self._adds_boundary = bool(letter) and letter[0].startswith("▁")
-        self.longest_token = max((len(token.encode()) for token in tokenizer.get_vocab()), default=1)
+        self.longest_token = max((len(token.encode()) for token in vocabulary), default=1)
         """Bytes of the longest token."""
 
     @classmethod

@@ -203,4 +203,7 @@ def main() -> None:
     # numpy's products here are small: its threads would wait for each other, long where something else runs.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(50_000)  # to search for garbage while modules are imported takes a tenth of that time
-    app()
+    try:
+        app()
+    finally:
+        gc.freeze()  # Python's search for garbage at its end would take as long as a prompt

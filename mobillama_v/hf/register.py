@@ -6,12 +6,14 @@ their modules are imported, whichever of the two packages comes first.
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 
 def _configurations(module: Any) -> None:
@@ -66,10 +68,11 @@ _FILLERS: dict[str, Callable[[Any], None]] = {
 }
 
 
-class _Loader(importlib.abc.Loader):
+# No base classes: `importlib.abc` imports ten modules for them, which takes longer than all that these two do.
+class _Loader:
     """Runs a module as its own loader would, then fills its registry."""
 
-    def __init__(self, loader: importlib.abc.Loader, fill: Callable[[Any], None]) -> None:
+    def __init__(self, loader: Loader, fill: Callable[[Any], None]) -> None:
         self._loader, self._fill = loader, fill
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
@@ -80,7 +83,7 @@ class _Loader(importlib.abc.Loader):
         self._fill(module)
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _Finder:
     """Finds the Auto modules as usual and wraps their loaders."""
 
     def find_spec(
@@ -90,7 +93,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, _FILLERS[fullname])
+            spec.loader = cast("Loader", _Loader(spec.loader, _FILLERS[fullname]))
         return spec
 
 

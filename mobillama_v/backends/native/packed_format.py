@@ -285,5 +285,7 @@ def mapped(path: Path) -> tuple[mmap.mmap, dict[str, Array]]:
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
         tensor = whole[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        tensors[name] = tensor if _address(tensor) % 4 == 0 else tensor.copy()
+        # Tiles are read four bytes at a time, and floats one by one.
+        step = tensor.itemsize if tensor.dtype.kind == "f" else 4
+        tensors[name] = tensor if _address(tensor) % step == 0 else tensor.copy()
     return mapping, tensors
