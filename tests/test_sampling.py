@@ -61,7 +61,8 @@ def test_a_seed_repeats_and_none_does_not() -> None:
 @pytest.mark.parametrize(("penalty", "size"), [(1.3, 0), (0.7, 0), (1.0, 1), (1.0, 2), (1.0, 3), (1.8, 2)])
 def test_repetition_is_penalized_as_transformers_does(penalty: float, size: int) -> None:
     """With the answers alone as what was said."""
-    import torch
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
     from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
     random = np.random.default_rng(2)

@@ -11,7 +11,6 @@ from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.images import ImageTransform
 from mobillama_v.interop.formats import Piece, read_config
-from mobillama_v.interop.llama import decoder_spec, refuse_features
 
 _NETWORK = tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 _LAYER = ("input_layernorm", "post_attention_layernorm", "self_attn.o_proj", *_NETWORK)
@@ -50,6 +49,8 @@ def decoder_part(
         CheckpointError: it asks for something that this decoder does not have.
         ConfigError: sizes that no decoder can have.
     """
+    from mobillama_v.interop.llama import decoder_spec, refuse_features  # with torch; `export --help` needs none
+
     path = folder / "config.json"
     refuse_features(config, path)
     if config.get("model_type", "llama") not in ("llama", "qwen2"):

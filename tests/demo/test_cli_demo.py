@@ -25,7 +25,7 @@ WAIT = 90_000  # milliseconds; other things may run on the machine
 @pytest.fixture(scope="module")
 def talkative(nano_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with a long context, which never ends an answer by itself."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.numpy import load_file, save_file
 
     folder = tmp_path_factory.mktemp("models") / "talkative"
     shutil.copytree(nano_like, folder)
