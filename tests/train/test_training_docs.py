@@ -88,7 +88,7 @@ def test_the_recipes_of_the_others_are_read() -> None:
             recipe, *overrides = words[starts[0] + 1 :]
             load_recipe(recipe, overrides).require_paths()
             read += 1
-    assert read == 8
+    assert read == 9
 
 
 def test_extras_are_those_of_the_project() -> None:
