@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ def _event(body: dict[str, Any], name: str = "") -> str:
     return f"{f'event: {name}{chr(10)}' if name else ''}data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
-class Answer:
+class Answer(ABC):
     """What goes back for one request; its id and time are the same in all parts of it.
 
     A stream is :meth:`begin`, then for each choice :meth:`piece` as often as it likes and :meth:`end`, then
@@ -31,25 +32,25 @@ class Answer:
         self.body, self.choices, self.tokenizer = body, choices, tokenizer
         self.id, self.created = f"{self.prefix}{uuid.uuid4().hex}", int(time.time())
 
+    @abstractmethod
     def whole(self, replies: Sequence[Reply]) -> dict[str, Any]:
         """The JSON of an answer that is not streamed."""
-        raise NotImplementedError
 
     def begin(self) -> Iterator[str]:
         """What comes before the text."""
         return iter(())
 
+    @abstractmethod
     def piece(self, index: int, text: str) -> Iterator[str]:
         """Some more text of a choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, index: int, reply: Reply) -> Iterator[str]:
         """The end of a choice."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, replies: Sequence[Reply]) -> Iterator[str]:
         """The end of it all."""
-        raise NotImplementedError
 
     def error(self, error: RequestError) -> str:
         """The end where something went wrong on the way."""

@@ -7,6 +7,7 @@ heads, which no language model reads.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,9 @@ class _PlainViT(TowerKind):
         with torch.device(torch.empty(0).device):  # get_default_device() of torch 2.6 sees no `with torch.device`
             return ImageTower(self.visual(shape_of(spec), image_size), spec)
 
+    @abstractmethod
     def visual(self, vit: ViTShape, image_size: int) -> nn.Module:
         """The module in torch."""
-        raise NotImplementedError
 
 
 @register_tower(CLIP)
