@@ -266,7 +266,7 @@ int main() {
     std::vector<std::vector<float>> layers;
     const std::vector<const char*> names = paths();
     for (const char* path : names) run_linears(path, layers);
-    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1}, {33, 48, 40, 2, 6, 2, 2}, {40, 64, 40, 2, 4, 2, 1, 1}};
+    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1, 0}, {33, 48, 40, 2, 6, 2, 2, 0}, {40, 64, 40, 2, 4, 2, 1, 1}};
     for (const Shape& shape : shapes)
         for (int bits : {4, 8, 16}) {
             std::vector<float> portable;
