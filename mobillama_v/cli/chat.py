@@ -9,25 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobillama_v.cli.options import (
-    DeviceOption,
-    EngineOption,
-    ModelOption,
-    NgramOption,
-    OcrOption,
-    PenaltyOption,
-    SeedOption,
-    TemperatureOption,
-    TokensOption,
-    TopPOption,
-    UrlsOption,
-    VerboseOption,
-    load_assistant,
-    log_verbosely,
-    printable,
-    read_image,
-    sampling_of,
-)
+from mobillama_v.cli.answering import Answering, with_answering
+from mobillama_v.cli.options import printable, read_image
 from mobillama_v.errors import ConfigError, ImageError, MobiLlamaVError, PromptError
 
 if TYPE_CHECKING:
@@ -41,38 +24,23 @@ HELP = """\
 /quit        end (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
+@with_answering(longest=256)
 def chat(
     images: Annotated[
         list[str] | None, typer.Argument(metavar="IMAGE", help="Pictures to begin with.", show_default=False)
     ] = None,
-    max_new_tokens: TokensOption = 256,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    seed: SeedOption = None,
-    repetition_penalty: PenaltyOption = 1.0,
-    no_repeat_ngram: NgramOption = 0,
-    model: ModelOption = "nano",
-    device: DeviceOption = "auto",
-    engine: EngineOption = "auto",
-    ocr: OcrOption = False,
-    allow_urls: UrlsOption = False,
-    verbose: VerboseOption = False,
+    *,
+    answering: Answering,
 ) -> None:
     """Talk about pictures over several turns.
 
     Each line is a question; /help lists the commands. Lines can also come from a pipe, one question each.
     """
-    from mobillama_v.hub import find_model, read_spec
-
-    log_verbosely(verbose)
-    folder = find_model(model)
-    target = None if ocr else read_spec(folder).image.size  # words are read in the whole picture
     if "-" in (images or []):
         raise ImageError("in a chat, standard input carries the questions; give the picture as a file.")
+    allow_urls, target = answering.allow_urls, answering.target
     pictures = [read_image(source, allow_urls=allow_urls, target=target) for source in images or []]
-    sampling = sampling_of(max_new_tokens, temperature, top_p, seed, repetition_penalty, no_repeat_ngram)
-    assistant = load_assistant(folder, device, engine, ocr=ocr, verbose=verbose)
-    Session(assistant.chat(pictures), sampling, allow_urls=allow_urls).run()
+    Session(answering.load().chat(pictures), answering.sampling, allow_urls=allow_urls).run()
 
 
 class Session:

@@ -12,26 +12,8 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from mobillama_v.cli.options import (
-    DeviceOption,
-    EngineOption,
-    ModelOption,
-    NgramOption,
-    OcrOption,
-    PenaltyOption,
-    SeedOption,
-    TemperatureOption,
-    TokensOption,
-    TopPOption,
-    UrlsOption,
-    VerboseOption,
-    expand,
-    load_assistant,
-    log_verbosely,
-    printable,
-    read_image,
-    sampling_of,
-)
+from mobillama_v.cli.answering import Answering, with_answering
+from mobillama_v.cli.options import expand, printable, read_image
 from mobillama_v.errors import ImageError
 
 if TYPE_CHECKING:
@@ -50,6 +32,7 @@ class Picture(NamedTuple):
     seconds: float
 
 
+@with_answering(longest=128)
 def describe(
     images: Annotated[
         list[str], typer.Argument(metavar="IMAGE", help="Files, folders, or - for standard input.", show_default=False)
@@ -58,44 +41,28 @@ def describe(
         "Describe the image."
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
-    max_new_tokens: TokensOption = 128,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    seed: SeedOption = None,
-    repetition_penalty: PenaltyOption = 1.0,
-    no_repeat_ngram: NgramOption = 0,
-    model: ModelOption = "nano",
-    device: DeviceOption = "auto",
-    engine: EngineOption = "auto",
-    ocr: OcrOption = False,
-    allow_urls: UrlsOption = False,
-    verbose: VerboseOption = False,
+    *,
+    answering: Answering,
 ) -> None:
     """Describe pictures, or answer one question about each.
 
     A picture that cannot be read is reported and the others are described; the exit code is then 1, and 2 if there was
     none to describe.
     """
-    from mobillama_v.hub import find_model, read_spec
-
-    log_verbosely(verbose)
-    folder = find_model(model)
-    target = None if ocr else read_spec(folder).image.size  # words are read in the whole picture
     sources = list(expand(images))
     several = len(sources) > 1
     failures: list[ImageError] = []
     with _progress(len(sources)) as advance:
-        pictures = _readable(sources, allow_urls, target, failures, advance)
+        pictures = _readable(sources, answering, failures, advance)
         first = next(pictures, None)
         if first is None:  # before torch is imported
             raise typer.Exit(2)
-        sampling = sampling_of(max_new_tokens, temperature, top_p, seed, repetition_penalty, no_repeat_ngram)
-        assistant = load_assistant(folder, device, engine, ocr=ocr, verbose=verbose)
+        assistant, sampling = answering.load(), answering.sampling
         live = sys.stdout.isatty() and not as_json
         for picture in _chain(first, pictures):
             if as_json:
                 reply = assistant.ask([picture.image], prompt, sampling)
-                print(json.dumps(_record(picture, reply, model)), flush=True)
+                print(json.dumps(_record(picture, reply, answering.model)), flush=True)
             else:
                 _print(assistant, picture, prompt, sampling, several=several, live=live)
     if failures:
@@ -108,11 +75,7 @@ def _chain(first: Picture, rest: Iterator[Picture]) -> Iterator[Picture]:
 
 
 def _readable(
-    sources: list[str | ImageError],
-    allow_urls: bool,
-    target: int | None,
-    failures: list[ImageError],
-    advance: Callable[[], None],
+    sources: list[str | ImageError], options: Answering, failures: list[ImageError], advance: Callable[[], None]
 ) -> Iterator[Picture]:
     """Read pictures one at a time; those that cannot be read are reported and noted in ``failures``."""
     for source in sources:
@@ -120,7 +83,7 @@ def _readable(
         try:
             if isinstance(source, ImageError):
                 raise source
-            image = read_image(source, allow_urls=allow_urls, target=target)
+            image = read_image(source, allow_urls=options.allow_urls, target=options.target)
             yield Picture(source, image, time.perf_counter() - start)
         except ImageError as error:
             failures.append(error)

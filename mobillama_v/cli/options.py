@@ -5,14 +5,14 @@ Imported before torch is, so that ``--help``, mistyped options and unreadable pi
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from mobillama_v.assistant import Assistant
-    from mobillama_v.generate import Sampling
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="An embedded model, a model folder, or a Hugging Face id (owner/name).")
@@ -34,18 +33,6 @@ DeviceOption = Annotated[
 EngineOption = Annotated[
     str,
     typer.Option(help="native (the CPU engine), numpy, torch, or auto: native on a CPU for packed and small models."),
-]
-TokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-TemperatureOption = Annotated[
-    float, typer.Option(min=0, help="0 always takes the likeliest token; higher varies more.")
-]
-TopPOption = Annotated[float, typer.Option(help="Sample among the likeliest tokens of this total probability.")]
-SeedOption = Annotated[int | None, typer.Option(help="Makes sampled answers repeatable.")]
-PenaltyOption = Annotated[
-    float, typer.Option("--repetition-penalty", help="Above 1, words that the answer has already become less likely.")
-]
-NgramOption = Annotated[
-    int, typer.Option("--no-repeat-ngram", help="No run of this many tokens comes twice in an answer; 0: it may.")
 ]
 UrlsOption = Annotated[
     bool, typer.Option("--allow-urls", help="Fetch http(s) addresses; only public hosts, up to 32 MB and 20 s each.")
@@ -63,18 +50,29 @@ VerboseOption = Annotated[
 MAX_STDIN = 256 * 1024 * 1024
 
 
-def sampling_of(
-    max_new_tokens: int, temperature: float, top_p: float, seed: int | None, penalty: float, ngram: int
-) -> Sampling:
-    """The sampling that the options ask for.
+def with_options(
+    command: Callable[..., None], name: str, parameters: Iterable[inspect.Parameter], make: Callable[..., Any]
+) -> Callable[..., None]:
+    """A command with more options, of which its own parameter is made.
 
-    Raises:
-        ConfigError: a value out of range.
+    Args:
+        command: it takes the parameter as a keyword.
+        name: of the parameter.
+        parameters: the options, in the order of the help text.
+        make: from the options' values to the parameter's.
     """
-    from mobillama_v.generate import Sampling
+    signature, more = inspect.signature(command, eval_str=True), list(parameters)
+    own = [each for each in signature.parameters.values() if each.name != name]
+    every = [*own, *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in more)]
 
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    return dataclasses.replace(sampling, repetition_penalty=penalty, no_repeat_ngram=ngram)
+    def run(**values: Any) -> None:
+        made = make(**{each.name: values.pop(each.name) for each in more})
+        command(**values, **{name: made})
+
+    run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in every}
+    run.__doc__ = command.__doc__
+    return run
 
 
 def log_verbosely(verbose: bool) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mobillama_v.cli.options import load_assistant
+from mobillama_v.cli.options import load_assistant, with_options
 from mobillama_v.demo.limits import Limits, least
 from mobillama_v.errors import ConfigError
 from mobillama_v.hub import DEFAULT, embedded_models, find_model, read_spec
@@ -41,24 +41,16 @@ RootOption = Annotated[str, typer.Option(help="Path at which a reverse proxy ser
 
 def with_limits(command: Callable[..., None]) -> Callable[..., None]:
     """A command with an option for each field of :class:`Limits` for it, which ``command`` takes as its ``limits``."""
-    signature = inspect.signature(command, eval_str=True)
-    default: Limits = signature.parameters["limits"].default
-    parameters = [each for each in signature.parameters.values() if each.name != "limits"]
-    own = [field for field in fields(Limits) if field.metadata["only"] in ("", command.__name__)]
-    for field in own:
+    default: Limits = inspect.signature(command).parameters["limits"].default
+    parameters = []
+    for field in fields(Limits):
+        if field.metadata["only"] not in ("", command.__name__):
+            continue
         value = getattr(default, field.name)
         option = typer.Option(min=least(field.name), help=field.metadata["help"])
         kind = Annotated[type(value), option]  # type: ignore[valid-type]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind))
-
-    def run(**values: Any) -> None:
-        limits = Limits(**{field.name: values.pop(field.name) for field in own})
-        command(**values, limits=limits)
-
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {each.name: each.annotation for each in parameters}
-    run.__doc__ = command.__doc__
-    return run
+    return with_options(command, "limits", parameters, Limits)
 
 
 def model_loaders(

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from mobillama_v import __version__
 from mobillama_v.assistant import Assistant
-from mobillama_v.cli import describe as describe_command
+from mobillama_v.cli import answering
 from mobillama_v.cli.main import BROKEN_PIPE, BUG, LAZY, app
 from mobillama_v.cli.options import printable
 from mobillama_v.generate import Sampling
@@ -266,7 +266,7 @@ def test_a_bug_is_one_line_unless_debugging(nano_like: Path, pictures: Path, mon
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("first\nsecond")
 
-    monkeypatch.setattr(describe_command, "load_assistant", broken)
+    monkeypatch.setattr(answering, "load_assistant", broken)
     result = describe(nano_like, pictures / "red.png")
     assert_one_line(result, BUG)
     assert "ZeroDivisionError: first second" in result.stderr
