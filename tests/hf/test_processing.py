@@ -1,11 +1,9 @@
-"""The processor: one template, slots by mask, padding on the left, files, Auto classes and the pipeline."""
+"""The processor: one template, slots by mask, padding on the left, and files."""
 
 from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,107 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from chats import SLOTS, answer, chat, expected, picture
 
-from mobillama_v import MobiLlamaVConfig, MobiLlamaVForConditionalGeneration, MobiLlamaVProcessor, prompt
-from mobillama_v.backends.torch import TorchEngine
+from mobillama_v import MobiLlamaVProcessor, prompt
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, PromptError
-from mobillama_v.generate import Prompt, Sampling, generate
 from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, open_image
 from mobillama_v.images import ImageTransform
 from mobillama_v.prompt import Slot, assistant, user
-from tiny import DECODER, IMAGE_SIZE, model_config, save_nano_like
-
-SLOTS = 16  # (32 / 8) squared
-TEXT = [
-    "A chat between a curious user and an assistant. USER: what is this? ASSISTANT: a cat on a mat, naïve café 猫"
-] * 9
-
-
-def make_tokenizer(style: str) -> Tokenizer:
-    """A small BPE: GPT-2's byte level, or sentencepiece's way with a word boundary before every text."""
-    special = ["<pad>", "<s>", "</s>"]
-    if style == "bytes":
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    else:
-        tokenizer = Tokenizer(models.BPE(unk_token="<pad>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
-        tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
-        alphabet = [chr(code) for code in range(33, 127)] + ["\n"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(TEXT, trainer)
-    return tokenizer
-
-
-@pytest.fixture(scope="module", params=["bytes", "words"])
-def folder(request: pytest.FixtureRequest, tower_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with the three files that an embedded model has."""
-    torch.manual_seed(1)
-    tokenizer = make_tokenizer(request.param)
-    text = DECODER | {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 512}
-    image = {"size": IMAGE_SIZE, "mode": "squash", "mean": [0.5] * 3, "std": [0.25] * 3}
-    model = MobiLlamaVForConditionalGeneration(MobiLlamaVConfig(**model_config(text_config=text, image=image)))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.4)  # the answers shall depend on what is asked
-    path = tmp_path_factory.mktemp(request.param)
-    model.save_pretrained(path)
-    tokenizer.save(str(path / "tokenizer.json"))
-    for name in ("generation_config.json", "README.md", "chat_template.jinja"):
-        (path / name).unlink()
-    assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> MobiLlamaVForConditionalGeneration:
-    return MobiLlamaVForConditionalGeneration.from_pretrained(folder).eval()
-
-
-@pytest.fixture(scope="module")
-def processor(folder: Path) -> MobiLlamaVProcessor:
-    return MobiLlamaVProcessor.from_pretrained(folder)
-
-
-def picture(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-
-
-def chat(*turns: Any) -> list[dict[str, Any]]:
-    """Turns in transformers' form, the user first; a tuple is parts, where an image is an image."""
-    out = []
-    for i, turn in enumerate(turns):
-        parts = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
-            for part in (turn if isinstance(turn, tuple) else (turn,))
-        ]
-        out.append({"role": "assistant" if i % 2 else "user", "content": parts})
-    return out
-
-
-def expected(processor: MobiLlamaVProcessor, messages: list[prompt.Message], template: str = "v1") -> prompt.Encoded:
-    return prompt.TEMPLATES[template].encode(messages, processor.text_tokenizer, tokens_per_image=SLOTS)
-
-
-def answer(
-    model: MobiLlamaVForConditionalGeneration, processor: MobiLlamaVProcessor, inputs: Any, count: int
-) -> list[str]:
-    """What our own generation says."""
-    features = iter(model.get_image_features(inputs["pixel_values"]) if "pixel_values" in inputs else ())
-    prompts = []
-    for ids, exists, slots in zip(
-        inputs["input_ids"], inputs["attention_mask"].bool(), inputs["image_mask"], strict=True
-    ):
-        images = [next(features) for _ in range(int(slots.sum()) // SLOTS)]
-        encoded = prompt.Encoded(ids[exists].tolist(), [-100] * int(exists.sum()), slots[exists].tolist())
-        prompts.append(Prompt(encoded, images))
-    done = generate(TorchEngine(model), processor.text_tokenizer, prompts, Sampling(max_new_tokens=count))
-    return [each.text for each in done]
+from tiny import IMAGE_SIZE
 
 
 def test_settings_come_from_config_json(processor: MobiLlamaVProcessor) -> None:
@@ -255,98 +160,6 @@ def test_a_folder_saved_and_loaded(processor: MobiLlamaVProcessor, tmp_path: Pat
     conversation = chat((picture(), "what is </s> this?"), "naïve", "and?")
     a, b = (p.apply_chat_template(conversation, tokenize=True).tolist() for p in (processor, again))
     assert a == b
-
-
-def test_auto_classes_know_the_processor(folder: Path, processor: MobiLlamaVProcessor, tmp_path: Path) -> None:
-    from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-
-    assert isinstance(AutoProcessor.from_pretrained(folder), MobiLlamaVProcessor)
-    processor.save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    again = AutoProcessor.from_pretrained(tmp_path)
-    assert isinstance(again, MobiLlamaVProcessor) and again.tokens_per_image == SLOTS
-    images = AutoImageProcessor.from_pretrained(tmp_path)
-    assert isinstance(images, MobiLlamaVImageProcessor) and images.transform == processor.image_processor.transform
-    assert AutoTokenizer.from_pretrained(tmp_path).eos_token_id == 2
-
-
-REGISTERED = """
-{imports}
-processor = AutoProcessor.from_pretrained({folder!r})
-assert type(processor).__name__ == "MobiLlamaVProcessor", type(processor)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import mobillama_v; from transformers import AutoProcessor",
-        "from transformers import AutoProcessor; import mobillama_v",
-    ],
-)
-def test_registered_whichever_import_comes_first(imports: str, tmp_path: Path) -> None:
-    image = {"size": 32, "mode": "squash"}
-    text = DECODER | {"vocab_size": 400}
-    config = MobiLlamaVConfig(text_config=text, tower={"model": "ViT-B-32-quickgelu"}, image=image)
-    config.save_pretrained(tmp_path)
-    make_tokenizer("bytes").save(str(tmp_path / "tokenizer.json"))
-    code = REGISTERED.format(imports=imports, folder=str(tmp_path))
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
-
-
-@pytest.mark.parametrize("given", ["question", "chat"])
-def test_the_pipeline_says_what_our_own_generation_says(
-    given: str, folder: Path, model, processor: MobiLlamaVProcessor
-) -> None:
-    from transformers import pipeline
-
-    pipe = pipeline("image-text-to-text", model=str(folder), dtype=torch.float32)
-    assert isinstance(pipe.processor, MobiLlamaVProcessor)
-    options = {"generate_kwargs": {"max_new_tokens": 12, "do_sample": False}, "return_full_text": False}
-    if given == "question":
-        said = pipe(images=picture(6), text="what is this?", **options)
-        ours = answer(model, processor, processor(images=picture(6), text="what is this?"), 12)
-        assert said[0]["generated_text"].strip() == ours[0].strip() != ""
-        return
-    conversations = [chat((picture(7), "what is this?"), "a cat", "on what?"), chat((picture(8), "a dog?"))]
-    ours = [
-        answer(model, processor, processor.apply_chat_template(c, tokenize=True, return_dict=True), 12)[0].strip()
-        for c in conversations
-    ]
-    assert ours[0] != ours[1]
-    assert pipe(text=conversations[0], **options)[0]["generated_text"].strip() == ours[0]
-    both = pipe(text=conversations, batch_size=2, **options)
-    assert [each[0]["generated_text"].strip() for each in both] == ours
-    full = pipe(text=conversations[1], max_new_tokens=12, generate_kwargs={"do_sample": False})
-    assert full[0]["generated_text"][-1]["content"].strip() == ours[1]
-
-
-def test_the_pipeline_says_what_the_assistant_says(tmp_path: Path) -> None:
-    """On a folder as embedded models are: the hybrid tower, half-precision weights, and the dtype to compute in."""
-    from transformers import pipeline
-
-    from mobillama_v import load
-
-    save_nano_like(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
-    path = tmp_path / "photo.jpg"
-    picture(size=(700, 500)).save(path)
-    assistant_says = load(str(tmp_path), device="cpu").ask([path], "what is this?", Sampling(max_new_tokens=12)).text
-    pipe = pipeline("image-text-to-text", model=str(tmp_path), device="cpu")
-    content = [{"type": "image", "path": str(path)}, {"type": "text", "text": "what is this?"}]
-    options = {"generate_kwargs": {"max_new_tokens": 12, "do_sample": False}, "return_full_text": False}
-    said = pipe(text=[{"role": "user", "content": content}], **options)[0]["generated_text"]
-    assert said.strip() == assistant_says.strip() != ""
-
-
-def test_the_end_token_ends_the_pipeline_s_answer(folder: Path) -> None:
-    """With no generation_config.json the ids of the end and the padding come from config.json."""
-    from transformers import AutoModelForImageTextToText
-
-    config = AutoModelForImageTextToText.from_pretrained(folder).generation_config
-    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 0)
 
 
 def test_decoding(processor: MobiLlamaVProcessor) -> None:
