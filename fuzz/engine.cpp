@@ -44,7 +44,8 @@ void make(FuzzedDataProvider& data, Model& made) {
     c.eps = wild ? data.ConsumeFloatingPoint<double>() : 1e-5;
     c.kv_heads = number(3);
     c.heads = wild ? number(6) : c.kv_heads * data.ConsumeIntegralInRange(1, 2);
-    c.hidden = wild ? number(96) : c.heads * 8 * data.ConsumeIntegralInRange(1, 4);
+    c.head_width = wild ? number(40) : 8 * data.ConsumeIntegralInRange(1, 4);
+    c.hidden = wild ? number(96) : 8 * data.ConsumeIntegralInRange(1, 12);
     c.vocab = number(40);
     c.ffn = number(70);
     c.layers = number(2);
@@ -55,26 +56,30 @@ void make(FuzzedDataProvider& data, Model& made) {
     c.threads = wild ? number(2) : 1 + (data.ConsumeIntegralInRange(0, 31) == 0);
     c.path = mv_path_name(data.ConsumeIntegralInRange(0, 3));
     c.qkv_bias = wild ? number(1) : data.ConsumeBool();
+    c.qk_norm = wild ? number(1) : data.ConsumeBool();
 
     std::vector<uint64_t> sizes;
     const bool possible = c.hidden > 0 && c.hidden <= 200 && c.vocab > 0 && c.vocab <= 64 && c.ffn > 0 && c.ffn <= 128 &&
-                          c.layers > 0 && c.layers <= 4 && c.ffn_count > 0 && c.ffn_count <= 4 && c.heads > 0 &&
+                          c.head_width > 0 && c.head_width <= 64 && c.heads <= 64 && c.layers > 0 && c.layers <= 4 && c.ffn_count > 0 && c.ffn_count <= 4 && c.heads > 0 &&
                           c.kv_heads > 0 && c.kv_heads <= 64 && c.context <= 64;
     if (possible) {
-        const int64_t ffn = (c.ffn + 31) / 32 * 32, width = c.hidden / c.heads, single = uint64_t{4} * c.hidden;
-        sizes = {uint64_t{2} * c.vocab * c.hidden, tiles(c.bits, c.vocab, c.hidden), static_cast<uint64_t>(single)};
+        const int64_t ffn = (c.ffn + 31) / 32 * 32;
+        const int64_t queries = int64_t{1} * c.heads * c.head_width, keys = int64_t{1} * c.kv_heads * c.head_width;
+        const uint64_t single = uint64_t{4} * c.hidden;
+        sizes = {uint64_t{2} * c.vocab * c.hidden, tiles(c.bits, c.vocab, c.hidden), single};
         for (int i = 0; i < c.ffn_count; i++) {
             sizes.push_back(tiles(c.bits, 2 * ffn, c.hidden));
             sizes.push_back(tiles(c.bits, c.hidden, ffn));
         }
         for (int i = 0; i < c.layers; i++) {
-            sizes.push_back(tiles(c.bits, c.hidden + 2 * c.kv_heads * width, c.hidden));
-            if (c.qkv_bias) sizes.push_back(4 * (c.hidden + 2 * c.kv_heads * width));
-            sizes.push_back(tiles(c.bits, c.hidden, c.hidden));
+            sizes.push_back(tiles(c.bits, queries + 2 * keys, c.hidden));
+            if (c.qkv_bias) sizes.push_back(4 * (queries + 2 * keys));
+            if (c.qk_norm) sizes.push_back(8 * c.head_width);
+            sizes.push_back(tiles(c.bits, c.hidden, queries));
             sizes.push_back(single);
             sizes.push_back(single);
         }
-        sizes.push_back(4 * (width / 2));
+        sizes.push_back(4 * (c.head_width / 2));
     }
     if (wild && data.ConsumeBool()) sizes.resize(data.ConsumeIntegralInRange<size_t>(0, 12));
     for (uint64_t size : sizes) {

@@ -78,7 +78,9 @@ class DecoderConfig:
 
     ``ffn_sharing`` is ``"all"`` (one network, owned by the decoder, used by every layer) or ``"none"`` (one per layer,
     which is a plain Llama: the paper's large-base and baselines). ``qkv_bias`` gives queries, keys and values a bias,
-    as Qwen2 has it; ``llama3_rope`` is for Llama 3. Defaults are MobiLlama-0.5B.
+    as Qwen2 has it; ``qk_norm`` normalizes each head's queries and keys, as Qwen3 does; ``llama3_rope`` is for Llama 3.
+    ``attention_head_dim`` is the width of a head where that is not the hidden size over the number of heads. Defaults
+    are MobiLlama-0.5B.
     """
 
     vocab_size: int = 32000
@@ -97,10 +99,14 @@ class DecoderConfig:
     pad_token_id: int = 0
     qkv_bias: bool = False
     llama3_rope: Llama3Rope | None = None
+    qk_norm: bool = False
+    attention_head_dim: int | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
-        check(isinstance(self.qkv_bias, bool), f"qkv_bias must be true or false, not {shown(self.qkv_bias)}.")
+        for name in ("qkv_bias", "qk_norm"):
+            value = getattr(self, name)
+            check(isinstance(value, bool), f"{name} must be true or false, not {shown(value)}.")
         if self.llama3_rope is not None and not isinstance(self.llama3_rope, Llama3Rope):
             object.__setattr__(self, "llama3_rope", from_mapping(Llama3Rope, self.llama3_rope, "llama3_rope"))
         for name, most in _SIZES.items():
@@ -115,11 +121,17 @@ class DecoderConfig:
                 0 <= value < self.vocab_size,
                 f"{name} must be a token's id, from 0 to {self.vocab_size - 1}, not {shown(value)}.",
             )
-        check(
-            self.hidden_size % (2 * self.num_attention_heads) == 0,
-            f"hidden_size {self.hidden_size} cannot be split into {self.num_attention_heads} heads of even size; "
-            "choose a multiple of twice the number of heads.",
-        )
+        if self.attention_head_dim is None:
+            check(
+                self.hidden_size % (2 * self.num_attention_heads) == 0,
+                f"hidden_size {self.hidden_size} cannot be split into {self.num_attention_heads} heads of even size; "
+                "choose a multiple of twice the number of heads.",
+            )
+        else:
+            check(
+                0 < self.attention_head_dim <= 1 << 10 and self.attention_head_dim % 2 == 0,
+                f"attention_head_dim must be an even number of at most 1024, not {shown(self.attention_head_dim)}.",
+            )
         check(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
@@ -132,7 +144,17 @@ class DecoderConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.attention_head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_width(self) -> int:
+        """Width of all heads' queries together, and of what they attend to."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Width of all heads' keys together, and of their values."""
+        return self.num_key_value_heads * self.head_dim
 
     def rotary_frequencies(self) -> np.ndarray[Any, Any]:
         """Of the rotary embedding (RoFormer, arXiv 2104.09864): radians a position, fp32 [head_dim / 2]."""
@@ -144,13 +166,13 @@ class DecoderConfig:
     def params_by_part(self) -> dict[str, int]:
         """Parameters of the decoder and its head, part by part; a shared feed-forward network counts once."""
         hidden, layers = self.hidden_size, self.num_hidden_layers
-        kv_width = self.num_key_value_heads * self.head_dim
+        queries, keys = self.query_width, self.key_width
         networks = 1 if self.ffn_sharing == "all" else layers
         return {
             "embedding": self.vocab_size * hidden,
-            "attention": layers * (2 * hidden * (hidden + kv_width) + (hidden + 2 * kv_width) * self.qkv_bias),
+            "attention": layers * (2 * hidden * (queries + keys) + (queries + 2 * keys) * self.qkv_bias),
             "feed-forward": networks * 3 * hidden * self.intermediate_size,
-            "norms": (2 * layers + 1) * hidden,
+            "norms": (2 * layers + 1) * hidden + 2 * layers * self.head_dim * self.qk_norm,
             "head": self.vocab_size * hidden,
         }
 
@@ -160,7 +182,7 @@ class DecoderConfig:
 
     def kv_cache_bytes(self, dtype: str = "bf16") -> int:
         """Bytes of keys and values that one position costs; ``dtype`` is a key of :data:`BYTES`."""
-        return int(2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * BYTES[dtype])
+        return int(2 * self.num_hidden_layers * self.key_width * BYTES[dtype])
 
 
 @dataclass(frozen=True)

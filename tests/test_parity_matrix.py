@@ -141,13 +141,16 @@ DECODERS: dict[str, dict[str, Any]] = {
             "original_max_position_embeddings": 32,
         }
     },
+    "qk_norm": {"num_key_value_heads": 2, "qk_norm": True, "attention_head_dim": 16},
     "grouped": {"num_key_value_heads": 2, "qkv_bias": True},
 }
 
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_backends_agree_on_every_decoder(name: str, tmp_path: Path) -> None:
-    plain = tiny.save_nano_like(tmp_path / "plain", decoder_changes={**DECODERS[name], "qkv_bias": False})
+    plain = tiny.save_nano_like(
+        tmp_path / "plain", decoder_changes={**DECODERS[name], "qkv_bias": False, "qk_norm": False}
+    )
     folder = tiny.save_nano_like(tmp_path / "model", decoder_changes=DECODERS[name])
     _, expected, _ = by_engine(folder, engine="torch")
     agree(by_transformers(folder, torch.float32)[1], expected, "fp32")

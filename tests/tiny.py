@@ -123,6 +123,8 @@ def save_nano_like(folder: Path, *, decoder_changes: dict[str, Any] | None = Non
             for name, parameter in part.named_parameters():
                 if name.endswith("_proj.bias"):  # of a decoder that has them
                     torch.nn.init.normal_(parameter, std=1.0)
+                elif name.endswith(("q_norm.weight", "k_norm.weight")):
+                    torch.nn.init.uniform_(parameter, 0.5, 1.5)
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, folder / "model.safetensors")
     return folder
 

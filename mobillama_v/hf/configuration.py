@@ -63,6 +63,8 @@ class MobiLlamaConfig(PreTrainedConfig):
     pad_token_id: int = 0
     qkv_bias: bool = False
     llama3_rope: dict[str, Any] | None = None
+    qk_norm: bool = False
+    attention_head_dim: int | None = None
     use_cache: bool = True
     tie_word_embeddings: bool = False
 
@@ -81,7 +83,7 @@ class MobiLlamaConfig(PreTrainedConfig):
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.spec.head_dim
 
 
 class MobiLlamaVConfig(PreTrainedConfig):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mobillama_v.checkpoint import weight_files
 from mobillama_v.config import DecoderConfig, ModelConfig
-from mobillama_v.errors import CheckpointError
+from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.fields import parse_json
 
 if TYPE_CHECKING:
@@ -252,6 +252,17 @@ def _importer(places: list[str], folder: Path, config: dict[str, Any]) -> Any:
 def template_of(chat_template: str) -> str:
     """Our name of a template in Jinja: ``chatml`` by its tokens, else ``v1``."""
     return "chatml" if "<|im_start|>" in chat_template else "v1"
+
+
+def decoder_type(spec: DecoderConfig) -> str:
+    """What transformers and llama.cpp call such a decoder.
+
+    Raises:
+        ConfigError: neither has one like it.
+    """
+    if spec.qkv_bias and spec.qk_norm:
+        raise ConfigError("other programs have no decoder with both qkv_bias and qk_norm; it cannot be exported.")
+    return "qwen2" if spec.qkv_bias else "qwen3" if spec.qk_norm else "llama"
 
 
 def exporter(name: str) -> Exporter:

@@ -1,8 +1,8 @@
-"""The decoder as a GGUF file, which llama.cpp reads as a Llama, or as a Qwen2 where it has that one's biases.
+"""The decoder as a GGUF file, which llama.cpp reads as a Llama, a Qwen2 or a Qwen3, by its biases and norms.
 
 The format (github.com/ggml-org/ggml, docs/gguf.md) has no shared feed-forward network: it is written once for every
 layer. Of a Llama, llama.cpp rotates neighboring channels of a head where this project rotates its two halves, so the
-rows of queries and keys are put in its order; of a Qwen2 it does as we do. A stretched rotation (Llama 3) is said by
+rows of queries and keys are put in its order; of the others it does as we do. A stretched rotation (Llama 3) is said by
 what each frequency is divided by. ``q8_0`` and ``q4_0`` hold the very numbers of
 :mod:`mobillama_v.backends.native.tiles`: both formats are blocks of 32 codes with one fp16 scale. The file is a text
 decoder only.
@@ -24,7 +24,7 @@ from mobillama_v.backends.native.packed_format import BLOCK
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError, needs
 from mobillama_v.fields import parse_json
-from mobillama_v.interop.formats import Exporter
+from mobillama_v.interop.formats import Exporter, decoder_type
 from mobillama_v.interop.gguf_tokenizer import words_name
 from mobillama_v.prompt import get_template
 from mobillama_v.tokenization import check_vocabulary
@@ -113,14 +113,14 @@ def write_gguf(
         What is not in the file as it was, a sentence each.
 
     Raises:
-        ConfigError: an unknown type, or sizes that its blocks cannot hold.
+        ConfigError: an unknown type, sizes that its blocks cannot hold, or a decoder that llama.cpp does not have.
         CheckpointError: weights that are not finite, or a tokenizer that cannot be read.
         MissingExtraError: the package gguf is not installed.
     """
     refuse_type(kind, spec)
     gguf = library()
     vocabulary = read_vocabulary(tokenizer, spec) if tokenizer else Vocabulary("none")
-    writer = gguf.GGUFWriter(path, "qwen2" if spec.qkv_bias else "llama")
+    writer = gguf.GGUFWriter(path, decoder_type(spec))
     writer.add_name(name)
     _add_shape(writer, spec)
     _add_vocabulary(writer, vocabulary, spec)
@@ -143,11 +143,12 @@ def refuse_type(kind: str, spec: DecoderConfig) -> None:
     """See that a decoder can be written as ``kind``.
 
     Raises:
-        ConfigError: an unknown type, or sizes that its blocks cannot hold.
+        ConfigError: an unknown type, sizes that its blocks cannot hold, or a decoder that llama.cpp does not have.
     """
+    decoder_type(spec)
     if kind not in TYPES:
         raise ConfigError(f"the GGUF type {kind!r} is unknown; choose {', '.join(list(TYPES)[:-1])} or q4_0.")
-    for name in ("hidden_size", "intermediate_size") if TYPES[kind] else ():
+    for name in ("hidden_size", "query_width", "intermediate_size") if TYPES[kind] else ():
         if getattr(spec, name) % BLOCK:
             raise ConfigError(
                 f"{kind} has blocks of {BLOCK} weights, and this model's {name} {getattr(spec, name)} is no multiple "
@@ -195,6 +196,8 @@ def _add_shape(writer: Any, spec: DecoderConfig) -> None:
     writer.add_head_count(spec.num_attention_heads)
     writer.add_head_count_kv(spec.num_key_value_heads)
     writer.add_layer_norm_rms_eps(spec.rms_norm_eps)
+    writer.add_key_length(spec.head_dim)
+    writer.add_value_length(spec.head_dim)
     writer.add_rope_dimension_count(spec.head_dim)
     writer.add_rope_freq_base(spec.rope_theta)
 
@@ -232,10 +235,12 @@ def _add_tensors(
         for part, target in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_output")):
             own = f"{here}.self_attn.{part}_proj"
             weight = state[f"{own}.weight"]
-            turned = part in "qk" and not spec.qkv_bias
+            turned = part in "qk" and decoder_type(spec) == "llama"
             add(f"{there}.{target}", converted(own, interleaved(weight, spec.head_dim) if turned else weight))
             if f"{own}.bias" in state:
                 writer.add_tensor(f"{there}.{target}.bias", state[f"{own}.bias"].float().numpy())
+        for part in "qk" if spec.qk_norm else "":
+            add_norm(f"{there}.attn_{part}_norm", state[f"{here}.self_attn.{part}_norm.weight"])
         for part in ("gate", "up", "down"):
             own = f"feed_forward.{part}_proj" if spec.ffn_sharing == "all" else f"{here}.mlp.{part}_proj"
             if own not in shared:

@@ -21,7 +21,7 @@ from mobillama_v.interop.gguf import library
 from mobillama_v.interop.gguf_tokenizer import tokenizer_json
 from mobillama_v.interop.llama import assemble
 
-_ARCHITECTURES = ("llama", "qwen2")
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -30,6 +30,7 @@ _NAMES = {
     "ffn_norm": "post_attention_layernorm",
     "attn_output": "self_attn.o_proj",
 } | {f"attn_{part}": f"self_attn.{part}_proj" for part in "qkv"}
+_NAMES |= {f"attn_{part}_norm": f"self_attn.{part}_norm" for part in "qk"}
 _NAMES |= {f"ffn_{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")}
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _FIELDS = {
@@ -41,12 +42,13 @@ _FIELDS = {
     "intermediate_size": "feed_forward_length",
     "rms_norm_eps": "attention.layer_norm_rms_epsilon",
     "rope_theta": "rope.freq_base",
+    "head_dim": "attention.key_length",
 }
 _TOKENS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
 class GGUFImporter(Importer):
-    """``.gguf`` files of the architectures ``llama`` and ``qwen2``."""
+    """``.gguf`` files of the architectures ``llama``, ``qwen2`` and ``qwen3``."""
 
     title = "a GGUF file of a Llama"
 
@@ -69,7 +71,7 @@ class GGUFImporter(Importer):
             raise CheckpointError(f"{folder} is not a GGUF file that can be read ({error}); copy it again.") from error
         kind = fields.get("general.architecture")
         if kind not in _ARCHITECTURES:
-            known = " and ".join(_ARCHITECTURES)
+            known = ", ".join(_ARCHITECTURES)
             raise CheckpointError(f"{folder} holds a model of the architecture {kind!r}; known are {known}.")
         scaling = fields.get(f"{kind}.rope.scaling.type", "none")
         if scaling != "none" or any(each.name == "rope_freqs.weight" for each in reader.tensors):

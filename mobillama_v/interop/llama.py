@@ -1,4 +1,4 @@
-"""Published MobiLlama, Llama and Qwen2 checkpoints as decoders of this project, verified tensor by tensor.
+"""Published MobiLlama, Llama, Qwen2 and Qwen3 checkpoints as decoders of this project, verified tensor by tensor.
 
 The authors' MobiLlama (huggingface.co/MBZUAI, arXiv 2402.16840) is saved as a Llama: the shared network stands under
 every layer's name, or only the first's where a format holds a tensor once; the files are ``.bin`` shards or safetensors
@@ -34,17 +34,17 @@ _NETWORK = re.compile(r"mlp\.(gate_proj|up_proj|down_proj)\.weight")
 _SHARED = re.compile(r"model\.(?:mlp|feed_forward)\.(gate_proj|up_proj|down_proj)\.weight")
 _BUFFER = re.compile(r"model\.(?:layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _PROBES = 256  # random inputs on which an averaged network is compared with those that it replaces
-_MODEL_TYPES = ("llama", "mobillama", "qwen2", None)
+MODEL_TYPES = ("llama", "mobillama", "qwen2", "qwen3")
 
 
 class LlamaImporter(Importer):
-    """Folders with ``config.json`` and weights, as transformers saves a Llama or a Qwen2."""
+    """Folders with ``config.json`` and weights, as transformers saves a Llama, a Qwen2 or a Qwen3."""
 
-    title = "Llama, MobiLlama and Qwen2"
+    title = "Llama, MobiLlama, Qwen2 and Qwen3"
 
     def detect(self, config: dict[str, Any]) -> bool:
         """By its ``model_type``, which the authors' first checkpoints lack."""
-        return config.get("model_type") in _MODEL_TYPES
+        return (config.get("model_type") or "llama") in MODEL_TYPES
 
     def load(self, folder: Path, config: dict[str, Any], *, ffn: FFN) -> ImportedDecoder:
         """Read the decoder, and compare every tensor's name and shape.
@@ -180,37 +180,39 @@ def decoder_spec(
         ConfigError: sizes that no decoder can have.
     """
     layers = [int(match[1]) for name in shapes if (match := _LAYER.fullmatch(name))]
-    keys = ("model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight")
+    keys = ("model.embed_tokens.weight", *(f"model.layers.0.self_attn.{each}_proj.weight" for each in "qk"))
     missing = [name for name in keys if name not in shapes]
     widths = {shape[0] for name, shape in shapes.items() if (at := _layer_and_matrix(name)) and at[1] == MATRICES[0]}
     if missing or not widths:
         refuse_misfits(folder, missing=missing or ["model.layers.0.mlp.gate_proj.weight"], extra=[], wrong=[])
     vocabulary, hidden = shapes[keys[0]]
-    heads = config.get("num_attention_heads")
-    if not isinstance(heads, int) or heads < 1 or hidden % heads:
-        raise CheckpointError(f"{folder / 'config.json'} gives {heads!r} attention heads for width {hidden}.")
+    heads, width = config.get("num_attention_heads"), shapes[keys[1]][0]
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise CheckpointError(f"{folder / 'config.json'} gives {heads!r} attention heads for width {width}.")
     found: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": max(widths),
         "num_hidden_layers": max(layers) + 1,
         "num_attention_heads": heads,
-        "num_key_value_heads": shapes[keys[1]][0] * heads // hidden,
-        "head_dim": hidden // heads,
+        "num_key_value_heads": shapes[keys[2]][0] * heads // width,
+        "head_dim": width // heads,
     }
     for name, value in found.items():
         said = config.get(name)
         if said is not None and said != value:
             if name == "head_dim":
-                raise CheckpointError(f"{folder / 'config.json'} gives head_dim {said}; {value} is width over heads.")
+                raise CheckpointError(f"{folder / 'config.json'} gives head_dim {said}; the tensors have {value}.")
             notes.append(f"config.json says {name} {said}; the tensors have {value}")
-    del found["head_dim"]
+    head_dim = found.pop("head_dim")
     return DecoderConfig(
         **found,
         max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=_theta(config),
         qkv_bias=config.get("model_type") == "qwen2",
+        qk_norm=config.get("model_type") == "qwen3",
+        attention_head_dim=None if head_dim * heads == hidden else head_dim,
         llama3_rope=_llama3_rope(config, folder / "config.json"),
         initializer_range=float(config.get("initializer_range", 0.02)),
         bos_token_id=_token_id(config, "bos_token_id", 1),

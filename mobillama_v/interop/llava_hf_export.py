@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError
-from mobillama_v.interop.formats import Exporter, Piece
+from mobillama_v.interop.formats import Exporter, Piece, decoder_type
 from mobillama_v.interop.transformers_parts import decoder_pieces
 from mobillama_v.interop.vit_names import hugging_face_config, tower_pieces
 from mobillama_v.model.vision import TowerConfig, ViTShape
@@ -31,7 +31,7 @@ _PIL = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 class LlavaHFExporter(Exporter):
-    """CLIP or SigLIP, the two-layer projector, and a Llama or Qwen2."""
+    """CLIP or SigLIP, the two-layer projector, and a Llama, Qwen2 or Qwen3."""
 
     help = """Write a model as LlavaForConditionalGeneration of transformers.
 
@@ -51,6 +51,7 @@ class LlavaHFExporter(Exporter):
             raise ConfigError(f"the type {kind!r} is unknown; choose f32, f16 or bf16.")
         if spec.projector.type != "mlp2x_gelu":
             raise ConfigError(f"llava-hf has no projector {spec.projector.type}; only mlp2x_gelu can be exported.")
+        decoder_type(spec.decoder)
         if spec.tower.final_norm:
             raise ConfigError("llava-hf takes features without the tower's final norm, and this model with it.")
         if spec.template == "smolvlm":
@@ -119,10 +120,12 @@ def text_config(decoder: DecoderConfig, vocabulary: int) -> dict[str, Any]:
         *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
         *("max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
     ]
-    kind = "qwen2" if decoder.qkv_bias else "llama"
-    return {"model_type": kind, "vocab_size": vocabulary, "rope_parameters": rope, "tie_word_embeddings": False} | {
-        name: getattr(decoder, name) for name in same
-    }
+    rest = {"vocab_size": vocabulary, "rope_parameters": rope, "tie_word_embeddings": False}
+    return (
+        {"model_type": decoder_type(decoder), "head_dim": decoder.head_dim}
+        | rest
+        | {name: getattr(decoder, name) for name in same}
+    )
 
 
 def _model(spec: ModelConfig, tower: TowerConfig, image_id: int, state: dict[str, Tensor]) -> Any:

@@ -49,14 +49,17 @@ def decoder_part(
         CheckpointError: it asks for something that this decoder does not have.
         ConfigError: sizes that no decoder can have.
     """
-    from mobillama_v.interop.llama import decoder_spec, refuse_features  # with torch; `export --help` needs none
+    from mobillama_v.interop.llama import (
+        MODEL_TYPES,
+        decoder_spec,
+        refuse_features,
+    )  # with torch; `export --help` needs none
 
     path = folder / "config.json"
     refuse_features(config, path)
-    if config.get("model_type", "llama") not in ("llama", "qwen2"):
-        raise CheckpointError(
-            f"{path} has a decoder of type {config['model_type']!r}; only llama and qwen2 can be imported."
-        )
+    if config.get("model_type", "llama") not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise CheckpointError(f"{path} has a decoder of type {config['model_type']!r}; known are {known}.")
     values = {"num_attention_heads": 32} | config
     prefix = theirs("")
     plain = {f"model.{name[len(prefix) :]}": shape for name, shape in shapes.items() if name.startswith(prefix)}
@@ -76,6 +79,7 @@ def decoder_pieces(spec: DecoderConfig, theirs: Callable[[str], str]) -> dict[st
         names += [f"layers.{i}.{name}.weight" for name in _LAYER]
         kinds = ("weight", "bias") if spec.qkv_bias else ("weight",)
         names += [f"layers.{i}.self_attn.{part}_proj.{kind}" for part in "qkv" for kind in kinds]
+        names += [f"layers.{i}.self_attn.{part}_norm.weight" for part in "qk" if spec.qk_norm]
     return {f"language_model.{name}": Piece((theirs(name),)) for name in names}
 
 

@@ -1,7 +1,7 @@
 """The MobiLlama decoder: a Llama whose ONE feed-forward network is shared by all layers (arXiv 2402.16840, section 3).
 
 Plain torch, whole on this page, used by training, by transformers' ``generate()`` and by our own generation. The
-arithmetic is Llama's (pre-norm RMSNorm, rotary positions, SwiGLU; biases as Qwen2 has them, if asked for) and the
+arithmetic is Llama's (pre-norm RMSNorm, rotary positions, SwiGLU; on request Qwen2's biases or Qwen3's norms), the
 parameter names are those of transformers' ``LlamaModel``, except that the shared network is held once, as
 ``feed_forward``, and given to the blocks. transformers' Llama modules are not imported: that costs 5 s of start-up, and
 they own an FFN each.
@@ -74,11 +74,12 @@ class Attention(nn.Module):
         super().__init__()
         self.layer_idx, self.head_dim = layer_idx, spec.head_dim
         self.num_key_value_groups = spec.num_attention_heads // spec.num_key_value_heads
-        kv_width = spec.num_key_value_heads * spec.head_dim
-        self.q_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=spec.qkv_bias)
-        self.k_proj = nn.Linear(spec.hidden_size, kv_width, bias=spec.qkv_bias)
-        self.v_proj = nn.Linear(spec.hidden_size, kv_width, bias=spec.qkv_bias)
-        self.o_proj = nn.Linear(spec.hidden_size, spec.hidden_size, bias=False)
+        self.q_proj = nn.Linear(spec.hidden_size, spec.query_width, bias=spec.qkv_bias)
+        self.k_proj = nn.Linear(spec.hidden_size, spec.key_width, bias=spec.qkv_bias)
+        self.v_proj = nn.Linear(spec.hidden_size, spec.key_width, bias=spec.qkv_bias)
+        self.o_proj = nn.Linear(spec.query_width, spec.hidden_size, bias=False)
+        self.q_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps) if spec.qk_norm else None
+        self.k_norm = RMSNorm(spec.head_dim, spec.rms_norm_eps) if spec.qk_norm else None
 
     def forward(
         self,
@@ -94,6 +95,8 @@ class Attention(nn.Module):
             proj(x).view(batch, length, -1, self.head_dim).transpose(1, 2)  # [B,H|K,T,C]
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rotary(q, *rotary), apply_rotary(k, *rotary)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)

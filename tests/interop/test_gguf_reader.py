@@ -138,20 +138,30 @@ def test_every_type_gives_the_logits_of_transformers(kind: str, tmp_path: Path) 
     torch.testing.assert_close(logits(found, ids), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_what_we_write_is_read_back(bias: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"qkv_bias": True}, {"qk_norm": True, "attention_head_dim": 128}])
+def test_what_we_write_is_read_back(changes: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
     from mobillama_v.model.decoder import Decoder
 
     torch.manual_seed(0)
-    spec = dataclasses.replace(SHAPE, qkv_bias=bias)
+    spec = dataclasses.replace(SHAPE, **changes)
     decoder, head = Decoder(spec), torch.nn.Linear(SHAPE.hidden_size, SHAPE.vocab_size, bias=False)
     write_gguf(tmp_path / "m.gguf", decoder, head, spec, kind="f16", chat_template="<|im_start|>")
     found = import_decoder(tmp_path / "m.gguf", ffn="per-layer")
-    assert (found.spec.qkv_bias, found.template) == (bias, "chatml")
+    eps = pytest.approx(spec.rms_norm_eps)  # in fp32 there
+    assert (dataclasses.asdict(found.spec), found.template) == (
+        dataclasses.asdict(spec) | {"rms_norm_eps": eps},
+        "chatml",
+    )
     state = decoder.state_dict() | {"lm_head.weight": head.weight}
     assert state.keys() == found.decoder.keys() | {"lm_head.weight"}
     for name, tensor in (found.decoder | {"lm_head.weight": found.head}).items():
         assert torch.equal(tensor, state[name].to(tensor.dtype)), name
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32).eval()
+    ids = torch.arange(17)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(logits(found, ids), theirs(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_stretched_rotation_is_written_as_divisors(tmp_path: Path) -> None:

@@ -42,12 +42,14 @@ def llava(tower: str = "clip", decoder: str = "llama", **changes: Any) -> Any:
         LlavaConfig,
         LlavaForConditionalGeneration,
         Qwen2Config,
+        Qwen3Config,
         SiglipVisionConfig,
     )
 
     torch.manual_seed(0)
     vision = CLIPVisionConfig(**VISION) if tower == "clip" else SiglipVisionConfig(**VISION)
-    text = LlamaConfig(**TEXT) if decoder == "llama" else Qwen2Config(**TEXT)
+    kinds: dict[str, Any] = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
+    text = kinds[decoder](**TEXT)
     options = {"image_token_index": IMAGE} | changes
     return woken(LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **options)))
 
@@ -114,6 +116,7 @@ CASES = {
         17,
     ),
     "a layer counted from the front": ({"vision_feature_layer": 1}, 16),
+    "clip and qwen3": ({"decoder": "qwen3"}, 16),
     "siglip and qwen2": (
         {"tower": "siglip", "decoder": "qwen2"}
         | {"vision_feature_select_strategy": "full", "vision_feature_layer": -1},

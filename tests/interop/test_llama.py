@@ -160,6 +160,30 @@ def test_a_qwen2_with_its_biases(tmp_path: Path) -> None:
     assert_same(found, model)
 
 
+@pytest.mark.parametrize("width", [8, 24])
+def test_a_qwen3_with_its_norms(width: int, tmp_path: Path) -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(3)
+    config = Qwen3Config(**CONFIG | {"num_key_value_heads": 2}, head_dim=width, initializer_range=0.3)
+    model = Qwen3ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("_norm.weight"):
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(tmp_path)
+    found = import_decoder(tmp_path, ffn="per-layer")
+    assert found.spec.qk_norm and found.spec.head_dim == width
+    assert_same(found, model)
+
+
+def test_a_llama_whose_heads_have_a_width_of_their_own(tmp_path: Path) -> None:
+    model = llama(head_dim=16)
+    model.save_pretrained(tmp_path)
+    found = import_decoder(tmp_path, ffn="per-layer")
+    assert found.spec.attention_head_dim == 16
+    assert_same(found, model)
+
+
 def test_a_llama_3_with_its_scaled_rotation(tmp_path: Path) -> None:
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope |= {"original_max_position_embeddings": 16, "rope_theta": 500.0}

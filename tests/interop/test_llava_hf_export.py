@@ -31,6 +31,10 @@ MODELS: dict[str, dict[str, Any]] = {
         "decoder_changes": {"qkv_bias": True, "num_key_value_heads": 2, "ffn_sharing": "none"},
         "template": "v1",
     },
+    "qwen3": {
+        "tower": TowerConfig(CLIP, vit=SHAPE),
+        "decoder_changes": {"qk_norm": True, "attention_head_dim": 16, "ffn_sharing": "none"},
+    },
     "llama3": {
         "tower": TowerConfig(CLIP, vit=SHAPE),
         "decoder_changes": {
@@ -64,7 +68,8 @@ def test_exported_and_imported_it_is_the_same(name: str, tower_name: str, tmp_pa
     spec = hub.read_spec(folder)
     assert ("written once a layer" in result.stdout) == (spec.decoder.ffn_sharing == "all")
     found = import_model(str(theirs), back).spec
-    assert (found.decoder.ffn_sharing, found.decoder.qkv_bias) == (spec.decoder.ffn_sharing, spec.decoder.qkv_bias)
+    for each in ("ffn_sharing", "qkv_bias", "qk_norm", "head_dim"):
+        assert getattr(found.decoder, each) == getattr(spec.decoder, each)
     assert (found.image, found.template) == (spec.image, spec.template)
     ours, again = (load_network(each, hub.read_spec(each)).state_dict() for each in (folder, back))
     assert set(ours) - set(again) <= {"vision_tower.visual.proj"}

@@ -77,13 +77,12 @@ class Counts:
 
 def _widths(spec: DecoderConfig) -> dict[str, tuple[int, int]]:
     """Inputs and outputs of the decoder's linear layers."""
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    kv = spec.num_key_value_heads * spec.head_dim
+    hidden, inner, queries, kv = spec.hidden_size, spec.intermediate_size, spec.query_width, spec.key_width
     return {
-        "q_proj": (hidden, hidden),
+        "q_proj": (hidden, queries),
         "k_proj": (hidden, kv),
         "v_proj": (hidden, kv),
-        "o_proj": (hidden, hidden),
+        "o_proj": (queries, hidden),
         "gate_proj": (hidden, inner),
         "up_proj": (hidden, inner),
         "down_proj": (inner, hidden),
@@ -168,14 +167,14 @@ def activations(spec: ModelConfig, train: TrainSection, batch: BatchShape) -> tu
 
 def _block(spec: DecoderConfig, train: TrainSection, size: int, stream: int, *, packed: bool) -> int:
     """Bytes that one decoder layer keeps for a position, attention's mask aside."""
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    kv = spec.num_key_value_heads * spec.head_dim
-    attention = size * 2 * (hidden + kv) + 4 * spec.num_attention_heads  # q, k, v, output; log-sums
+    hidden, inner, queries, kv = spec.hidden_size, spec.intermediate_size, spec.query_width, spec.key_width
+    attention = size * 2 * (queries + kv) + 4 * spec.num_attention_heads  # q, k, v, output; log-sums
+    attention += (queries + kv) * (4 + 2 * size) * spec.qk_norm  # as they were, in fp32 and normalized
     whole = train.modules.decoder is not None and train.lora is None
     if whole:
         normalized = stream if size == 4 or not train.deepspeed else hidden * size
         norms = 2 * (4 * hidden + normalized + hidden * size)
-        joined = size * hidden * packed  # what each sample's attention gives, and all of it in a row for o_proj
+        joined = size * queries * packed  # what each sample's attention gives, and all of it in a row for o_proj
         return norms + attention + joined + size * 4 * inner
     frozen = 8 * hidden + attention + size * 3 * inner  # a frozen layer keeps no input
     if train.lora is None:

@@ -111,7 +111,7 @@ def floating_point_operations(recipe: Recipe, spec: ModelConfig, stats: DataStat
     uses = layers if decoder.ffn_sharing == "all" else 1
     matrices = parts["attention"] + uses * parts["feed-forward"]
     tokens = samples * stats.mean
-    blocks = 2 * matrices * tokens + 2 * layers * decoder.hidden_size * stats.mean * tokens  # causal attention
+    blocks = 2 * matrices * tokens + 2 * layers * decoder.query_width * stats.mean * tokens  # causal attention
     head = 2 * parts["head"] * samples * stats.supervised
     times = 3 if train.modules.decoder is not None and train.lora is None else 2
     counts, visual = Counts.of(spec, train), samples * stats.images

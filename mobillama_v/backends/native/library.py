@@ -7,7 +7,7 @@ import itertools
 from functools import lru_cache
 from pathlib import Path
 
-_ABI = 6
+_ABI = 7
 
 
 class Config(ctypes.Structure):
@@ -15,8 +15,8 @@ class Config(ctypes.Structure):
 
     _fields_ = (
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_int32) for name in ("vocab", "hidden", "ffn", "layers", "heads", "kv_heads", "context")),
-        *((name, ctypes.c_int32) for name in ("ffn_count", "qkv_bias", "bits", "threads")),
+        *((name, ctypes.c_int32) for name in ("vocab", "hidden", "ffn", "layers", "heads", "kv_heads", "head_width")),
+        *((name, ctypes.c_int32) for name in ("context", "ffn_count", "qkv_bias", "qk_norm", "bits", "threads")),
         ("path", ctypes.c_char_p),
     )
 

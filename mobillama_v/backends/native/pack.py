@@ -94,7 +94,11 @@ def pack_decoder(get: GetTensor, spec: DecoderConfig, bits: int, pack: Callable[
         if dtype == np.uint8:
             tensors[name] = pack(_matrix(get, name, spec), name)
         else:
-            tensor = _qkv_bias(get, name, spec) if name.endswith("_bias") else get(decoder_name(name), *shape)
+            parts = joined(name, spec)
+            if parts:
+                tensor = np.concatenate([get(each, count) for each, count in parts.items()]).reshape(shape)
+            else:
+                tensor = get(decoder_name(name), *shape)
             check_fp16_range(tensor, name)
             tensors[name] = np.ascontiguousarray(tensor, dtype)
     return Packed(spec, bits, tensors)
@@ -113,14 +117,17 @@ def ffn_name(layer: str, spec: DecoderConfig) -> str:
 
 def qkv_rows(layer: str, spec: DecoderConfig) -> dict[str, int]:
     """The projections to queries, keys and values of a layer, by their names in the decoder, and their rows."""
-    keys = spec.num_key_value_heads * spec.head_dim
-    counts = zip("qkv", (spec.hidden_size, keys, keys), strict=True)
+    counts = zip("qkv", (spec.query_width, spec.key_width, spec.key_width), strict=True)
     return {f"layers.{layer}.self_attn.{each}_proj": count for each, count in counts}
 
 
-def _qkv_bias(get: GetTensor, name: str, spec: DecoderConfig) -> Array:
-    rows = qkv_rows(name.split(".")[1], spec).items()
-    return np.concatenate([get(f"{each}.bias", count) for each, count in rows])
+def joined(name: str, spec: DecoderConfig) -> dict[str, int]:
+    """What a vector of several is made of, by names in the decoder, and their lengths; empty for all others."""
+    if name.endswith(".qkv_bias"):
+        return {f"{each}.bias": count for each, count in qkv_rows(name.split(".")[1], spec).items()}
+    if name.endswith(".qk_norm"):
+        return {f"layers.{name.split('.')[1]}.self_attn.{each}_norm.weight": spec.head_dim for each in "qk"}
+    return {}
 
 
 def _matrix(get: GetTensor, name: str, spec: DecoderConfig) -> Array:
@@ -130,7 +137,7 @@ def _matrix(get: GetTensor, name: str, spec: DecoderConfig) -> Array:
     owner, index, part = name.split(".")
     if owner == "layers":
         if part == "out":
-            return get(f"layers.{index}.self_attn.o_proj.weight", width, width)
+            return get(f"layers.{index}.self_attn.o_proj.weight", width, spec.query_width)
         rows = qkv_rows(index, spec).items()
         return np.concatenate([get(f"{each}.weight", count, width) for each, count in rows])
     network, extra = ffn_name(index, spec), ffn_rows(spec) - hidden

@@ -3,7 +3,7 @@
 ``packed.safetensors`` lies in a model folder in place of the decoder's own weights; ``model.safetensors`` beside it
 keeps those of the tower and the projector (:mod:`mobillama_v.backends.native.packed_vision`). Its metadata are
 ``format`` (``mobillama_v.packed``), ``version`` (``1``) and ``bits``. Its tensors, for a decoder of V tokens, width
-D, F hidden units and L layers:
+D, F hidden units, L layers, and heads of width C, together Q:
 
 | name | type | content |
 | --- | --- | --- |
@@ -14,7 +14,8 @@ D, F hidden units and L layers:
 | ``feed_forward.I.down`` | packed | [D,F'] |
 | ``layers.I.qkv`` | packed | queries, keys and values one below another |
 | ``layers.I.qkv_bias`` | fp32 | their biases, where the decoder has them |
-| ``layers.I.out`` | packed | [D,D] |
+| ``layers.I.qk_norm`` | fp32 | [2,C], the norms of each head's queries and keys, where the decoder has them |
+| ``layers.I.out`` | packed | [D,Q] |
 | ``layers.I.attention_norm``, ``layers.I.ffn_norm`` | fp32 | [D] |
 
 There is one ``feed_forward.0`` where all layers share it. "Packed" is as :mod:`mobillama_v.backends.native.tiles` says.
@@ -130,8 +131,8 @@ def matrices(spec: DecoderConfig) -> dict[str, tuple[int, int]]:
     for i in range(ffn_count(spec)):
         found |= {f"feed_forward.{i}.gate_up": (2 * ffn, width), f"feed_forward.{i}.down": (width, ffn)}
     for i in range(spec.num_hidden_layers):
-        keys = spec.num_key_value_heads * spec.head_dim
-        found |= {f"layers.{i}.qkv": (width + 2 * keys, width), f"layers.{i}.out": (width, width)}
+        rows = spec.query_width + 2 * spec.key_width
+        found |= {f"layers.{i}.qkv": (rows, width), f"layers.{i}.out": (width, spec.query_width)}
     return found
 
 
@@ -144,8 +145,11 @@ def layout(spec: DecoderConfig, bits: int) -> Layout:
         found[name] = (byte, tiles_shape(rows, columns, bits))
         if name == "lm_head":
             found["norm"] = (single, width)
-        elif name.endswith(".qkv") and spec.qkv_bias:
-            found[f"{name}_bias"] = (single, (rows,))
+        elif name.endswith(".qkv"):
+            if spec.qkv_bias:
+                found[f"{name}_bias"] = (single, (rows,))
+            if spec.qk_norm:
+                found[f"{name.removesuffix('v')}_norm"] = (single, (2, spec.head_dim))
         elif name.endswith(".out"):
             layer = name.removesuffix(".out")
             found |= {f"{layer}.attention_norm": (single, width), f"{layer}.ffn_norm": (single, width)}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from mobillama_v.backends.native.pack import HEAD, decoder_name, ffn_name, pack_decoder, qkv_rows
+from mobillama_v.backends.native.pack import HEAD, decoder_name, ffn_name, joined, pack_decoder, qkv_rows
 from mobillama_v.backends.native.packed_format import ROWS, Array, Packed, matrices
 from mobillama_v.backends.native.tiles import pack_matrix, unpack_matrix
 from mobillama_v.config import DecoderConfig
@@ -63,10 +63,9 @@ def unpack(packed: Packed) -> tuple[dict[str, Tensor], Tensor]:
     head = torch.empty(0)
     for name, array in packed.tensors.items():
         tensor = torch.from_numpy(array)
-        if name.endswith("_bias"):
-            rows = qkv_rows(name.split(".")[1], spec)
-            pieces = zip(rows, tensor.split(tuple(rows.values())), strict=True)
-            state |= {f"{each}.bias": piece.contiguous() for each, piece in pieces}
+        if parts := joined(name, spec):
+            pieces = zip(parts, tensor.flatten().split(tuple(parts.values())), strict=True)
+            state |= {each: piece.contiguous() for each, piece in pieces}
             continue
         if tensor.dtype != torch.uint8:
             state[decoder_name(name)] = tensor.float()

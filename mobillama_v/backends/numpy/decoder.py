@@ -28,7 +28,10 @@ class NumpyModel:
         shapes = matrices(packed.spec)
         self._weights: dict[str, Array] = {}
         for name, tensor in packed.tensors.items():
-            if name != "embed_tokens":
+            if name.endswith(".qk_norm"):  # a row for each head
+                counts = packed.spec.num_attention_heads, packed.spec.num_key_value_heads
+                self._weights[name] = np.repeat(tensor, counts, axis=0)
+            elif name != "embed_tokens":
                 self._weights[name] = unpack_matrix(tensor, self.bits, *shapes[name]).T if name in shapes else tensor
                 packed.release_pages(name)
 
@@ -59,8 +62,8 @@ class NumpyModel:
             qkv = self._linear(self._norm(x, f"layers.{layer}.attention_norm"), f"layers.{layer}.qkv")
             if self.spec.qkv_bias:
                 qkv = qkv + self._weights[f"layers.{layer}.qkv_bias"]
-            q, k, v = self._heads(qkv, turns)
-            attended = np.empty((len(x), self.spec.hidden_size), np.float32)
+            q, k, v = self._heads(qkv, turns, layer)
+            attended = np.empty((len(x), self.spec.query_width), np.float32)
             for sequence, end, count in zip(sequences, ends, counts, strict=True):
                 rows = slice(end - count, end)
                 attended[rows] = sequence.attend(layer, q[rows], k[rows], v[rows])
@@ -91,11 +94,13 @@ class NumpyModel:
         angles = positions[:, None, None].astype(np.float32) * np.concatenate((steps, steps))
         return np.cos(angles), np.sin(angles)
 
-    def _heads(self, qkv: Array, turns: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    def _heads(self, qkv: Array, turns: tuple[Array, Array], layer: int) -> tuple[Array, Array, Array]:
         """Queries [N,H,C] and keys [N,K,C], rotated, and values [N,K,C]."""
         heads, keys = self.spec.num_attention_heads, self.spec.num_key_value_heads
         split = qkv.reshape(len(qkv), heads + 2 * keys, self.spec.head_dim)
         qk, (cos, sin) = split[:, : heads + keys], turns
+        if self.spec.qk_norm:
+            qk = self._norm(qk, f"layers.{layer}.qk_norm")
         first, second = np.split(qk, 2, axis=-1)  # the two halves are the pairs, as in Llama
         qk = qk * cos + np.concatenate((-second, first), axis=-1) * sin
         return qk[:, :heads], qk[:, heads:], split[:, heads + keys :]

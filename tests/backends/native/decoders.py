@@ -20,6 +20,7 @@ SHAPES = {
     "grouped": DecoderConfig(64, 96, 96, 2, 6, 2, 300),
     "own": DecoderConfig(97, 64, 80, 3, 2, 2, 300, ffn_sharing="none"),
     "biased": DecoderConfig(97, 64, 80, 2, 4, 2, 300, qkv_bias=True, llama3_rope=Llama3Rope(8.0, 1.0, 4.0, 64)),
+    "normed": DecoderConfig(97, 40, 80, 2, 4, 2, 300, qk_norm=True, attention_head_dim=32),
 }
 PATHS = [] if library.missing() else library.paths()
 

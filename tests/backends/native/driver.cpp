@@ -15,7 +15,7 @@
 namespace {
 
 struct Shape {
-    int vocab, hidden, ffn, layers, heads, kv_heads, ffn_count, qkv_bias;
+    int vocab, hidden, ffn, layers, heads, kv_heads, width, ffn_count, qkv_bias, qk_norm;
 };
 constexpr int kContext = 160;
 
@@ -129,7 +129,7 @@ void serve(mv_model* model, const Shape& shape) {
 
 void run(const Shape& shape, int bits, const char* path, int threads, std::vector<float>& expected) {
     Tensors tensors;
-    const int width = shape.hidden / shape.heads, ffn = mv::round_up(shape.ffn, 32);
+    const int width = shape.width, queries = shape.heads * width, ffn = mv::round_up(shape.ffn, 32);
     tensors.halves(static_cast<size_t>(shape.vocab) * shape.hidden);
     tensors.matrix(bits, shape.vocab, shape.hidden);
     tensors.floats(shape.hidden);
@@ -138,9 +138,10 @@ void run(const Shape& shape, int bits, const char* path, int threads, std::vecto
         tensors.matrix(bits, shape.hidden, ffn);
     }
     for (int i = 0; i < shape.layers; i++) {
-        tensors.matrix(bits, shape.hidden + 2 * shape.kv_heads * width, shape.hidden);
-        if (shape.qkv_bias) tensors.floats(shape.hidden + 2 * shape.kv_heads * width);
-        tensors.matrix(bits, shape.hidden, shape.hidden);
+        tensors.matrix(bits, queries + 2 * shape.kv_heads * width, shape.hidden);
+        if (shape.qkv_bias) tensors.floats(queries + 2 * shape.kv_heads * width);
+        if (shape.qk_norm) tensors.floats(2 * width);
+        tensors.matrix(bits, shape.hidden, queries);
         tensors.floats(shape.hidden);
         tensors.floats(shape.hidden);
     }
@@ -149,9 +150,9 @@ void run(const Shape& shape, int bits, const char* path, int threads, std::vecto
     for (const auto& each : tensors.data) spans.push_back({each.data(), each.size()});
     const int32_t count = static_cast<int32_t>(spans.size());
     mv_config config{};
-    config.eps = 1e-5, config.qkv_bias = shape.qkv_bias;
+    config.eps = 1e-5, config.qkv_bias = shape.qkv_bias, config.qk_norm = shape.qk_norm;
     config.vocab = shape.vocab, config.hidden = shape.hidden, config.ffn = shape.ffn, config.layers = shape.layers;
-    config.heads = shape.heads, config.kv_heads = shape.kv_heads, config.context = kContext;
+    config.heads = shape.heads, config.kv_heads = shape.kv_heads, config.head_width = width, config.context = kContext;
     config.ffn_count = shape.ffn_count, config.bits = bits, config.threads = threads, config.path = path;
 
     for (int i = 0; i < count; i++) {  // a tensor of any other size is refused
@@ -266,7 +267,10 @@ int main() {
     std::vector<std::vector<float>> layers;
     const std::vector<const char*> names = paths();
     for (const char* path : names) run_linears(path, layers);
-    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 1, 0}, {33, 48, 40, 2, 6, 2, 2, 0}, {40, 64, 40, 2, 4, 2, 1, 1}};
+    const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 8, 1, 0, 0},
+                            {33, 48, 40, 2, 6, 2, 8, 2, 0, 0},
+                            {40, 64, 40, 2, 4, 2, 16, 1, 1, 0},
+                            {40, 40, 40, 2, 4, 2, 24, 1, 0, 1}};
     for (const Shape& shape : shapes)
         for (int bits : {4, 8, 16}) {
             std::vector<float> portable;

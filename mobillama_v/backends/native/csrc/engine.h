@@ -30,13 +30,14 @@
 extern "C" {
 #endif
 
-#define MV_ABI 6 /* raised whenever anything below changes */
+#define MV_ABI 7 /* raised whenever anything below changes */
 
 typedef struct {
     double eps;          /* of the root-mean-square norms */
-    int32_t vocab, hidden, ffn, layers, heads, kv_heads, context;
+    int32_t vocab, hidden, ffn, layers, heads, kv_heads, head_width, context;
     int32_t ffn_count;   /* 1: one feed-forward network for all layers; else as many as layers */
     int32_t qkv_bias;    /* 1: queries, keys and values have a bias */
+    int32_t qk_norm;     /* 1: each head's queries and keys are normalized */
     int32_t bits;        /* of the matrices: 4, 8 or 16 */
     int32_t threads;     /* the caller's included */
     const char* path;    /* name of a kernel path, or NULL for the fastest */
@@ -57,9 +58,9 @@ MV_API const char* mv_error(void);
 MV_API const char* mv_path_name(int32_t index);
 
 /* Tensors, in this order: embeddings [vocab, hidden] fp16; head; final norm [hidden] fp32; for every feed-forward
- * network gate_up, down; for every layer qkv, its bias fp32 if there is one, out, the norm before attention and the one
- * before the feed-forward network, [hidden] fp32 each; the rotary frequencies, radians a position, fp32 [width of a
- * head / 2]. Matrices are packed as kernels.h describes. The size of each is checked. */
+ * network gate_up, down; for every layer qkv, its bias fp32 if there is one, the norms of queries and of keys if there
+ * are, [2, head_width] fp32, out, the norm before attention and the one before the feed-forward network, [hidden] fp32
+ * each; the rotary frequencies, radians a position, fp32 [head_width / 2]. Matrices are packed as kernels.h describes. The size of each is checked. */
 MV_API mv_model* mv_model_new(const mv_config* config, const mv_span* tensors, int32_t count);
 MV_API void mv_model_free(mv_model* model);
 MV_API const char* mv_model_path(const mv_model* model);

@@ -47,7 +47,7 @@ void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
     const int threads = c.threads, heads = c.heads, kv_heads = c.kv_heads, width = m.width;
     const bool floats = c.bits == 16;
     const float eps = static_cast<float>(c.eps), query_scale = 1.0f / std::sqrt(static_cast<float>(width));
-    const int hidden_blocks = m.hidden / kBlock;
+    const int hidden_blocks = m.hidden / kBlock, attention_blocks = m.attention / kBlock;
     const int padded = round_up(c.context, 8);
     const bool whole_heads = width % kBlock == 0;  // else two heads share a block
     // A thread takes a head from its rows of the matrix to what it attends to, and waits for nobody in between.
@@ -80,6 +80,13 @@ void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
         const float* bias = m.layers[l].bias.get();
         for (int i = head * width; bias != nullptr && i < (head + 1) * width; i++) row[i] += bias[i];
     };
+    // What `quantize` does to a whole position, for one head's queries or keys.
+    const auto normalize_head = [&](float* x, const float* weight) {
+        float squares = 0;
+        for (int i = 0; i < width; i++) squares += x[i] * x[i];
+        const float factor = 1.0f / std::sqrt(squares / static_cast<float>(width) + eps);
+        for (int i = 0; i < width; i++) x[i] *= factor * weight[i];
+    };
     // Heads [from, to) of a position, counted over queries and keys, which go with their values.
     const auto rotate_and_store = [&](int l, int t, int from, int to) {
         const TokenSlot& slot = m.slots[t];
@@ -90,6 +97,7 @@ void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
             float* vector = row + h * width;  // keys follow the queries, and values the keys
             add_bias(l, row, h);
             if (h >= heads) add_bias(l, row, h + kv_heads);
+            if (c.qk_norm) normalize_head(vector, m.layers[l].qk_norm.get() + (h < heads ? 0 : width));
             k.rotate(vector, cosines, sines, width, h < heads ? query_scale : 1.0f);
             if (h >= heads)
                 k.store(slot.sequence->head(l, h - heads), slot.position, width, vector, vector + kv_heads * width);
@@ -99,10 +107,10 @@ void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
         const TokenSlot& slot = m.slots[group.first];
         k.attend(slot.sequence->head(l, h / (heads / kv_heads)), slot.position, group.count, width,
                  m.qkv.get() + static_cast<size_t>(group.first) * m.q_stride + h * width, m.q_stride,
-                 m.attended.get() + static_cast<size_t>(group.first) * m.hidden + h * width, m.hidden, scores, padded);
+                 m.attended.get() + static_cast<size_t>(group.first) * m.attention + h * width, m.attention, scores, padded);
         for (int t = group.first; whole_heads && t < group.first + group.count; t++)
-            k.quantize(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, h * width / kBlock,
-                       (h + 1) * width / kBlock, floats, m.inner.at(t, hidden_blocks));
+            k.quantize(m.attended.get() + static_cast<size_t>(t) * m.attention, nullptr, 0, m.queries, h * width / kBlock,
+                       (h + 1) * width / kBlock, floats, m.inner.at(t, attention_blocks));
     };
     const int queries = heads / kv_heads, head_panels = width / kRows;
     // Heads [kv, to) of keys and values, and the queries that share them, where `by_heads`: from their rows of the matrix on.
@@ -149,13 +157,13 @@ void run_layers(mv_model& m, ThreadPool& pool, int tokens, int thread) {
         }
         pool.barrier();
         if (!whole_heads) {
-            split_evenly(tokens, hidden_blocks, thread, threads, [&](int t, int from, int to) {
-                k.quantize(m.attended.get() + static_cast<size_t>(t) * m.hidden, nullptr, 0, c.hidden, from, to, floats,
-                           m.inner.at(t, hidden_blocks));
+            split_evenly(tokens, attention_blocks, thread, threads, [&](int t, int from, int to) {
+                k.quantize(m.attended.get() + static_cast<size_t>(t) * m.attention, nullptr, 0, m.queries, from, to, floats,
+                           m.inner.at(t, attention_blocks));
             });
             pool.barrier();
         }
-        product(counters[1], layer.out, m.inner.at(0, hidden_blocks), m.x.get(), m.hidden, true);
+        product(counters[1], layer.out, m.inner.at(0, attention_blocks), m.x.get(), m.hidden, true);
         const Activations normal = normalize(layer.ffn_norm);
         Matrix gate_up = ffn.gate_up;
         gate_up.next = first_weights(l + 1);

@@ -30,17 +30,20 @@ void check(const mv_config& c) {
     within("hidden", c.hidden, 8, 1 << 16);
     within("ffn", c.ffn, 1, 1 << 18);
     within("layers", c.layers, 1, 1 << 10);
-    within("heads", c.heads, 1, c.hidden);
+    within("heads", c.heads, 1, 1 << 16);
+    within("head_width", c.head_width, 8, 1 << 10);
     within("kv_heads", c.kv_heads, 1, c.heads);
     within("context", c.context, 1, 1 << 20);
     within("threads", c.threads, 1, 256);
     if (c.bits != 4 && c.bits != 8 && c.bits != 16)
         fail("bits is " + std::to_string(c.bits) + " and must be 4, 8 or 16");
-    if (c.hidden % c.heads || c.hidden / c.heads % 8) fail("the width of a head must be a multiple of 8");
+    within("heads together", int64_t{1} * c.heads * c.head_width, 8, 1 << 18);
+    if (c.head_width % 8) fail("the width of a head must be a multiple of 8");
     if (c.heads % c.kv_heads) fail("heads must be a multiple of kv_heads");
     if (c.ffn_count != 1 && c.ffn_count != c.layers) fail("ffn_count must be 1 or the number of layers");
     if (!(c.eps >= 0)) fail("eps must be positive");
     within("qkv_bias", c.qkv_bias, 0, 1);
+    within("qk_norm", c.qk_norm, 0, 1);
 }
 
 // The tensors of a model, one after another, each of exactly the size that it must have.
@@ -104,9 +107,11 @@ void plan_traffic(mv_model& m, uint64_t ffn_bytes, uint64_t other_bytes) {
 std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors, int count) {
     check(c);
     auto m = std::make_unique<mv_model>(c);
-    m->width = c.hidden / c.heads;
+    m->width = c.head_width;
+    m->queries = c.heads * m->width;
     m->hidden = round_up(c.hidden, kBlock);
-    m->q_stride = round_up(c.hidden + 2 * c.kv_heads * m->width, kRows);
+    m->attention = round_up(m->queries, kBlock);
+    m->q_stride = round_up(m->queries + 2 * c.kv_heads * m->width, kRows);
     m->vocab = round_up(c.vocab, kRows);
 
     Reader reader(tensors, count);
@@ -126,9 +131,10 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     }
     for (int i = 0; i < c.layers; i++) {
         Layer layer;
-        layer.qkv = matrix(c.hidden + 2 * c.kv_heads * m->width, c.hidden, other_bytes);
-        if (c.qkv_bias) layer.bias = reader.floats(c.hidden + 2 * c.kv_heads * m->width);
-        layer.out = matrix(c.hidden, c.hidden, other_bytes);
+        layer.qkv = matrix(m->queries + 2 * c.kv_heads * m->width, c.hidden, other_bytes);
+        if (c.qkv_bias) layer.bias = reader.floats(m->queries + 2 * c.kv_heads * m->width);
+        if (c.qk_norm) layer.qk_norm = reader.floats(2 * m->width);
+        layer.out = matrix(c.hidden, m->queries, other_bytes);
         layer.attention_norm = reader.floats(c.hidden);
         layer.ffn_norm = reader.floats(c.hidden);
         m->layers.push_back(std::move(layer));
@@ -148,11 +154,11 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
         }
     m->x = Buffer<float>(chunk * m->hidden);
     m->qkv = Buffer<float>(chunk * m->q_stride);
-    m->attended = Buffer<float>(chunk * m->hidden);
+    m->attended = Buffer<float>(chunk * m->attention);
     m->gate_up = Buffer<float>(chunk * 2 * ffn);
     m->scores = Buffer<float>(static_cast<size_t>(c.threads) * kQueries * round_up(c.context, 8));
     m->inputs = ActivationBuffer(m->hidden, c.bits == 16);
-    m->inner = ActivationBuffer(std::max(ffn, m->hidden), c.bits == 16);
+    m->inner = ActivationBuffer(std::max(ffn, m->attention), c.bits == 16);
     m->slots.resize(chunk);
     m->groups.reserve(chunk);
     m->counters = std::make_unique<Counter[]>(static_cast<size_t>(kCountersPerLayer) * c.layers);

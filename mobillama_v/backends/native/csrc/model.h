@@ -24,7 +24,8 @@ constexpr int kCountersPerLayer = 4;  // of a layer, whose pieces threads take a
 
 struct Layer {
     Matrix qkv, out;
-    Buffer<float> bias;  // of qkv, or null
+    Buffer<float> bias;     // of qkv, or null
+    Buffer<float> qk_norm;  // of queries, then of keys, or null
     Buffer<float> attention_norm, ffn_norm;
 };
 struct Ffn {
@@ -81,7 +82,8 @@ struct mv_sequence {
 
 struct mv_model {
     mv_config config;
-    int width, hidden, q_stride, vocab;  // a head; padded to whole blocks; a row of qkv; rows of logits, padded
+    // A head; all heads; padded to whole blocks, the model's width and all heads; a row of qkv; rows of logits, padded.
+    int width, queries, hidden, attention, q_stride, vocab;
     const mv::KernelPath& path;
     const uint16_t* embeddings;
     mv::Matrix head;
