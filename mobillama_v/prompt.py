@@ -6,6 +6,7 @@ mask, never by a token: ``<image>`` or ``</s>`` typed by a user is only text.
 
 Templates are LLaVA-1.5's (arXiv 2310.03744, and conversation.py of its repository): ``plain`` for stage 1, ``v1`` for
 all else. ``chatml`` is that of Qwen2 and SmolLM2 (their tokenizers' ``chat_template``, without a system sentence).
+SmolVLM's and nanoVLM's are for models that were trained with them.
 """
 
 from __future__ import annotations
@@ -302,9 +303,7 @@ class SmolVLM(Template):
         before: list[str | Slot | Special] = ["\n"] if system is None else [Special("<|im_start|>")]
         if system:
             before += [f"System: {system}", end, "\n"]
-        content = message.content
-        if content == user(message.text.lstrip(), images=message.images).content:
-            content = (*(Slot.IMAGE for _ in range(message.images)), message.text.lstrip())
+        content = _joined(message)
         name = "User:" if content[:1] == (Slot.IMAGE,) else "User: "
         turn: list[str | Slot | Special] = []
         for part in content:
@@ -316,7 +315,47 @@ class SmolVLM(Template):
         return [*tokenizer.encode(f" {text}"), *([tokenizer.special_id("<end_of_utterance>")] * end)]
 
 
-TEMPLATES: dict[str, Template] = {"plain": Plain(), "v1": V1(), "chatml": ChatML(), "smolvlm": SmolVLM()}
+class NanoVLMChat(ChatML):
+    """nanoVLM's chat: ChatML, and no line break between pictures and text."""
+
+    jinja = prompt_jinja.NANOVLM_CHAT
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
+        """As ChatML's."""
+        return super().question(Message("user", _joined(message)), system)
+
+
+class NanoVLM(Template):
+    """The first nanoVLM's questions: ``<image>Question: question Answer: answer`` and the end-of-sequence token."""
+
+    jinja = prompt_jinja.NANOVLM
+    system = ""
+    begins = False
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
+        """Pictures that come first stand before ``Question:``."""
+        content = _joined(message)
+        leading = message.images if content != message.content else 0
+        before = [f"{system}\n"] if system else []
+        return [*before, *content[:leading], "Question: ", *content[leading:], " Answer:"]
+
+    def answer(self, text: str, tokenizer: Tokenizer, *, end: bool) -> list[int]:
+        """The answer after a space, and the end-of-sequence token."""
+        return [*tokenizer.encode(f" {text}"), *([tokenizer.eos_id] * end)]
+
+
+def _joined(message: Message) -> tuple[str | Slot, ...]:
+    """What is said, where pictures at the start have no line of their own."""
+    text = message.text.lstrip()
+    if message.content == user(text, images=message.images).content:
+        return (*(Slot.IMAGE for _ in range(message.images)), text)
+    return message.content
+
+
+TEMPLATES: dict[str, Template] = {
+    **{"plain": Plain(), "v1": V1(), "chatml": ChatML(), "smolvlm": SmolVLM()},
+    **{"nanovlm": NanoVLM(), "nanovlm-chat": NanoVLMChat()},
+}
 """The templates by the names that ``config.json`` and recipes give them; a new one is a class above and a line here."""
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-# What `arrange` does, for a content that is a text or parts. `picture` stands for each picture, and `gap` comes after
-# those before the text.
+# What `arrange` does, for a content that is a text or parts. `picture` stands for each picture, `gap` comes after
+# those before the text, and `lead` then.
 _WORDS = """{%- macro put(out, piece) -%}
 {{ out }}{{ "\\n" if (out[-1:] | trim) and (piece[:1] | trim) else "" }}{{ piece }}
 {%- endmacro -%}
-{%- macro words(content, picture="<image>", gap="\\n") -%}
+{%- macro words(content, picture="<image>", gap="\\n", lead="") -%}
 {%- set ns = namespace(images=0, switches=0, last="", text="", all="") -%}
 {%- for part in ([content] if content is string else content or []) -%}
 {%- set kind = "text" if part is string or part.type == "text" else "image" -%}
@@ -21,8 +21,8 @@ _WORDS = """{%- macro put(out, piece) -%}
 {%- endif -%}
 {%- endfor -%}
 {%- if ns.images < 2 or ns.switches < 2 -%}
-{%- for i in range(ns.images) -%}{{ picture ~ gap }}{%- endfor -%}{{ ns.text | trim }}
-{%- else -%}{{ ns.all | trim }}{%- endif -%}
+{%- for i in range(ns.images) -%}{{ picture ~ gap }}{%- endfor -%}{{ lead ~ (ns.text | trim) }}
+{%- else -%}{{ lead ~ (ns.all | trim) }}{%- endif -%}
 {%- endmacro -%}
 """
 _TURNS = """{%- set turns = messages -%}
@@ -78,3 +78,12 @@ CHECK
 {%- endfor -%}
 """
 SMOLVLM = f"{_WORDS}{_TURNS}{_SMOLVLM}".replace("CHECK\n", _CHECK)
+NANOVLM_CHAT = CHATML.replace("words(turn.content)", 'words(turn.content, "<image>", "")')
+_NANOVLM = """{%- if system -%}{{ system ~ "\\n" }}{%- endif -%}
+{%- for turn in turns -%}
+CHECK
+{%- if turn.role == "user" -%}{{ words(turn.content, "<image>", "", "Question: ") ~ " Answer:" }}
+{%- else -%}{{ " " ~ words(turn.content) ~ eos_token }}{%- endif -%}
+{%- endfor -%}
+"""
+NANOVLM = f"{_WORDS}{_TURNS}{_NANOVLM}".replace("CHECK\n", _CHECK)

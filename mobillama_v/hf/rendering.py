@@ -67,7 +67,7 @@ def in_template(template: Template, text: str, images: int) -> bool:
 
     A prompt that needs special tokens is never taken for one: what a user types has none.
     """
-    if template.specials:
+    if template.specials or not template.begins:
         return False
     return images > 0 and text.count(IMAGE_TEXT) == images and "USER: " in text and text.rstrip().endswith("ASSISTANT:")
 

@@ -31,6 +31,7 @@ MODEL_IMPORTERS = [
     "mobillama_v.interop.llava:LlavaImporter",
     "mobillama_v.interop.llava_hf:LlavaHFImporter",
     "mobillama_v.interop.idefics3:Idefics3Importer",
+    "mobillama_v.interop.nanovlm:NanoVLMImporter",
 ]
 """``MODULE:CLASS`` of each format of whole models that can be imported."""
 EXPORTERS = {
@@ -111,9 +112,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a whole model lies: its folder, and those of the language model and the tower, where they lie apart."""
+    """Where a whole model lies: its folder, its ``tokenizer.json`` (which may not be there), and the folders of the
+    language model and the tower, where they lie apart."""
 
     folder: Path
+    tokenizer: Path
     base: Path | None = None
     tower: Path | None = None
 

@@ -51,7 +51,7 @@ class Idefics3Importer(ModelImporter):
         processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 1} | processor_config(folder)
         image = image_transform(processor | {"do_pad": False, "do_center_crop": False}, side, notes)
         spec = ModelConfig(
-            token_ids(folder, decoder.spec, _TEMPLATE),
+            token_ids(sources, decoder.spec, _TEMPLATE),
             tower,
             ProjectorConfig("pixel_shuffle_linear", int(config.get("scale_factor", 2))),
             image,

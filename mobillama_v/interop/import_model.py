@@ -60,15 +60,15 @@ def import_model(
     refuse_existing(out, parents=True)
     folder = find_checkpoint(source)
     importer, config = model_importer(folder)
-    apart = (None if each is None else find_checkpoint(each) for each in (base, tower))
-    sources = Sources(folder, *apart)
+    apart = [None if each is None else find_checkpoint(each) for each in (base, tower)]
+    vocabulary = tokenizer or folder / "tokenizer.json"
+    if tokenizer is None and apart[0] is not None and not vocabulary.is_file():
+        vocabulary = apart[0] / "tokenizer.json"
+    sources = Sources(folder, vocabulary, *apart)
     files = importer.files(sources)
     plan = importer.plan(sources, config, files.shapes)
     plan = _shared(plan, files) if ffn != "per-layer" else plan
     _check(plan, files, folder)
-    vocabulary = tokenizer or folder / "tokenizer.json"
-    if tokenizer is None and sources.base is not None and not vocabulary.is_file():
-        vocabulary = sources.base / "tokenizer.json"
     if not vocabulary.is_file():
         raise CheckpointError(f"{source} comes without a tokenizer.json; give one with --tokenizer.")
     TextTokenizer.of_decoder(vocabulary, plan.spec.decoder)

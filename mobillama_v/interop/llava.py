@@ -100,7 +100,7 @@ class LlavaImporter(ModelImporter):
         pieces = _with_lora(pieces, shapes, folder, notes)
         unused = left_out(shapes, _TOWER, notes)
         image = _image(sources, config, side)
-        spec = ModelConfig(token_ids(folder, decoder.spec, "v1"), tower, ProjectorConfig(projector[0]), image, "v1")
+        spec = ModelConfig(token_ids(sources, decoder.spec, "v1"), tower, ProjectorConfig(projector[0]), image, "v1")
         return ModelPlan(spec, pieces, unused, tuple(notes))
 
 

@@ -60,7 +60,7 @@ class LlavaHFImporter(ModelImporter):
         )
         notes = list(decoder.notes)
         image = image_transform(processor_config(folder), side, notes)
-        spec = ModelConfig(token_ids(folder, decoder.spec, template), tower, ProjectorConfig(), image, template)
+        spec = ModelConfig(token_ids(sources, decoder.spec, template), tower, ProjectorConfig(), image, template)
         projector = _prefix(shapes, _PROJECTORS)
         names = [f"linear_{i}.{part}" for i in (1, 2) for part in ("weight", "bias")]
         pieces = {f"projector.{name}": Piece((projector + name,)) for name in names}

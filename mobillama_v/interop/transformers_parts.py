@@ -10,7 +10,7 @@ from typing import Any
 from mobillama_v.config import DecoderConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.images import ImageTransform
-from mobillama_v.interop.formats import Piece, read_config
+from mobillama_v.interop.formats import Piece, Sources, read_config
 
 _NETWORK = tuple(f"mlp.{part}_proj" for part in ("gate", "up", "down"))
 _LAYER = ("input_layernorm", "post_attention_layernorm", "self_attn.o_proj", *_NETWORK)
@@ -83,21 +83,25 @@ def decoder_pieces(spec: DecoderConfig, theirs: Callable[[str], str]) -> dict[st
     return {f"language_model.{name}": Piece((theirs(name),)) for name in names}
 
 
-def token_ids(folder: Path, spec: DecoderConfig, template: str) -> DecoderConfig:
+_ENDS = {"chatml": "<|im_end|>", "smolvlm": "<end_of_utterance>", "nanovlm": "<|endoftext|>"} | {
+    "nanovlm-chat": "<|im_end|>"
+}
+"""What ends an answer, by the templates of other programs."""
+
+
+def token_ids(sources: Sources, spec: DecoderConfig, template: str) -> DecoderConfig:
     """The decoder with the special tokens that the tokenizer's configuration names, if there is one.
 
     What ends a turn in the template ends an answer.
     """
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
-    if not path.is_file():
+    if not sources.tokenizer.is_file():
         return spec
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer, folder = Tokenizer.from_file(str(sources.tokenizer)), sources.tokenizer.parent
     named = read_config(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    ends = {"chatml": "<|im_end|>", "smolvlm": "<end_of_utterance>"}
-    if template in ends:
-        named = named | {"eos_token": ends[template]}
+    if template in _ENDS:
+        named = named | {"eos_token": _ENDS[template]}
     found: dict[str, Any] = {}
     for kind in ("bos", "eos", "pad"):
         token = named.get(f"{kind}_token")
