@@ -6,7 +6,7 @@ mask, never by a token: ``<image>`` or ``</s>`` typed by a user is only text.
 
 Templates are LLaVA-1.5's (arXiv 2310.03744, and conversation.py of its repository): ``plain`` for stage 1, ``v1`` for
 all else. ``chatml`` is that of Qwen2 and SmolLM2 (their tokenizers' ``chat_template``, without a system sentence).
-SmolVLM's and nanoVLM's are for models that were trained with them.
+SmolVLM's, nanoVLM's and InternVL's are for models that were trained with them.
 """
 
 from __future__ import annotations
@@ -325,6 +325,20 @@ class NanoVLMChat(ChatML):
         return super().question(Message("user", _joined(message)), system)
 
 
+class InternVL(ChatML):
+    """InternVL's chat: ChatML, each picture between ``<img>`` and ``</img>``."""
+
+    jinja = prompt_jinja.INTERNVL
+    specials = (*ChatML.specials, "<img>", "</img>")
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
+        """As ChatML's, and the two around each picture."""
+        turn: list[str | Slot | Special] = []
+        for part in super().question(message, system):
+            turn += [Special("<img>"), part, Special("</img>")] if isinstance(part, Slot) else [part]
+        return turn
+
+
 class NanoVLM(Template):
     """The first nanoVLM's questions: ``<image>Question: question Answer: answer`` and the end-of-sequence token."""
 
@@ -354,7 +368,7 @@ def _joined(message: Message) -> tuple[str | Slot, ...]:
 
 TEMPLATES: dict[str, Template] = {
     **{"plain": Plain(), "v1": V1(), "chatml": ChatML(), "smolvlm": SmolVLM()},
-    **{"nanovlm": NanoVLM(), "nanovlm-chat": NanoVLMChat()},
+    **{"nanovlm": NanoVLM(), "nanovlm-chat": NanoVLMChat(), "internvl": InternVL()},
 }
 """The templates by the names that ``config.json`` and recipes give them; a new one is a class above and a line here."""
 

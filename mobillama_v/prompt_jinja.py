@@ -65,6 +65,7 @@ CHECK
 {%- endfor -%}
 """
 CHATML = f"{_WORDS}{_TURNS}{_CHATML}".replace("CHECK\n", _CHECK)
+INTERNVL = CHATML.replace("words(turn.content)", 'words(turn.content, "<img><image></img>")')
 _SMOLVLM = """{{ "<|im_start|>" }}
 {%- set tile = "<fake_token_around_image><global-img><image><fake_token_around_image>" -%}
 {%- if system -%}{{ "System: " ~ system ~ "<end_of_utterance>\\n" }}{%- endif -%}

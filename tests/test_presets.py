@@ -12,7 +12,7 @@ from mobillama_v.config import DecoderConfig, ModelConfig, ProjectorConfig, Towe
 from mobillama_v.errors import ConfigError, ModelNotFoundError
 from mobillama_v.model.decoder import Decoder
 from mobillama_v.model.kv_cache import StaticCache
-from mobillama_v.model.vision import TowerShape, build_tower, open_clip_vit
+from mobillama_v.model.vision import TowerShape, ViTShape, build_tower, open_clip_vit
 from mobillama_v.model.vlm import VisionLanguage
 from mobillama_v.presets import PRESETS, PUBLISHED, preset
 
@@ -75,6 +75,14 @@ def test_plain_towers_are_counted_without_building_them(model: str, size: int, m
     assert spec.shape(size) == TowerShape(tower.width, 1, tower.patches, tower.depth, count(tower))
 
 
+@pytest.mark.parametrize("model", ["clip-vit", "siglip-vit", "intern-vit"])
+def test_towers_of_any_shape_are_counted(model: str) -> None:
+    spec = TowerConfig(model, vit=ViTShape(24, 2, 3, 50, 8))
+    with torch.device("meta"):
+        tower = build_tower(spec, image_size=32)
+    assert spec.shape(32) == TowerShape(tower.width, tower.prefix, tower.patches, tower.depth, count(tower))
+
+
 def test_other_towers_are_built_to_be_counted(tower_name: str) -> None:
     spec = TowerConfig(tower_name, pretrained="/not/here", feature_layer=-2)
     with torch.device("meta"):
@@ -101,6 +109,8 @@ def test_the_hybrid_tower_is_counted() -> None:
         ProjectorConfig("pixel_shuffle_mlp", 2),
         ProjectorConfig("pixel_shuffle_mlp", 3),
         ProjectorConfig("avg_pool_mlp", 4),
+        ProjectorConfig("mlp2x_gelu_newline"),
+        ProjectorConfig("pixel_shuffle_norm_mlp", 2),
     ],
 )
 def test_projectors(spec: ProjectorConfig) -> None:

@@ -30,6 +30,8 @@ IMPORTERS = ["mobillama_v.interop.llama:LlamaImporter", "mobillama_v.interop.ggu
 MODEL_IMPORTERS = [
     "mobillama_v.interop.llava:LlavaImporter",
     "mobillama_v.interop.llava_hf:LlavaHFImporter",
+    "mobillama_v.interop.llava_onevision:LlavaOnevisionImporter",
+    "mobillama_v.interop.internvl:InternVLImporter",
     "mobillama_v.interop.idefics3:Idefics3Importer",
     "mobillama_v.interop.nanovlm:NanoVLMImporter",
 ]

@@ -6,7 +6,8 @@ Both layouts are read: that of the hub (``language_model.model.…``) and the on
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from mobillama_v.config import ModelConfig, ProjectorConfig
 from mobillama_v.errors import CheckpointError
@@ -19,19 +20,22 @@ from mobillama_v.model.vision.plain_vit import CLIP
 
 # The prefixes of tower, projector, decoder and head, the longer ones first.
 TOWERS = ("model.vision_tower.vision_model.", "vision_tower.vision_model.", "model.vision_tower.", "vision_tower.")
-_PROJECTORS = ("model.multi_modal_projector.", "multi_modal_projector.")
+PROJECTORS = ("model.multi_modal_projector.", "multi_modal_projector.")
 _DECODERS = ("language_model.model.", "model.language_model.")
 _HEADS = ("language_model.lm_head.", "lm_head.")
 
 
 class LlavaHFImporter(ModelImporter):
-    """CLIP or SigLIP, the two-layer projector, and a Llama or Qwen2."""
+    """CLIP or SigLIP, the two-layer projector, and a Llama, Qwen2 or Qwen3; others of this layout are subclasses."""
 
     title = "llava-hf (LlavaForConditionalGeneration)"
+    model_type: ClassVar[str] = "llava"
+    defaults: ClassVar[dict[str, Any]] = {"vision": "clip_vision_model", "text": "llama", "tied": False}
+    """What transformers assumes where a configuration is silent."""
 
     def detect(self, config: dict[str, Any]) -> bool:
         """By its ``model_type``."""
-        return config.get("model_type") == "llava"
+        return config.get("model_type") == self.model_type
 
     def plan(self, sources: Sources, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> ModelPlan:
         """Plan the four parts.
@@ -42,31 +46,52 @@ class LlavaHFImporter(ModelImporter):
         """
         folder = sources.folder
         path = folder / "config.json"
-        text, vision = dict(config.get("text_config") or {}), dict(config.get("vision_config") or {})
-        if config.get("projector_hidden_act", "gelu") != "gelu" or not config.get("multimodal_projector_bias", True):
-            raise CheckpointError(f"{path} asks for a projector other than two layers with biases and GELU.")
-        kind, vit, side = vision_config({"model_type": "clip_vision_model"} | vision, str(path))
-        layer, select = _features(config, kind, vit.layers, str(path))
-        tower = TowerConfig(kind, feature_layer=layer, select=select, vit=vit)
-        template = chat_template(folder)
-        head = _prefix(shapes, _HEADS) + "weight"
+        text, notes = dict(config.get("text_config") or {}), list[str]()
+        vision = {"model_type": self.defaults["vision"]} | dict(config.get("vision_config") or {})
+        projector, pieces = self.projector(config, shapes, path)
+        tower, side, tower_pieces = self.tower(config, vision, shapes, path)
+        template = self.template(folder)
+        tied = config.get("tie_word_embeddings", self.defaults["tied"])
         decoder = decoder_part(
             folder,
-            {"model_type": "llama"} | text,
+            {"model_type": self.defaults["text"]} | text,
             shapes,
-            theirs=_name(shapes, _DECODERS),
-            head=head,
-            tied=bool(config.get("tie_word_embeddings") or text.get("tie_word_embeddings")),
+            theirs=prefix(shapes, _DECODERS).__add__,
+            head=prefix(shapes, _HEADS) + "weight",
+            tied=bool(tied or text.get("tie_word_embeddings")),
         )
-        notes = list(decoder.notes)
+        notes += decoder.notes
         image = image_transform(processor_config(folder), side, notes)
-        spec = ModelConfig(token_ids(sources, decoder.spec, template), tower, ProjectorConfig(), image, template)
-        projector = _prefix(shapes, _PROJECTORS)
+        spec = ModelConfig(token_ids(sources, decoder.spec, template), tower, projector, image, template)
+        unused = left_out(shapes, prefix(shapes, TOWERS), notes)
+        pieces |= tower_pieces | decoder.pieces
+        return ModelPlan(spec, pieces, unused, (*self.notes(spec), *notes))
+
+    def projector(
+        self, config: dict[str, Any], shapes: dict[str, Any], path: Path
+    ) -> tuple[ProjectorConfig, dict[str, Piece]]:
+        """The projector, and where its tensors come from."""
+        if config.get("projector_hidden_act", "gelu") != "gelu" or not config.get("multimodal_projector_bias", True):
+            raise CheckpointError(f"{path} asks for a projector other than two layers with biases and GELU.")
         names = [f"linear_{i}.{part}" for i in (1, 2) for part in ("weight", "bias")]
-        pieces = {f"projector.{name}": Piece((projector + name,)) for name in names}
-        unused = left_out(shapes, _prefix(shapes, TOWERS), notes)
-        pieces |= tower_pieces(tower, side, _name(shapes, TOWERS)) | decoder.pieces
-        return ModelPlan(spec, pieces, unused, tuple(notes))
+        return ProjectorConfig(), {f"projector.{name}": Piece((prefix(shapes, PROJECTORS) + name,)) for name in names}
+
+    def tower(
+        self, config: dict[str, Any], vision: dict[str, Any], shapes: dict[str, Any], path: Path
+    ) -> tuple[TowerConfig, int, dict[str, Piece]]:
+        """The tower, the side of its pictures, and where its tensors come from."""
+        kind, vit, side = vision_config(vision, str(path))
+        layer, select = _features(config, kind, vit.layers, str(path))
+        tower = TowerConfig(kind, feature_layer=layer, select=select, vit=vit)
+        return tower, side, tower_pieces(tower, side, prefix(shapes, TOWERS).__add__)
+
+    def template(self, folder: Path) -> str:
+        """The conversation template of ``folder``."""
+        return chat_template(folder)
+
+    def notes(self, spec: ModelConfig) -> tuple[str, ...]:
+        """What of pictures is otherwise than there, a sentence each."""
+        return ()
 
 
 def _features(config: dict[str, Any], kind: str, layers: int, where: str) -> tuple[int, Any]:
@@ -95,10 +120,6 @@ def left_out(shapes: dict[str, Any], tower: str, notes: list[str]) -> frozenset[
     return frozenset(pooling | buffers)
 
 
-def _prefix(shapes: dict[str, Any], prefixes: tuple[str, ...]) -> str:
+def prefix(shapes: dict[str, Any], prefixes: tuple[str, ...]) -> str:
     """The first of ``prefixes`` with which a name begins; the last where there is none, which is then missed."""
     return next((each for each in prefixes if any(name.startswith(each) for name in shapes)), prefixes[-1])
-
-
-def _name(shapes: dict[str, Any], prefixes: tuple[str, ...]) -> Any:
-    return _prefix(shapes, prefixes).__add__

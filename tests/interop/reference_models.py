@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
 
 import tiny
 from mobillama_v.hub import read_spec
@@ -58,6 +59,41 @@ def idefics3(**changes: Any) -> Any:
     return woken(Idefics3ForConditionalGeneration(config))
 
 
+def llava_onevision() -> Any:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    torch.manual_seed(0)
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**VISION, vision_use_head=False),
+        text_config=Qwen2Config(**TEXT),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[32, 32], [32, 64], [64, 32], [64, 64]],
+    )
+    return woken(LlavaOnevisionForConditionalGeneration(config))
+
+
+def internvl(decoder: str = "qwen2") -> Any:
+    from transformers import (
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLVisionConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )
+
+    torch.manual_seed(0)
+    text = Qwen2Config(**TEXT) if decoder == "qwen2" else Qwen3Config(**TEXT, head_dim=16)
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(**VISION, attention_bias=True), text_config=text, image_token_id=IMAGE
+    )
+    return woken(InternVLForConditionalGeneration(config))
+
+
 def woken(model: Any) -> Any:
     """With numbers by which every tensor changes the answer."""
     for name, parameter in model.named_parameters():
@@ -80,23 +116,31 @@ def add_tokenizer(folder: Path) -> None:
     tiny.save_nano_like(folder / "nano")
     tokenizer = Tokenizer.from_file(str(folder / "nano" / "tokenizer.json"))
     names = ("<|im_start|>", "<|im_end|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>")
+    names += ("<img>", "</img>")
     tokenizer.add_special_tokens([AddedToken(each, special=True) for each in names])
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def assert_same(model: Any, folder: Path, tokens: int) -> None:
-    """Logits at every position of a prompt with a picture."""
+def inputs(model: Any, pixels: Tensor) -> dict[str, Any]:
+    """Pictures [N,3,32,32] as the class takes them."""
+    kind, count = type(model).__name__, len(pixels)
+    if kind.startswith("LlavaOnevision"):  # which makes one tile of each only where there are several
+        sizes = torch.full((count, 2), 32)
+        return {"pixel_values": pixels[:, None], "image_sizes": sizes, "batch_num_images": torch.tensor([count])}
+    return {"pixel_values": pixels[None] if kind.startswith("Idefics3") else pixels}
+
+
+def assert_same(model: Any, folder: Path, tokens: int, images: int = 1) -> None:
+    """Logits at every position of a prompt with pictures of so many tokens."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.cat(
-        [torch.tensor([1, 5]), torch.full((tokens,), IMAGE), torch.randint(3, 400, (20,), generator=generator)]
-    )
-    pixels = torch.randn(1, 3, 32, 32, generator=generator)
+    words = torch.randint(3, 400, (20,), generator=generator)
+    ids = torch.cat([torch.tensor([1, 5]), torch.full((tokens * images,), IMAGE), words])
+    pixels = torch.randn(images, 3, 32, 32, generator=generator)
     network = load_network(folder, read_spec(folder))
     encoded = SimpleNamespace(input_ids=ids.tolist(), image_mask=(ids == IMAGE).tolist())
-    theirs_pixels = pixels[None] if type(model).__name__.startswith("Idefics3") else pixels
     with torch.no_grad():
-        expected = model(input_ids=ids[None], pixel_values=theirs_pixels).logits[0]
-        other = model(input_ids=ids[None], pixel_values=-theirs_pixels).logits[0]
+        expected = model(input_ids=ids[None], **inputs(model, pixels)).logits[0]
+        other = model(input_ids=ids[None], **inputs(model, -pixels)).logits[0]
         found = tiny.whole_logits(network, encoded, pixels)
     assert (other - expected)[-1].abs().max() > 0.01 * expected.abs().max()  # the picture matters
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

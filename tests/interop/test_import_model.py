@@ -20,7 +20,7 @@ from mobillama_v.generate import Prompt
 from mobillama_v.interop import import_model as importing
 from mobillama_v.interop.import_model import import_model
 from mobillama_v.prompt import user
-from reference_models import assert_same, idefics3, llava, save
+from reference_models import assert_same, idefics3, internvl, llava, llava_onevision, save
 
 CASES = {
     "clip and llama": ({}, 16),
@@ -62,10 +62,47 @@ def test_idefics3_gives_the_logits_of_transformers(tmp_path: Path) -> None:
     assert assistant.encode_messages([user("Hi", images=1)]).input_ids == expected
 
 
+def test_llava_onevision_gives_the_logits_of_transformers(tmp_path: Path) -> None:
+    model = llava_onevision()
+    made = import_model(str(save(model, tmp_path / "theirs")), tmp_path / "ours")
+    assert made.spec.tokens_per_image() == 17 and any("one tile of 17 tokens" in note for note in made.notes)
+    assert_same(model, tmp_path / "ours", 17, images=2)
+
+
+@pytest.mark.parametrize("decoder", ["qwen2", "qwen3"])
+def test_internvl_gives_the_logits_of_transformers(decoder: str, tmp_path: Path) -> None:
+    model = internvl(decoder)
+    made = import_model(str(save(model, tmp_path / "theirs")), tmp_path / "ours")
+    assert made.spec.tokens_per_image() == 4 and any("one tile" in note for note in made.notes)
+    assert_same(model, tmp_path / "ours", 4)
+    assistant = mobillama_v.load(str(tmp_path / "ours"), device="cpu", engine="torch")
+    ids = assistant.encode_messages([user("Hi", images=1)]).input_ids
+    text = Tokenizer.from_file(str(tmp_path / "ours" / "tokenizer.json")).decode(ids, skip_special_tokens=False)
+    picture = "<img>" + "<|im_end|>" * 4 + "</img>\n"
+    assert text == f"<|im_start|>user\n{picture}Hi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"vision_feature_layer": -2}, "vision_feature_layer -2"),
+        ({"vision_config": {"use_qk_norm": True, "attention_bias": True}}, "use_qk_norm True"),
+        ({"vision_config": {"image_size": [448, 224], "attention_bias": True}}, "448, 224"),
+    ],
+)
+def test_an_internvl_with_another_tower_is_refused(changes: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    folder = save(internvl(), tmp_path / "theirs")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=problem):
+        import_model(str(folder), tmp_path / "ours")
+
+
 @pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
-@pytest.mark.parametrize("kind", ["llava", "idefics3"])
+@pytest.mark.parametrize("kind", ["llava", "idefics3", "internvl"])
 def test_what_is_imported_runs_natively(kind: str, tmp_path: Path) -> None:
-    model = llava("siglip", "qwen2", vision_feature_select_strategy="full") if kind == "llava" else idefics3()
+    makers: dict[str, Any] = {"idefics3": idefics3, "internvl": internvl}
+    model = makers.get(kind, lambda: llava("siglip", "qwen2", vision_feature_select_strategy="full"))()
     import_model(str(save(model, tmp_path / "theirs")), tmp_path / "ours")
     logits = []
     for engine in ("torch", "native"):

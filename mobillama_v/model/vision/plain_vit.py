@@ -1,15 +1,16 @@
-"""Vision transformers by their shape: CLIP's and SigLIP's of any size, for models that other programs have trained.
+"""Vision transformers by their shape: CLIP's, SigLIP's and InternVL's, for models that other programs have trained.
 
-A tower ``clip-vit`` or ``siglip-vit`` takes its shape from ``TowerConfig.vit``, so that no list of models must know it.
-Modules and names are those of open_clip (CLIP, arXiv 2103.00020) and timm (SigLIP, arXiv 2303.15343), without their
-heads, which no language model reads.
+A tower ``clip-vit``, ``siglip-vit`` or ``intern-vit`` takes its shape from ``TowerConfig.vit``, so that no list of
+models must know it.
+Modules and names are those of open_clip (CLIP, arXiv 2103.00020) and timm (SigLIP, arXiv 2303.15343; InternVL,
+arXiv 2404.16821, which scales what each block adds), without their heads, which no language model reads.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mobillama_v.errors import ConfigError
 from mobillama_v.model.vision.registry import TowerConfig, TowerKind, TowerShape, ViTShape, register_tower
@@ -17,7 +18,7 @@ from mobillama_v.model.vision.registry import TowerConfig, TowerKind, TowerShape
 if TYPE_CHECKING:
     from torch import nn
 
-CLIP, SIGLIP = "clip-vit", "siglip-vit"
+CLIP, SIGLIP, INTERN = "clip-vit", "siglip-vit", "intern-vit"
 
 
 def shape_of(spec: TowerConfig) -> ViTShape:
@@ -43,11 +44,13 @@ class _PlainViT(TowerKind):
     """Tokens before the patches."""
     extra: int
     """Parameters beside those of blocks, patch embedding and final norm, in multiples of the width."""
+    scales = 0
+    """Vectors by which a block scales what it adds."""
 
     def shape(self, spec: TowerConfig, image_size: int) -> TowerShape:
         vit = shape_of(spec)
         patches = (image_size // vit.patch) ** 2
-        block = (4 * (vit.width + 1) + 2 * vit.mlp + 5) * vit.width + vit.mlp
+        block = (4 * (vit.width + 1) + 2 * vit.mlp + 5 + self.scales) * vit.width + vit.mlp
         ends = (3 * vit.patch**2 + patches + 2 + self.extra) * vit.width
         parameters = vit.layers * block + ends
         return TowerShape(vit.width, self.prefix, patches, depth=vit.layers, parameters=parameters)
@@ -86,9 +89,9 @@ class _ClipViT(_PlainViT):
         return made
 
 
-@register_tower(SIGLIP)
-class _SiglipViT(_PlainViT):
-    prefix, extra = 0, 1  # the bias of the patch embedding
+class _TimmViT(_PlainViT):
+    options: ClassVar[dict[str, Any]]
+    """How timm's model differs from a plain one."""
 
     def visual(self, vit: ViTShape, image_size: int) -> nn.Module:
         from open_clip.timm_model import TimmModel
@@ -113,7 +116,19 @@ class _SiglipViT(_PlainViT):
             mlp_ratio=(vit.mlp + 0.5) / vit.width,
             num_classes=0,
             global_pool="",
-            class_token=False,
             act_layer=_activation(vit.activation),
+            **self.options,
         )
         return Visual(trunk)
+
+
+@register_tower(SIGLIP)
+class _SiglipViT(_TimmViT):
+    prefix, extra = 0, 1  # the bias of the patch embedding
+    options: ClassVar[dict[str, Any]] = {"class_token": False}
+
+
+@register_tower(INTERN)
+class _InternViT(_TimmViT):
+    prefix, extra, scales = 1, 1, 2  # class token, its position and the patch embedding's bias; no final norm
+    options: ClassVar[dict[str, Any]] = {"init_values": 0.1, "final_norm": False}
