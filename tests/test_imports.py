@@ -54,6 +54,7 @@ LAYERS = {
     "hub": 7,
     "hf.attention": 7,
     "hf.folder": 8,
+    "hf.remote_code": 8,
     "hf.modeling": 9,
     "hf.image_processing": 7,
     "hf.rendering": 8,

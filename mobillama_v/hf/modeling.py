@@ -29,6 +29,7 @@ from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.attention import attention
 from mobillama_v.hf.configuration import MobiLlamaConfig, MobiLlamaVConfig
 from mobillama_v.hf.folder import add_card
+from mobillama_v.hf.remote_code import write_remote_code
 from mobillama_v.model.decoder import Decoder, Mask, RMSNorm, position_ids_from_mask
 from mobillama_v.model.vlm import VisionLanguage, place_image_features
 from mobillama_v.prompt import IGNORE_INDEX
@@ -355,13 +356,28 @@ class MobiLlamaVForConditionalGeneration(_DecoderRunner, VisionLanguage):
     def _decoder(self) -> Decoder:
         return self.language_model
 
-    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does, with a model card and the chat template where there is none."""
+    def save_pretrained(
+        self,
+        save_directory: Any,
+        is_main_process: bool = True,
+        *args: Any,
+        remote_code: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save as transformers does, with a model card and the chat template where there is none.
+
+        With ``remote_code`` the folder also holds the model's code (:mod:`mobillama_v.hf.remote_code`), for
+        ``trust_remote_code=True`` where this package is not installed; None means where the model came with it.
+        """
         folder = Path(save_directory)
         if is_main_process and not folder.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             add_card(folder, self.config.spec)
         super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
+        if remote_code is None:
+            remote_code = bool(getattr(self.config, "auto_map", None))
+        if remote_code and is_main_process:
+            write_remote_code(folder)
 
     def prepare_inputs_for_generation(
         self,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -23,6 +24,7 @@ from mobillama_v.conversation import read_chat
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
 from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor
+from mobillama_v.hf.remote_code import name_remote_code
 from mobillama_v.hf.rendering import (
     IMAGE_TEXT,
     RenderedPrompt,
@@ -220,6 +222,12 @@ class MobiLlamaVProcessor(ProcessorMixin):
         options["return_tensors"] = "pt" if return_tensors == "auto" else return_tensors
         inputs = self(text=rendered, **options)
         return inputs if return_dict else inputs["input_ids"]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as transformers does; in a folder that holds the model's code, so that this code is found."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        name_remote_code(Path(save_directory))
+        return saved
 
     @classmethod
     def get_processor_dict(

@@ -40,6 +40,7 @@ EXPORTERS = {
     "gguf": "mobillama_v.interop.gguf:GGUFExporter",
     "llava-hf": "mobillama_v.interop.llava_hf_export:LlavaHFExporter",
     "onnx": "mobillama_v.interop.onnx:OnnxExporter",
+    "remote-code": "mobillama_v.interop.remote_code:RemoteCodeExporter",
 }
 """``MODULE:CLASS`` of each format that can be exported, by its name on the command line."""
 
