@@ -43,7 +43,7 @@ def require_space(out: Path, size: int) -> None:
 
 @contextmanager
 def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
-    """A path to write a new file or folder at. It is renamed to ``out`` when all is written.
+    """A path to write a new file or folder at. It, and what lies beside it, is renamed to ``out`` when all is written.
 
     After an error nothing is left. After a kill a folder is left whose name begins with a dot and that of ``out``. With
     ``parents`` the folders around it are made too.
@@ -59,8 +59,12 @@ def written_whole(out: Path, *, parents: bool = False) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=f".{out.name}-") as work:
             made = Path(work) / out.name
             yield made
-            _give_usual_mode(made, Path(work) / "mode")
-            made.rename(out)
+            beside = [(path, out.with_name(path.name)) for path in Path(work).iterdir() if path != made]
+            for _, place in beside:
+                refuse_existing(place)
+            for path, place in (*beside, (made, out)):
+                _give_usual_mode(path, Path(work) / "mode")
+                path.rename(place)
     except (OSError, SafetensorError) as error:
         raise ConfigError(
             f"{str(out)!r} cannot be written ({getattr(error, 'strerror', None) or error}); choose another place."

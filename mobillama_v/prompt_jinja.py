@@ -88,3 +88,24 @@ CHECK
 {%- endfor -%}
 """
 NANOVLM = f"{_WORDS}{_TURNS}{_NANOVLM}".replace("CHECK\n", _CHECK)
+
+_MARKED = """{%- macro marked(text, gap) -%}
+{%- set ns = namespace(pictures="", words="") -%}
+{%- for piece in text.split("__>") -%}
+{%- if not loop.last and "<__media_" in piece -%}
+{%- set parts = piece.split("<__media_") -%}
+{%- set ns.words = ns.words ~ (parts | first) -%}
+{%- set ns.pictures = ns.pictures ~ "<__media_" ~ (parts | last) ~ "__>" ~ gap -%}
+{%- else -%}{%- set ns.words = ns.words ~ piece ~ ("" if loop.last else "__>") -%}{%- endif -%}
+{%- endfor -%}
+{{ ns.pictures ~ ns.words.strip() }}
+{%- endmacro -%}
+"""
+
+
+def for_llama_cpp(template: str) -> str:
+    """The template for llama.cpp, whose server gives it a turn's pictures as marks ``<__media_…__>`` within the text.
+
+    They are put before the text, each on a line of its own where the template does so.
+    """
+    return _MARKED + template.replace("else part if part is string", "else marked(part, gap) if part is string")

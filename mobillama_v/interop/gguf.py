@@ -1,11 +1,11 @@
 """The decoder as a GGUF file, which llama.cpp reads as a Llama, a Qwen2 or a Qwen3, by its biases and norms.
+Image tower and projector stand in a second file (:mod:`mobillama_v.interop.gguf_vision`).
 
 The format (github.com/ggml-org/ggml, docs/gguf.md) has no shared feed-forward network: it is written once for every
 layer. Of a Llama, llama.cpp rotates neighboring channels of a head where this project rotates its two halves, so the
 rows of queries and keys are put in its order; of the others it does as we do. A stretched rotation (Llama 3) is said by
 what each frequency is divided by. ``q8_0`` and ``q4_0`` hold the very numbers of
-:mod:`mobillama_v.backends.native.tiles`: both formats are blocks of 32 codes with one fp16 scale. The file is a text
-decoder only.
+:mod:`mobillama_v.backends.native.tiles`: both formats are blocks of 32 codes with one fp16 scale.
 
 Shapes: N rows, K columns, C head width.
 """
@@ -27,6 +27,7 @@ from mobillama_v.fields import parse_json
 from mobillama_v.interop.formats import Exporter, decoder_type
 from mobillama_v.interop.gguf_tokenizer import words_name
 from mobillama_v.prompt import get_template
+from mobillama_v.prompt_jinja import for_llama_cpp
 from mobillama_v.tokenization import check_vocabulary
 
 if TYPE_CHECKING:
@@ -42,11 +43,12 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class GGUFExporter(Exporter):
-    """See :func:`write_gguf`."""
+    """See :func:`write_gguf` and :func:`~mobillama_v.interop.gguf_vision.write_mmproj`."""
 
-    help = """Write a model's decoder as a GGUF file, which llama.cpp reads as a Llama.
+    help = """Write a model as GGUF files, which llama.cpp reads as a Llama.
 
-    The file is a text decoder only: it holds neither the image tower nor the projector.
+    A CLIP or SigLIP tower and its projector mlp2x_gelu are written beside it, as mmproj-OUT. Of other models it is the
+    text decoder alone.
     """
     suffix = ".gguf"
     types = tuple(TYPES)
@@ -60,8 +62,10 @@ class GGUFExporter(Exporter):
     def write(
         self, path: Path, network: VisionLanguageModel, spec: ModelConfig, *, kind: str, folder: Path
     ) -> tuple[str, ...]:
-        """The decoder and its tokenizer, under the folder's name."""
-        return write_gguf(
+        """The decoder and its tokenizer, under the folder's name; beside it tower and projector, as far as it can."""
+        from mobillama_v.interop.gguf_vision import mmproj_path, write_mmproj
+
+        notes = write_gguf(
             path,
             network.language_model,
             network.lm_head,
@@ -69,8 +73,14 @@ class GGUFExporter(Exporter):
             kind=kind,
             name=folder.name,
             tokenizer=folder / "tokenizer.json",
-            chat_template=get_template(spec.template).jinja,
+            chat_template=for_llama_cpp(get_template(spec.template).jinja),
         )
+        second = mmproj_path(path)
+        try:
+            limits = write_mmproj(second, network, kind="f32" if kind == "f32" else "f16", name=folder.name)
+        except ConfigError as error:
+            return (*notes, f"The file is a text decoder only: {error}")
+        return (*notes, f"Image tower and projector are in {second.name}.", *limits)
 
 
 def library() -> ModuleType:

@@ -7,6 +7,7 @@ it was made from.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def plain_tower(network: VisionLanguageModel) -> TowerConfig:
         patch=visual.conv1.kernel_size[0],
         activation="quick_gelu" if isinstance(block.mlp.gelu, QuickGELU) else "gelu",
     )
-    return TowerConfig(CLIP, None, spec.feature_layer, spec.select, vit=vit)
+    return replace(spec, model=CLIP, pretrained=None, vit=vit)
 
 
 def text_config(decoder: DecoderConfig, vocabulary: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ _TYPES = {
     "idefics3_vision": SIGLIP,
     "smolvlm_vision": SIGLIP,
 }
-_EPS = {CLIP: 1e-5, SIGLIP: 1e-6}
+EPS = {CLIP: 1e-5, SIGLIP: 1e-6}
 # What transformers assumes where a configuration is silent.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     CLIP: dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
@@ -67,7 +67,7 @@ def vision_config(config: dict[str, Any], where: str) -> tuple[str, ViTShape, in
         known = ", ".join(_TYPES)
         raise CheckpointError(f"{where} has a tower of type {config.get('model_type')!r}; known are {known}.")
     values = _DEFAULTS[kind] | config
-    if values.get("layer_norm_eps", _EPS[kind]) != _EPS[kind] or values["hidden_act"] not in ACTIVATIONS:
+    if values.get("layer_norm_eps", EPS[kind]) != EPS[kind] or values["hidden_act"] not in ACTIVATIONS:
         raise CheckpointError(
             f"{where} has a tower with layer_norm_eps {values.get('layer_norm_eps')!r} and hidden_act "
             f"{values['hidden_act']!r}, which this project's {kind} does not have."
@@ -83,7 +83,7 @@ def hugging_face_config(kind: str, vit: ViTShape, side: int) -> dict[str, Any]:
     config = {theirs: getattr(vit, ours) for theirs, ours in names.items()}
     activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == vit.activation)
     model_type = "clip_vision_model" if kind == CLIP else "siglip_vision_model"
-    config |= {"model_type": model_type, "hidden_act": activation, "image_size": side, "layer_norm_eps": _EPS[kind]}
+    config |= {"model_type": model_type, "hidden_act": activation, "image_size": side, "layer_norm_eps": EPS[kind]}
     return config if kind == CLIP else config | {"vision_use_head": False}
 
 
