@@ -40,6 +40,21 @@ def photographs(
 
 
 @app.command()
+def smollm2(
+    decoder: Annotated[Path, typer.Option(help="A .gguf file whose chats are ChatML, such as SmolLM2-135M-Instruct.")],
+    flickr8k: Annotated[Path, typer.Option(help="Folder with images/ and captions.jsonl.")],
+    out: Annotated[Path, typer.Option(help="Folder for everything that is made; a killed run goes on there.")],
+    align_steps: Annotated[int, typer.Option(min=1, help="Of stage 1: the projector, from captions.")] = 500,
+    instruct_steps: Annotated[int, typer.Option(min=1, help="Of stage 2: the projector, and adapters.")] = 500,
+    seed: Annotated[int, typer.Option(help="Of records, new weights and order.")] = 1,
+) -> None:
+    """Give a language model of other people nano's eyes: a projector, and adapters."""
+    from nano.smollm2 import Steps, learn
+
+    print(f"trained: {learn(decoder, flickr8k, out, steps=Steps(align_steps, instruct_steps), seed=seed)}")
+
+
+@app.command()
 def export(
     trained: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     folder: Annotated[Path, typer.Argument(help="Where to write it in half precision.")],

@@ -143,7 +143,7 @@ def cut_photos(folder: Path, data: Path, sizes: Sizes, *, seed: int) -> list[str
     train, _ = photos.split(folder)
     listed = data / "crops.json"
     if not listed.exists():
-        _write(listed, photos.write_crops(train[: sizes.photos], data, seed=seed))
+        write_json(listed, photos.write_crops(train[: sizes.photos], data, seed=seed))
     return json.loads(listed.read_text(encoding="utf-8"))
 
 
@@ -186,9 +186,9 @@ def write_photo_records(data: Path, crops: list[str], cache: Any, *, seed: int) 
     told, captions, permuted = photos.records(colors, rows, seed=seed)
     names, named = photos.namings(colors, times=_NAMINGS, seed=seed)
     permuted |= named
-    _write(data / "photos.json", told)
-    _write(data / "photos-names.json", names)
-    _write(data / "photos-captions.json", captions)
+    write_json(data / "photos.json", told)
+    write_json(data / "photos-names.json", names)
+    write_json(data / "photos-captions.json", captions)
     np.savez_compressed(
         data / "photos-permuted.npz",
         names=np.array(list(permuted)),
@@ -211,7 +211,7 @@ def write_text(data: Path, sizes: Sizes, *, seed: int) -> None:
     records += [photos.in_words(each, said[each["image"]]) for each in easy]
     records += [photos.imagined(index, rng) for _ in range(_PHOTO_TALKS) for index in range(len(classes.all_names()))]
     rng.shuffle(records)
-    _write(data / f"{TEXT}.json", records)
+    write_json(data / f"{TEXT}.json", records)
 
 
 def learn_vocabulary(data: Path, out: Path) -> None:
@@ -239,7 +239,8 @@ def learn_language(out: Path, data: Path, sizes: Sizes, *, seed: int) -> None:
     if (out / "language" / "final").exists():
         return
     start = write_start(out / "language-start", spec(), out / "tokenizer.json", seed=seed)
-    _train("nano-text", start, out / "language", [(data / f"{TEXT}.json", 1)], data, sizes, seed=seed)
+    records = [(data / f"{TEXT}.json", 1)]
+    train_stage("nano-text", start, out / "language", records, data, *sizes.overrides, seed=seed)
 
 
 def make_tower(out: Path, data: Path, cache: Any, signs: Any, crops: list[str], sizes: Sizes, *, seed: int) -> Path:
@@ -277,21 +278,16 @@ def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -
     for number, (name, recipe, told, options) in enumerate(_STAGES):
         records = [(data / f"{kind}.json", repeat) for kind, repeat in told.items()]
         features = f"data.features={out / 'features'}"
-        _train(recipe, last, out / name, records, data, sizes, features, *options, seed=seed + number)
+        more = (features, *options, *sizes.overrides)
+        train_stage(recipe, last, out / name, records, data, *more, seed=seed + number)
         last = out / name / "final"
     return last
 
 
-def _train(
-    recipe: str,
-    start: Path,
-    output: Path,
-    records: list[tuple[Path, int]],
-    data: Path,
-    sizes: Sizes,
-    *more: str,
-    seed: int,
+def train_stage(
+    recipe: str, start: Path, output: Path, records: list[tuple[Path, int]], images: Path, *more: str, seed: int
 ) -> None:
+    """Train by a recipe with records that are repeated so often, unless the result is there; a killed one goes on."""
     from mobillama_v.train.recipe_files import load_recipe
     from mobillama_v.train.run import run
 
@@ -300,11 +296,10 @@ def _train(
     overrides = [
         f"model.start={start}",
         f"data.json={json.dumps([{'path': str(path), 'repeat': repeat} for path, repeat in records])}",
-        f"data.image_root={data}",
+        f"data.image_root={images}",
         f"output={output}",
         f"train.seed={seed}",
         *more,
-        *sizes.overrides,
     ]
     run(load_recipe(recipe, overrides), resume=output.exists())
 
@@ -322,7 +317,8 @@ def export(trained: Path, folder: Path) -> None:
     (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Write a file that is whole or not there."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
     partial.replace(path)

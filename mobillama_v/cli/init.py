@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mobillama_v.projector import PROJECTORS
+
+if TYPE_CHECKING:
+    from mobillama_v.config import TowerConfig
 
 
 def init(
@@ -22,7 +25,10 @@ def init(
     ],
     tower: Annotated[
         str,
-        typer.Option(help="The image tower, from open_clip: MODEL:TAG or MODEL:FILE; MODEL alone has random weights."),
+        typer.Option(
+            help="The image tower, from open_clip: MODEL:TAG or MODEL:FILE; MODEL alone has random weights. Or that of "
+            "a model: its folder, or nano."
+        ),
     ] = "ViT-L-14-336-quickgelu:openai",
     projector: Annotated[
         str, typer.Option(help=f"Its type, which turns image features into visual tokens: {', '.join(PROJECTORS)}.")
@@ -31,9 +37,15 @@ def init(
         int, typer.Option(min=1, help="A projector that merges patches merges squares of this many patches a side.")
     ] = 1,
     feature_layer: Annotated[
-        int, typer.Option(max=-1, help="Layer of the tower whose features are used, counted from its end.")
-    ] = -2,
-    image_mode: Annotated[Literal["pad", "crop", "squash"], typer.Option(help="How images are made square.")] = "pad",
+        int | None,
+        typer.Option(
+            max=-1, help="Layer of the tower whose features are used, counted from its end: -2, or as in the model."
+        ),
+    ] = None,
+    image_mode: Annotated[
+        Literal["pad", "crop", "squash"] | None,
+        typer.Option(help="How images are made square: pad, or as in the model."),
+    ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side in pixels; by default the tower's own.")] = None,
     ffn: Annotated[
         Literal["auto", "per-layer", "average", "fold"],
@@ -49,7 +61,7 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
 ) -> None:
     """Make a model to train: a language model, an image tower and a new projector in one folder."""
-    from mobillama_v.config import ProjectorConfig, TowerConfig
+    from mobillama_v.config import ProjectorConfig
     from mobillama_v.interop.init_checkpoint import RANDOM, write_initial_model
 
     if decoder.startswith("fresh:"):
@@ -58,11 +70,10 @@ def init(
     if ffn == "fold":
         ffn = "average"
         _warn("--ffn fold", "average")
-    model, _, pretrained = tower.partition(":")
     made = write_initial_model(
         out,
         decoder=decoder,
-        tower=TowerConfig(model=model, pretrained=pretrained or None, feature_layer=feature_layer),
+        tower=_tower(tower, feature_layer),
         projector=ProjectorConfig(type=projector, factor=factor),
         image_mode=image_mode,
         image_size=image_size,
@@ -81,6 +92,20 @@ def init(
             "outputs"
         )
     print(f"{made.tensors:,} tensors written and read back: {out}")
+
+
+def _tower(name: str, feature_layer: int | None) -> TowerConfig | Path:
+    """A tower of open_clip, or the folder of a model whose tower is to be taken."""
+    from mobillama_v.config import TowerConfig
+    from mobillama_v.errors import ConfigError
+    from mobillama_v.hub import embedded_models, find_model
+
+    if name in embedded_models() or Path(name, "config.json").is_file():
+        if feature_layer is not None:
+            raise ConfigError("--feature-layer is for towers of open_clip; leave it out, the model's own is taken.")
+        return find_model(name)
+    model, _, pretrained = name.partition(":")
+    return TowerConfig(model=model, pretrained=pretrained or None, feature_layer=feature_layer or -2)
 
 
 def _warn(old: str, new: str) -> None:

@@ -1,4 +1,4 @@
-"""A model folder to train from: an imported or random decoder, an open_clip tower, and a random projector.
+"""A model folder to train from: a decoder, imported or random, a tower of open_clip or of a model, a random projector.
 
 Shapes are those of :class:`~mobillama_v.config.ModelConfig`; tensors keep the precision that they were published in.
 """
@@ -18,11 +18,12 @@ from mobillama_v.checkpoint import iterate_tensors, weight_files
 from mobillama_v.config import ModelConfig, ProjectorConfig, TowerConfig
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.hf.folder import describe_folder
-from mobillama_v.hub import find_checkpoint
+from mobillama_v.hub import find_checkpoint, read_spec
 from mobillama_v.images import ImageTransform
 from mobillama_v.interop.formats import FFN, ImportedDecoder, import_decoder
 from mobillama_v.model.vision import HYBRID, build_tower
 from mobillama_v.model.vision.image_tower import ImageTower
+from mobillama_v.model.vlm import load_network
 from mobillama_v.output import refuse_existing, require_space, written_whole
 from mobillama_v.presets import preset
 from mobillama_v.tokenization import TextTokenizer
@@ -46,9 +47,9 @@ def write_initial_model(
     out: Path,
     *,
     decoder: str,
-    tower: TowerConfig,
+    tower: TowerConfig | Path,
     projector: ProjectorConfig,
-    image_mode: str = "pad",
+    image_mode: str | None = None,
     image_size: int | None = None,
     ffn: FFN = "auto",
     tokenizer: Path | None = None,
@@ -61,9 +62,10 @@ def write_initial_model(
     Args:
         out: must not be there yet.
         decoder: a checkpoint's folder, ``.gguf`` file or Hugging Face id, or ``random:PRESET``.
-        tower: with ``pretrained`` the weights to start from; None leaves them random.
+        tower: with ``pretrained`` the weights to start from; None leaves them random. Or the folder of a model whose
+            tower is taken, with the features and pictures that it is used with.
         projector: its weights are random.
-        image_mode: of :class:`~mobillama_v.images.ImageTransform`.
+        image_mode: of :class:`~mobillama_v.images.ImageTransform`; None means ``pad``, or the model's.
         image_size: side in pixels; None means the tower's own.
         ffn: as of :func:`~mobillama_v.interop.formats.import_decoder`.
         tokenizer: a ``tokenizer.json``; None means the decoder's.
@@ -73,12 +75,19 @@ def write_initial_model(
         MobiLlamaVError: what is named is not there, does not fit, or is damaged.
     """
     refuse_existing(out, parents=True)
-    image = _image(tower, image_size, image_mode)  # before gigabytes are read
+    folder = tower if isinstance(tower, Path) else None
+    if isinstance(tower, Path):
+        tower, image = _of_model(tower, image_mode, image_size)
+    else:
+        image = _image(tower, image_size, image_mode or "pad")  # before gigabytes are read
     torch.manual_seed(seed)
     source = None if decoder.startswith(RANDOM) else find_checkpoint(decoder)
     imported = _random_decoder(decoder) if source is None else import_decoder(source, ffn=ffn)
     vocabulary = _tokenizer(tokenizer, source, imported, decoder)
-    vision = build_tower(tower, image_size=image.size, pretrained=tower.pretrained is not None)
+    if folder is not None:
+        vision = load_network(folder, read_spec(folder)).vision_tower
+    else:
+        vision = build_tower(tower, image_size=image.size, pretrained=tower.pretrained is not None)
     spec = ModelConfig(
         decoder=imported.spec,
         tower=dataclasses.replace(tower, pretrained=None),
@@ -90,7 +99,7 @@ def write_initial_model(
     require_space(out, sum(tensor.nbytes for tensor in tensors.values()))
     origin = {
         "decoder": decoder,
-        "tower": dataclasses.asdict(tower),
+        "tower": str(folder) if folder else dataclasses.asdict(tower),
         "seed": seed,
         "notes": imported.notes,
         "folded": [dataclasses.asdict(each) for each in imported.averaged],
@@ -126,13 +135,20 @@ def _tokenizer(given: Path | None, source: Path | None, imported: ImportedDecode
     return path.read_text(encoding="utf-8")
 
 
+def _of_model(folder: Path, mode: str | None, size: int | None) -> tuple[TowerConfig, ImageTransform]:
+    """The tower of a model, and how it takes pictures."""
+    spec = read_spec(folder)
+    for asked, own in ((mode, spec.image.mode), (size, spec.image.size)):
+        if asked not in (None, own):
+            raise ConfigError(f"the tower of {folder} was trained with pictures of {own!r}, not {asked!r}.")
+    return spec.tower, spec.image
+
+
 def _image(tower: TowerConfig, size: int | None, mode: str) -> ImageTransform:
     """The transform that the tower's weights were trained with, in LLaVA's geometry unless another is asked for."""
     options: dict[str, Any] = {"mode": mode}
     if tower.model == HYBRID:
-        raise ConfigError(
-            f"tower {HYBRID} is trained with its decoder; start from the embedded model's folder instead."
-        )
+        raise ConfigError(f"tower {HYBRID} has weights only in a model; name the model, such as nano, as the tower.")
     import open_clip
 
     config = open_clip.get_model_config(tower.model)

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import tiny
+from mobillama_v.cli.main import app
 from mobillama_v.config import ProjectorConfig, TowerConfig
 from mobillama_v.errors import CheckpointError, ConfigError, ModelNotFoundError
+from mobillama_v.hub import read_spec
 from mobillama_v.interop.init_checkpoint import write_initial_model
+from mobillama_v.model.vlm import load_network
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.build import load_start
 
@@ -127,3 +130,21 @@ def test_the_command(decoder: Path, tower: TowerConfig, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(tmp_path / "old"), *args[1:], "--ffn", "fold"], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     assert result.stderr.count("--ffn fold is now called average") == 1
+
+
+def test_the_tower_may_be_that_of_a_model(decoder: Path, nano_like: Path, tmp_path: Path) -> None:
+    out = tmp_path / "start"
+    result = CliRunner().invoke(app, ["init", str(out), "--decoder", str(decoder), "--tower", str(nano_like)])
+    assert result.exit_code == 0, result.output
+    ours, theirs = read_spec(out), read_spec(nano_like)
+    assert (ours.tower, ours.image) == (theirs.tower, theirs.image)
+    state, source = (load_network(each, read_spec(each)).state_dict() for each in (out, nano_like))
+    towers = [name for name in state if name.startswith("vision_tower.")]
+    assert towers and all(torch.equal(state[name], source[name]) for name in towers)
+    for option, value, message in (
+        ("--feature-layer", "-2", "--feature-layer is for towers of open_clip"),
+        ("--image-mode", "pad", "was trained with pictures of 'squash', not 'pad'"),
+    ):
+        arguments = ["init", str(tmp_path / "no"), "--decoder", str(decoder), "--tower", str(nano_like), option, value]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
