@@ -48,8 +48,13 @@ def test_answers_of_100_pictures(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", "gguf", str(folder), str(out), "--type", "f16"], catch_exceptions=False)
     assert result.exit_code == 0 and "mmproj-model.gguf" in result.stdout, result.output
     assistant = mobillama_v.load(str(folder), device="cpu", engine="torch")
-    server, rng = serve(out, out.with_name("mmproj-model.gguf")), random.Random(1)
-    pictures = [drawings.drawing(rng)[0] for _ in range(100)]
-    ours = [assistant.ask([picture], drawings.QUESTION, Sampling(24)).text for picture in pictures]
-    assert len(set(ours)) > 10
-    assert [ask(server, picture, drawings.QUESTION, 24).strip() for picture in pictures] == ours
+    server, rng, asked = serve(out, out.with_name("mmproj-model.gguf")), random.Random(1), 0
+    said = set()
+    while asked < 100:
+        picture, _ = drawings.drawing(rng)
+        reply = assistant.ask([picture], drawings.QUESTION, Sampling(24, top_log_probs=2))
+        if min(each.top[0][1] - each.top[1][1] for each in reply.log_probs) > 0.02:  # else rounding may decide
+            asked += 1
+            assert ask(server, picture, drawings.QUESTION, 24).strip() == reply.text
+            said.add(reply.text)
+    assert len(said) > 10
