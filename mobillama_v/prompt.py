@@ -270,7 +270,7 @@ class ChatML(Template):
     jinja = prompt_jinja.CHATML
     system = ""
     begins = False
-    specials = ("<|im_start|>", "<|im_end|>")
+    specials: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")
 
     def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
         """What ends the answer before it, the system message if there is one, and the turn."""

@@ -73,11 +73,9 @@ def write_remote_code(folder: Path) -> None:
     """Write :data:`FILE` to a model folder, and name its classes in the folder's configurations."""
     from mobillama_v import __version__
 
-    found = dict(sorted(_sources()))
-    packages = "\n".join(
-        name for name in found if importlib.util.find_spec(name).submodule_search_locations is not None
-    )  # type: ignore[union-attr]
-    texts = "".join(f"    {name!r}: {_quoted(text)},\n" for name, text in found.items())
+    found = sorted(_sources())
+    packages = "\n".join(name for name, _, is_package in found if is_package)
+    texts = "".join(f"    {name!r}: {_quoted(text)},\n" for name, text, _ in found)
     whole = _TEXT.replace("VERSION", __version__).replace("NAMES", packages).replace("TEXTS", texts)
     (folder / FILE).write_text(whole, encoding="utf-8")
     name_remote_code(folder)
@@ -93,8 +91,8 @@ def name_remote_code(folder: Path) -> None:
             path.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _sources() -> Iterator[tuple[str, str]]:
-    """Names and texts of the modules of this package that the models import, at once or later."""
+def _sources() -> Iterator[tuple[str, str, bool]]:
+    """The modules of this package that the models import, at once or later: names, texts, whether they are packages."""
     waiting, seen = list(_ROOTS), set[str]()
     while waiting:
         name = waiting.pop()
@@ -103,7 +101,7 @@ def _sources() -> Iterator[tuple[str, str]]:
         if spec is None:
             continue
         text = spec.loader.get_source(name)
-        yield name, text
+        yield name, text, spec.submodule_search_locations is not None
         waiting += [name.rpartition(".")[0]] * ("." in name)
         waiting += _imported(ast.parse(text))
 
