@@ -72,7 +72,7 @@ def test_a_clip_model(tower_name: str, tmp_path: Path, monkeypatch: pytest.Monke
         tmp_path / "model",
         tower=TowerConfig(tower_name),
         image=ImageTransform(tiny.IMAGE_SIZE),
-        decoder_changes={"num_key_value_heads": 2, "qkv_bias": True},
+        decoder_changes={"num_key_value_heads": 2, "qkv_bias": True, "qk_norm": True, "attention_head_dim": 16},
     )
     result = export(folder, tmp_path / "out")
     assert result.exit_code == 0, result.output
