@@ -325,6 +325,20 @@ class NanoVLMChat(ChatML):
         return super().question(Message("user", _joined(message)), system)
 
 
+class NanoVLMTile(NanoVLMChat):
+    """The chat of nanoVLM's versions that split pictures, for one that is a single tile."""
+
+    jinja = prompt_jinja.NANOVLM_TILE
+    specials = (*ChatML.specials, "<|global_image|>")
+
+    def question(self, message: Message, system: str | None) -> list[str | Slot | Special]:
+        """As its base's, with what begins each picture."""
+        turn: list[str | Slot | Special] = []
+        for part in super().question(message, system):
+            turn += [Special("<|global_image|>"), part] if isinstance(part, Slot) else [part]
+        return turn
+
+
 class InternVL(ChatML):
     """InternVL's chat: ChatML, each picture between ``<img>`` and ``</img>``."""
 
@@ -368,7 +382,7 @@ def _joined(message: Message) -> tuple[str | Slot, ...]:
 
 TEMPLATES: dict[str, Template] = {
     **{"plain": Plain(), "v1": V1(), "chatml": ChatML(), "smolvlm": SmolVLM()},
-    **{"nanovlm": NanoVLM(), "nanovlm-chat": NanoVLMChat(), "internvl": InternVL()},
+    **{"nanovlm": NanoVLM(), "nanovlm-chat": NanoVLMChat(), "nanovlm-tile": NanoVLMTile(), "internvl": InternVL()},
 }
 """The templates by the names that ``config.json`` and recipes give them; a new one is a class above and a line here."""
 

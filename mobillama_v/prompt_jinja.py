@@ -80,6 +80,7 @@ CHECK
 """
 SMOLVLM = f"{_WORDS}{_TURNS}{_SMOLVLM}".replace("CHECK\n", _CHECK)
 NANOVLM_CHAT = CHATML.replace("words(turn.content)", 'words(turn.content, "<image>", "")')
+NANOVLM_TILE = CHATML.replace("words(turn.content)", 'words(turn.content, "<|global_image|><image>", "")')
 _NANOVLM = """{%- if system -%}{{ system ~ "\\n" }}{%- endif -%}
 {%- for turn in turns -%}
 CHECK

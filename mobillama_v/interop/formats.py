@@ -134,6 +134,8 @@ class ModelPlan:
     unused: frozenset[str] = frozenset()
     """Tensors of theirs that are left out; a note says why."""
     notes: tuple[str, ...] = ()
+    added_tokens: tuple[str, ...] = ()
+    """Special tokens that the model has behind those of its tokenizer."""
 
 
 class ModelImporter(ABC):

@@ -75,10 +75,20 @@ def import_model(
     with written_whole(out, parents=True) as made:
         made.mkdir()
         _write(made, plan, files)
-        (made / "tokenizer.json").write_bytes(vocabulary.read_bytes())
+        _write_tokenizer(vocabulary, made / "tokenizer.json", plan.added_tokens)
         describe_folder(made)
         _verify(made, plan, files)
     return ImportedModel(plan.spec, len(plan.pieces), plan.notes)
+
+
+def _write_tokenizer(source: Path, path: Path, added: tuple[str, ...]) -> None:
+    path.write_bytes(source.read_bytes())
+    if added:
+        from tokenizers import AddedToken, Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.add_special_tokens([AddedToken(each, special=True) for each in added])
+        tokenizer.save(str(path))
 
 
 def _shared(plan: ModelPlan, files: TensorFiles) -> ModelPlan:

@@ -1,8 +1,8 @@
 """nanoVLM (github.com/huggingface/nanoVLM) as a whole model: SigLIP with its last norm, pixel shuffle with one linear
 layer, and a Llama, which is Idefics3's arithmetic under other names.
 
-Read are its versions of one square picture: the first (``Question: … Answer:``) and those with a chat template. Later
-ones split pictures, and are refused.
+The first version asks ``Question: … Answer:``, later ones have a chat template. The latest split pictures: here, one is
+a single tile, which is what they make of a small one.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _VISION_CONFIG = {"hidden_size": "hidden_dim", "intermediate_size": "inter_dim",
     **{"image_size": "img_size", "num_attention_heads": "n_heads", "num_hidden_layers": "n_blocks"},
     **{"layer_norm_eps": "ln_eps"},
 }
-_REFUSED = {"max_img_size": None, "vit_cls_flag": False, "lm_attn_scaling": 1.0, "lm_use_tokens": False}
-"""What no model here has, unless it is the value given: splitting pictures is the first of them."""
+_REFUSED = {"vit_cls_flag": False, "lm_attn_scaling": 1.0, "lm_use_tokens": False}
+"""What no model here has, unless it is the value given."""
 
 
 class NanoVLMImporter(ModelImporter):
@@ -73,17 +73,29 @@ class NanoVLMImporter(ModelImporter):
         """Plan the four parts.
 
         Raises:
-            CheckpointError: it asks for something that no model here has, or needs a tokenizer; named.
+            CheckpointError: it asks for something that no model here has, or for another tokenizer; named.
             ConfigError: sizes that no model can have.
         """
+        from tokenizers import Tokenizer
+
         path = sources.folder / "config.json"
         if wrong := [name for name, fine in _REFUSED.items() if config.get(name, fine) != fine]:
             asked = ", ".join(f"{name} {config[name]!r}" for name in wrong)
             raise CheckpointError(f"{path} asks for {asked}, which no model here does.")
+        tiles = config.get("max_img_size") is not None
+        extra = dict(config.get("vlm_extra_tokens") or {}) if tiles else {}
+        if tiles and "global_image_token" not in extra:
+            raise CheckpointError(f"{path} splits pictures and has no global_image_token, which no model here does.")
         if not sources.tokenizer.is_file():
             raise CheckpointError(
                 f"{sources.folder} comes without its tokenizer, {config.get('lm_tokenizer')!r}; give that one's "
                 "tokenizer.json with --tokenizer."
+            )
+        words = Tokenizer.from_file(str(sources.tokenizer)).get_vocab_size()
+        if extra and words - int(config.get("lm_base_vocab_size", words)) not in (0, len(extra)):
+            raise CheckpointError(
+                f"{sources.tokenizer} has {words} tokens, and {path} counts its own from "
+                f"{config['lm_base_vocab_size']}; give the tokenizer of {config.get('lm_tokenizer')!r}."
             )
         theirs = {
             "scale_factor": config.get("mp_pixel_shuffle_factor", 2),
@@ -98,12 +110,15 @@ class NanoVLMImporter(ModelImporter):
         for name in [each for each in pieces if ".attn.qkv." in each]:
             layer, part = name.split(".")[4], name.rpartition(".")[2]
             pieces[name] = Piece((f"{_VISION}encoder.layers.{layer}.self_attn.qkv_proj.{part}",))
-        template = "nanovlm-chat" if "lm_chat_template" in config else "nanovlm"
+        template = "nanovlm-tile" if tiles else "nanovlm-chat" if "lm_chat_template" in config else "nanovlm"
         decoder = token_ids(sources, made.spec.decoder, template)
         # torchvision's Resize and ToTensor: values stay between 0 and 1.
-        image = ImageTransform(made.spec.image.size, "squash", (0.0,) * 3, (1.0,) * 3, resample="bilinear")
+        resample: Any = "bicubic" if tiles else "bilinear"
+        image = ImageTransform(made.spec.image.size, "squash", (0.0,) * 3, (1.0,) * 3, resample=resample)
         spec = replace(made.spec, decoder=decoder, image=image, template=template)
-        return replace(made, spec=spec, pieces=pieces, notes=tuple(each for each in made.notes if "tile" not in each))
+        notes = [each for each in made.notes if "tile" not in each]
+        notes += ["a picture is one tile, as a small one is there; of a large one it makes more"] * tiles
+        return replace(made, spec=spec, pieces=pieces, notes=tuple(notes), added_tokens=tuple(extra.values()))
 
 
 def _renamed(name: str) -> str:

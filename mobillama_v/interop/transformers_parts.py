@@ -84,7 +84,7 @@ def decoder_pieces(spec: DecoderConfig, theirs: Callable[[str], str]) -> dict[st
 
 
 _ENDS = {"chatml": "<|im_end|>", "smolvlm": "<end_of_utterance>", "nanovlm": "<|endoftext|>"} | {
-    **{"nanovlm-chat": "<|im_end|>", "internvl": "<|im_end|>"}
+    **{"nanovlm-chat": "<|im_end|>", "nanovlm-tile": "<|im_end|>", "internvl": "<|im_end|>"}
 }
 """What ends an answer, by the templates of other programs."""
 

@@ -84,19 +84,27 @@ def test_it_gives_the_logits_of_the_same_arithmetic(tied: bool, tmp_path: Path) 
     assert_same(model, tmp_path / "ours", 4)
 
 
+EXTRA = {"image_token": "<|image|>", "global_image_token": "<|global_image|>", "r1c1": "<row_1_col_1>"}
 WAYS = {
     "nanovlm": ("", "Question: Hi Answer:", "<|endoftext|>"),
     "nanovlm-chat": ("<|im_start|>user\n", "Hi<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "nanovlm-tile": ("<|im_start|>user\n<|global_image|>", "Hi<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
 }
 
 
 @pytest.mark.parametrize("template", WAYS)
-def test_its_two_ways_to_ask(template: str, tmp_path: Path) -> None:
+def test_its_ways_to_ask(template: str, tmp_path: Path) -> None:
     before, after, end = WAYS[template]
     words = tokenizer(tmp_path / "words")
-    known = Tokenizer.from_file(str(words))
-    save(tmp_path / "theirs", **({"lm_chat_template": "<|im_start|>"} if before else {}))
-    spec = import_model(str(tmp_path / "theirs"), tmp_path / "ours", tokenizer=words).spec
+    config: dict[str, Any] = {"lm_chat_template": "<|im_start|>"} if before else {}
+    if template == "nanovlm-tile":
+        config |= {"max_img_size": 1536, "vlm_extra_tokens": EXTRA}
+    save(tmp_path / "theirs", **config)
+    made = import_model(str(tmp_path / "theirs"), tmp_path / "ours", tokenizer=words)
+    spec, known = made.spec, Tokenizer.from_file(str(tmp_path / "ours" / "tokenizer.json"))
+    base = Tokenizer.from_file(str(words)).get_vocab_size()
+    assert known.get_vocab_size() == base + 3 * (template == "nanovlm-tile")
+    assert any("one tile" in note for note in made.notes) == (template == "nanovlm-tile")
     assert (spec.template, spec.decoder.eos_token_id) == (template, known.token_to_id(end))
     encoded = mobillama_v.load(str(tmp_path / "ours"), device="cpu", engine="torch").encode_messages(
         [user("Hi", images=1)]
@@ -110,7 +118,7 @@ def test_its_two_ways_to_ask(template: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        ({"max_img_size": 1536}, "asks for max_img_size 1536, which no model here does"),
+        ({"max_img_size": 1536}, "splits pictures and has no global_image_token"),
         ({"vit_cls_flag": True}, "vit_cls_flag True"),
         ({}, r"comes without its tokenizer, 'odd/tokenizer'.*--tokenizer"),
     ],
@@ -119,3 +127,10 @@ def test_what_cannot_be_read_is_named(config: dict[str, Any], problem: str, tmp_
     save(tmp_path / "theirs", **config)
     with pytest.raises(CheckpointError, match=problem):
         import_model(str(tmp_path / "theirs"), tmp_path / "ours")
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    words = tokenizer(tmp_path / "words")
+    save(tmp_path / "theirs", max_img_size=1536, vlm_extra_tokens=EXTRA, lm_base_vocab_size=5)
+    with pytest.raises(CheckpointError, match=r"counts its own from 5; give the tokenizer of 'odd/tokenizer'"):
+        import_model(str(tmp_path / "theirs"), tmp_path / "ours", tokenizer=words)
