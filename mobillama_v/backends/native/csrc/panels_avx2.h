@@ -47,8 +47,9 @@ inline void dot_tiles<Half4, 2>(const uint8_t* const* tiles, const int8_t* x, in
 }
 
 // Half a panel of 4-bit weights times several tokens: weights are unpacked four columns of each nibble at a time.
-template <int kTokens, bool kAdd>
-inline void half_at_once(const uint8_t* tiles, int half, int blocks, const Activations& in, float* y, size_t stride) {
+template <int kTokens>
+inline void half_at_once(const uint8_t* tiles, int half, int blocks, const Activations& in, float* y, size_t stride,
+                         bool adds) {
     constexpr int kTile = 32 + 2 * Half4::kStep;
     const size_t columns = static_cast<size_t>(blocks) * kBlock;
     const __m256i low = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
@@ -79,13 +80,13 @@ MV_UNROLL
             total[t] = fma(_mm256_cvtepi32_ps(all), mul(weight_scale, set1(in.scales[block])), total[t]);
         }
     }
-    for (int t = 0; t < kTokens; t++) emit<kAdd>(y + t * stride, total[t]);
+    for (int t = 0; t < kTokens; t++) emit(y + t * stride, total[t], adds);
 }
 
 // A panel of 8-bit weights times several tokens: an activation is fetched once for sixteen rows, and the weights of four
 // columns are read and their signs taken off once for all tokens.
-template <int kTokens, bool kAdd>
-inline void both_halves(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+template <int kTokens>
+inline void both_halves(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
     constexpr int kTile = 32 + 2 * Half8::kStep;
     const size_t columns = static_cast<size_t>(blocks) * kBlock;
     const __m256i ones = _mm256_set1_epi16(1);
@@ -119,37 +120,33 @@ MV_UNROLL
         }
     }
     for (int t = 0; t < kTokens; t++) {
-        emit<kAdd>(y + t * stride, upper[t]);
-        emit<kAdd>(y + t * stride + 8, lower[t]);
+        emit(y + t * stride, upper[t], adds);
+        emit(y + t * stride + 8, lower[t], adds);
     }
 }
 
-template <typename Half, int kTokens, bool kAdd>
-inline void together(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+template <typename Half, int kTokens>
+inline void together(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
     if constexpr (Half::kStep == Half8::kStep) {
-        both_halves<kTokens, kAdd>(tiles, blocks, in, y, stride);
+        both_halves<kTokens>(tiles, blocks, in, y, stride, adds);
     } else {
         for (int half = 0; half < 2; half++)
-            half_at_once<kTokens, kAdd>(tiles, half, blocks, in, y + 8 * half, stride);
+            half_at_once<kTokens>(tiles, half, blocks, in, y + 8 * half, stride, adds);
     }
 }
 
-#define MV_TOGETHER(Half, tokens, adds)                                                                        \
-    template <>                                                                                                \
-    inline void half_by_half<Half, tokens, adds, false>(const uint8_t* tiles, int blocks, const Activations& in, \
-                                                        float* y, size_t stride) {                             \
-        together<Half, tokens, adds>(tiles, blocks, in, y, stride);                                            \
+#define MV_TOGETHER(Half, tokens)                                                                      \
+    template <>                                                                                        \
+    inline void half_by_half<Half, tokens, false>(const uint8_t* tiles, int blocks, const Activations& in, \
+                                                  float* y, size_t stride, bool adds) {                \
+        together<Half, tokens>(tiles, blocks, in, y, stride, adds);                                    \
     }
-#define MV_TOGETHER_WITH(Half)    \
-    MV_TOGETHER(Half, 2, false)   \
-    MV_TOGETHER(Half, 2, true)    \
-    MV_TOGETHER(Half, 3, false)   \
-    MV_TOGETHER(Half, 3, true)    \
-    MV_TOGETHER(Half, 4, false)   \
-    MV_TOGETHER(Half, 4, true)
-MV_TOGETHER_WITH(Half4)
-MV_TOGETHER_WITH(Half8)
-#undef MV_TOGETHER_WITH
+MV_TOGETHER(Half4, 2)
+MV_TOGETHER(Half4, 3)
+MV_TOGETHER(Half4, 4)
+MV_TOGETHER(Half8, 2)
+MV_TOGETHER(Half8, 3)
+MV_TOGETHER(Half8, 4)
 #undef MV_TOGETHER
 
 }  // namespace

@@ -6,9 +6,8 @@
 
 namespace {
 
-template <bool kAdd>
-inline void emit(float* y, F8 value) {
-    store(y, kAdd ? add(load(y), value) : value);
+inline void emit(float* y, F8 value, bool adds) {
+    store(y, adds ? add(load(y), value) : value);
 }
 
 // Products of `kPanels` tiles, whose weights begin at tiles[0] and so on, with one token's activations: for each tile those
@@ -22,8 +21,8 @@ inline void dot_tiles(const uint8_t* const* tiles, const int8_t* x, int32_t sum8
 }
 
 // `kPanels` panels times one token, in step.
-template <typename Half, int kPanels, bool kAdd, bool kStream>
-void one_token(const uint8_t* tiles, int blocks, const Activations& in, float* y) {
+template <typename Half, int kPanels, bool kStream>
+void one_token(const uint8_t* tiles, int blocks, const Activations& in, float* y, bool adds) {
     constexpr int kTile = 32 + 2 * Half::kStep, kAhead = kAheadBytes / kTile;
     const size_t panel_bytes = static_cast<size_t>(blocks) * kTile;
     F8 total[2 * kPanels];
@@ -46,13 +45,13 @@ void one_token(const uint8_t* tiles, int blocks, const Activations& in, float* y
             total[i] = fma(products[i], mul(each, scale), total[i]);
         }
     }
-    for (int i = 0; i < 2 * kPanels; i++) emit<kAdd>(y + 8 * i, total[i]);
+    for (int i = 0; i < 2 * kPanels; i++) emit(y + 8 * i, total[i], adds);
 }
 
 // One panel times `kTokens` tokens whose activations are 8-bit.
-template <typename Half, int kTokens, bool kAdd, bool kStream>
-void half_by_half(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
-    if (kTokens == 1) return one_token<Half, 1, kAdd, kStream>(tiles, blocks, in, y);
+template <typename Half, int kTokens, bool kStream>
+void half_by_half(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
+    if (kTokens == 1) return one_token<Half, 1, kStream>(tiles, blocks, in, y, adds);
     constexpr int kTile = 32 + 2 * Half::kStep;
     const size_t columns = static_cast<size_t>(blocks) * kBlock;
     for (int half = 0; half < 2; half++) {
@@ -69,13 +68,13 @@ MV_UNROLL
                 total[t] = fma(products, mul(weight_scale, set1(in.scales[block])), total[t]);
             }
         }
-        for (int t = 0; t < kTokens; t++) emit<kAdd>(y + t * stride + 8 * half, total[t]);
+        for (int t = 0; t < kTokens; t++) emit(y + t * stride + 8 * half, total[t], adds);
     }
 }
 
 // The same for fp16 weights and fp32 activations. Even and odd columns are summed apart, for two chains to run at once.
-template <int kTokens, bool kAdd, bool kStream>
-void half_by_half16(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+template <int kTokens, bool kStream>
+void half_by_half16(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
     const size_t columns = static_cast<size_t>(blocks) * kBlock;
     for (int half = 0; half < 2; half++) {
         F8 even[kTokens], odd[kTokens];
@@ -90,23 +89,24 @@ MV_UNROLL
                 odd[t] = fma(second, set1(in.floats[t * columns + c + 1]), odd[t]);
             }
         }
-        for (int t = 0; t < kTokens; t++) emit<kAdd>(y + t * stride + 8 * half, add(even[t], odd[t]));
+        for (int t = 0; t < kTokens; t++) emit(y + t * stride + 8 * half, add(even[t], odd[t]), adds);
     }
 }
 
-template <int kBits, int kTokens, bool kAdd, bool kStream>
-inline void panel_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
-    if (kBits == 4) half_by_half<Half4, kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
-    if (kBits == 8) half_by_half<Half8, kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
-    if (kBits == 16) half_by_half16<kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
+template <int kBits, int kTokens, bool kStream>
+inline void panel_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
+    if (kBits == 4) half_by_half<Half4, kTokens, kStream>(tiles, blocks, in, y, stride, adds);
+    if (kBits == 8) half_by_half<Half8, kTokens, kStream>(tiles, blocks, in, y, stride, adds);
+    if (kBits == 16) half_by_half16<kTokens, kStream>(tiles, blocks, in, y, stride, adds);
 }
 
 // Two panels times one token: what is fetched of its activations serves both. Nothing is gained by asking for what comes next.
-template <int kBits, bool kAdd, bool kStream>
-inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t*) {
-    if (kBits == 4) return one_token<Half4, 2, kAdd, kStream>(tiles, blocks, in, y);
+template <int kBits, bool kStream>
+inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, bool adds,
+                         const uint8_t*) {
+    if (kBits == 4) return one_token<Half4, 2, kStream>(tiles, blocks, in, y, adds);
     for (int i = 0; i < 2; i++)
-        panel_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
+        panel_product<kBits, 1, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0, adds);
 }
 
 }  // namespace

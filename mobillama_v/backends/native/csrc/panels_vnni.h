@@ -47,16 +47,16 @@ MV_UNROLL
     }
 };
 
-template <int kTokens, bool kAdd>
-inline void emit(float* y, size_t stride, const __m512* total) {
+template <int kTokens>
+inline void emit(float* y, size_t stride, const __m512* total, bool adds) {
     for (int t = 0; t < kTokens; t++) {
         float* out = y + t * stride;
-        _mm512_storeu_ps(out, kAdd ? _mm512_add_ps(_mm512_loadu_ps(out), total[t]) : total[t]);
+        _mm512_storeu_ps(out, adds ? _mm512_add_ps(_mm512_loadu_ps(out), total[t]) : total[t]);
     }
 }
 
-template <int kBits, int kTokens, bool kAdd, bool kStream>
-void whole(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+template <int kBits, int kTokens, bool kStream>
+void whole(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
     constexpr int kTile = 32 + 2 * RowPanel<kBits>::kStep;
     __m512 total[kTokens];
     for (int t = 0; t < kTokens; t++) total[t] = _mm512_setzero_ps();
@@ -72,12 +72,12 @@ MV_UNROLL
             total[t] = _mm512_fmadd_ps(products, scale, total[t]);
         }
     }
-    emit<kTokens, kAdd>(y, stride, total);
+    emit<kTokens>(y, stride, total, adds);
 }
 
 // The same for fp16 weights and fp32 activations. Even and odd columns are summed apart, for two chains to run at once.
-template <int kTokens, bool kAdd, bool kStream>
-void whole16(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+template <int kTokens, bool kStream>
+void whole16(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
     const size_t columns = static_cast<size_t>(blocks) * kBlock;
     __m512 even[kTokens], odd[kTokens];
     for (int t = 0; t < kTokens; t++) even[t] = odd[t] = _mm512_setzero_ps();
@@ -91,15 +91,15 @@ MV_UNROLL
         }
     }
     for (int t = 0; t < kTokens; t++) even[t] = _mm512_add_ps(even[t], odd[t]);
-    emit<kTokens, kAdd>(y, stride, even);
+    emit<kTokens>(y, stride, even, adds);
 }
 
-template <int kBits, int kTokens, bool kAdd, bool kStream>
-inline void panel_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride) {
+template <int kBits, int kTokens, bool kStream>
+inline void panel_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, size_t stride, bool adds) {
     if (kBits == 16) {
-        whole16<kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
+        whole16<kTokens, kStream>(tiles, blocks, in, y, stride, adds);
     } else {
-        whole<kBits == 4 ? 4 : 8, kTokens, kAdd, kStream>(tiles, blocks, in, y, stride);
+        whole<kBits == 4 ? 4 : 8, kTokens, kStream>(tiles, blocks, in, y, stride, adds);
     }
 }
 
@@ -108,8 +108,8 @@ inline void panel_product(const uint8_t* tiles, int blocks, const Activations& i
 // these weights is asked for ahead, which the processor does as well by itself; but a line of `next` is, since memory has
 // nothing to do. Alone the kernel is 15 % faster than one panel after the other, and with weights from memory, where two
 // places at a time are slower than one, 10 to 40 % slower.
-template <bool kAdd>
-inline void resident_pair(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t* next) {
+inline void resident_pair(const uint8_t* tiles, int blocks, const Activations& in, float* y, bool adds,
+                         const uint8_t* next) {
     constexpr int kStep = RowPanel<4>::kStep, kTile = 32 + 2 * kStep;
     const size_t apart = static_cast<size_t>(kTile) * blocks;
     const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(-16);
@@ -138,15 +138,16 @@ MV_UNROLL
                                        _mm512_mul_ps(load_halves(tiles + i * apart), scale), total[i]);
         }
     }
-    for (int i = 0; i < 2; i++) emit<1, kAdd>(y + i * kRows, 0, total + i);
+    for (int i = 0; i < 2; i++) emit<1>(y + i * kRows, 0, total + i, adds);
 }
 
 // Two panels times one token.
-template <int kBits, bool kAdd, bool kStream>
-inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, const uint8_t* next) {
-    if (kBits == 4 && !kStream) return resident_pair<kAdd>(tiles, blocks, in, y, next);
+template <int kBits, bool kStream>
+inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, bool adds,
+                         const uint8_t* next) {
+    if (kBits == 4 && !kStream) return resident_pair(tiles, blocks, in, y, adds, next);
     for (int i = 0; i < 2; i++)
-        panel_product<kBits, 1, kAdd, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0);
+        panel_product<kBits, 1, kStream>(tiles + i * mv::tile_bytes(kBits) * blocks, blocks, in, y + i * kRows, 0, adds);
 }
 
 }  // namespace
