@@ -164,7 +164,9 @@ def build(service: Service, access: Access | None = None, *, grace: float = 10.0
         """The answer to a request and its items; what they hold is given back when the stack is closed."""
         authorize(request)
         owner = request.client.host if request.client else "-"
-        body = await stack.enter_async_context(received(request, owner, service.limits.max_body, held))
+        body = await stack.enter_async_context(
+            received(request, owner, service.limits.max_body, held, origins=access.cors)
+        )
         # Only now: a request of which half has come holds no place.
         ticket = service.scheduler.enter(owner)
         stack.callback(ticket.leave)

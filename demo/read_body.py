@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -39,15 +39,26 @@ class Received:
 
 
 @asynccontextmanager
-async def received(request: Any, owner: str, most: int, held: HeldBytes) -> AsyncIterator[Received]:
+async def received(
+    request: Any, owner: str, most: int, held: HeldBytes, *, origins: Sequence[str] = ()
+) -> AsyncIterator[Received]:
     """Receive a request of at most ``most`` bytes, which ``owner`` holds until the block ends.
 
+    Its type need not be JSON's: ``curl -d`` calls everything a form.
+
+    Args:
+        request: Starlette's.
+        owner: who sends it.
+        most: its bytes.
+        held: counts them.
+        origins: of pages that may ask, ``*`` for any; others of other servers may not.
+
     Raises:
-        RequestError: it is not JSON by its type, has too many bytes, or took too long to arrive.
+        RequestError: a page of another server sends it, it is a form of several parts, has too many bytes, or took
+            too long to arrive.
         BusyError: all requests hold too many bytes.
     """
-    if not request.headers.get("content-type", "").lower().startswith("application/json"):
-        raise RequestError("The request's content type must be application/json.", status=415)
+    _check_sender(request, origins)
     large = RequestError(f"The request has more than the {most:,} bytes allowed.", status=413, code="request_too_large")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length[:20]) > most:
@@ -69,6 +80,19 @@ async def received(request: Any, owner: str, most: int, held: HeldBytes) -> Asyn
         yield body
     finally:
         held.give_back(owner, body.size)
+
+
+def _check_sender(request: Any, origins: Sequence[str]) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.startswith("multipart/"):
+        raise RequestError("The request is a form of several parts; send JSON.", status=415)
+    # A browser asks the server before another one's page may send JSON (CORS). It sends other types without asking, and
+    # then says which page they come from.
+    origin = request.headers.get("origin")
+    own = f"{request.url.scheme}://{request.headers.get('host', '')}"
+    if kind != "application/json" and origin not in (None, own) and not {origin, "*"} & set(origins):
+        message = f"A page of {origin[:100]!r} may ask only as application/json, where the server has --cors for it."
+        raise RequestError(message, status=403, code="foreign_page")
 
 
 def read_json(data: bytearray) -> Any:

@@ -139,6 +139,25 @@ def test_origins(service: Service) -> None:
         assert refused.status_code == 401 and ("access-control-allow-origin" in refused.headers) == right
 
 
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain;charset=UTF-8", ""])
+def test_json_of_any_type_is_read_but_of_foreign_pages(service: Service, kind: str) -> None:
+    """``curl -d`` calls JSON a form, and a page may send what a form may without asking the server."""
+    body = json.dumps(ASKED | {"model": "tiny", "max_tokens": 1}).encode()
+    given = {"content-type": kind} if kind else {}
+    client = TestClient(build(service, Access(cors=("https://b.example",))))
+    for origin, right in (
+        (None, True),
+        ("http://testserver", True),
+        ("https://b.example", True),
+        *((name, False) for name in ("https://a.example", "null", "", "http://testserver:81", "https://testserver")),
+    ):
+        headers = given | ({} if origin is None else {"origin": origin})
+        answer = client.post(CHAT, content=body, headers=headers)
+        assert answer.status_code == (200 if right else 403), origin
+        assert right or answer.json()["error"]["code"] == "foreign_page"
+    assert client.post(CHAT, content=body, headers={"content-type": "multipart/form-data"}).status_code == 415
+
+
 @pytest.mark.parametrize(
     ("host", "right"),
     [

@@ -213,7 +213,7 @@ def test_over_the_limits_is_refused_before_it_is_decoded(server: Running) -> Non
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "request_too_large"
     answer = post(server, iter([b"x" * 500_000] * 4))
     assert answer.status_code == 413
-    assert post(server, "x", headers={"content-type": "text/plain"}).status_code == 415
+    assert post(server, "x", headers={"content-type": "multipart/form-data; boundary=x"}).status_code == 415
     assert httpx.get(f"{server.url}/v1/chat/completions").status_code == 405
     missing = httpx.get(f"{server.url}/v1/nothing")
     assert missing.status_code == 404 and missing.json()["error"]["type"] == "invalid_request_error"
