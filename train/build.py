@@ -171,6 +171,7 @@ class Setup:
             encoding_of(recipe, model.config.spec),
             images=lambda paths: distributed.on_rank0(lambda: unusable_images(data, paths)),
             skip_bad=data.skip_bad,
+            skip_empty=data.empty_answers == "skip",
             keep_duplicates=data.duplicates == "keep",
         )
         devices = distributed.world_size()
@@ -247,7 +248,7 @@ class Setup:
         del recipe["validation"]
         for name in ("log_steps", "save_steps", "save_total_limit", "dataloader_workers", "spike_factor", "report"):
             del recipe["train"][name]
-        for name in ("skip_bad", "duplicates", "check_images"):
+        for name in ("skip_bad", "duplicates", "empty_answers", "check_images"):
             del recipe["data"][name]  # they choose samples, and those are compared
         if self.plan.devices > 1:
             recipe["devices"] = self.plan.devices

@@ -63,6 +63,9 @@ class DataSection:
         "whether exact duplicates of a record count as bad; keep learns from them as often as they come",
         default="refuse",
     )
+    empty_answers: Literal["refuse", "skip"] = _help(
+        "records with an empty answer: stop before training, or leave them out and count them", default="refuse"
+    )
     check_images: Literal["decode", "exists"] = _help(
         "before the first step: decode every image, or only look whether its file exists", default="decode"
     )

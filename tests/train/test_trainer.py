@@ -18,6 +18,7 @@ from torch import Tensor
 import tiny
 from mobillama_v.errors import CheckpointError, DataError, ImageError, RecipeError
 from mobillama_v.train.build import Setup
+from mobillama_v.train.data.preprocess import KEPT
 from mobillama_v.train.recipe import ModulesSection, Recipe
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
@@ -323,7 +324,10 @@ def test_bad_records_stop_a_training_before_its_first_step_or_are_left_out(
     out = capsys.readouterr().out
     assert "without 6 bad records" in out
     assert "20 samples, 20 images" in out
+    with pytest.raises(DataError, match="4 of 26 records"):
+        Setup.of(load_recipe("nano-align", [*args, "data.duplicates=keep", "data.empty_answers=skip"]))
     kept = Setup.of(load_recipe("nano-align", [*args, "data.skip_bad=true", "data.duplicates=keep"])).samples
+    assert kept.notes[KEPT] == 1, kept.notes
     assert [name for _, name in kept.records] == [f"p{i}" for i in range(24) if f"p{i}" not in bad] + ["again"]
 
 

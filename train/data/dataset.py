@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from mobillama_v.conversation import EMPTY
 from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform, load_image
 from mobillama_v.prompt import IGNORE_INDEX
@@ -110,6 +111,7 @@ def load_samples(
     *,
     images: Callable[[list[str]], dict[str, tuple[str, str]]],
     skip_bad: bool = False,
+    skip_empty: bool = False,
     keep_duplicates: bool = False,
     workers: int | None = None,
 ) -> tuple[Samples, list[Problem]]:
@@ -122,6 +124,7 @@ def load_samples(
         encoding: how records become tokens.
         images: given every path once, returns those that cannot be used with kind and reason.
         skip_bad: leave out what cannot be learned from, instead of refusing it.
+        skip_empty: the same for records with an empty answer alone.
         keep_duplicates: exact duplicates are no problem.
         workers: processes; None means all cores.
 
@@ -129,15 +132,16 @@ def load_samples(
         The samples, and the problems of what was left out.
 
     Raises:
-        BadRecordsError: records that cannot be learned from, and not ``skip_bad``.
+        BadRecordsError: records that cannot be learned from and are not to be left out.
         DataError: a file that cannot be read, or no record is left.
     """
     repeats = {file.path: file.repeat for file in files}
     paths = [Path(file.path) for file in files]
     outcomes = preprocess(paths, encoding, workers=workers, keep_duplicates=keep_duplicates)
     good, problems, _ = partition(outcomes, images)
-    if problems and not skip_bad:
-        raise BadRecordsError(problems, len(good) + len(problems))
+    refused = [] if skip_bad else [each for each in problems if not (skip_empty and each.kind == EMPTY)]
+    if refused:
+        raise BadRecordsError(refused, len(good) + len(problems))
     if not good:
         raise DataError("the data files hold no record that can be learned from; check data.json of the recipe.")
     by_file: dict[str, list[Outcome]] = {}

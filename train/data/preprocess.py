@@ -22,6 +22,7 @@ from mobillama_v.train.data.parallel import BATCH, parallel_map
 from mobillama_v.train.data.records import RecordError, parse_text
 
 DUPLICATE, MISSING, UNREADABLE = "exact duplicate", "missing image", "unreadable image"
+KEPT = "an exact duplicate of an earlier record was kept"
 _CHECK_SIZE = 64  # pixels of a side: JPEGs are read to their end, and decoded small
 
 
@@ -76,12 +77,13 @@ def preprocess(
     work = functools.partial(preprocess_record, encoding=encoding)
     seen: dict[bytes, str] = {}
     for outcome in parallel_map(work, _texts(files, read), workers=workers):
-        if outcome.problem is not None or keep_duplicates:
-            yield outcome
-            continue
         where = f"{outcome.source}, {outcome.place}"
-        first = seen.setdefault(outcome.digest, where)
-        yield outcome if first is where else _duplicate(outcome, first)
+        if outcome.problem is not None or (first := seen.setdefault(outcome.digest, where)) is where:
+            yield outcome
+        elif keep_duplicates:
+            yield outcome._replace(notes=(*outcome.notes, KEPT))
+        else:
+            yield _duplicate(outcome, first)
 
 
 def _texts(files: Sequence[Path], read: Callable[[int], None] | None) -> Iterator[tuple[str, str, str]]:

@@ -96,6 +96,7 @@ class Validation:
             encoding_of(setup.recipe, setup.model.config.spec),
             images=lambda paths: distributed.on_rank0(lambda: unusable_images(held_out, paths)),
             skip_bad=data.skip_bad,
+            skip_empty=data.empty_answers == "skip",
             keep_duplicates=True,
         )
         return cls(setup, samples, Path(root), skipped=len(skipped))
