@@ -18,9 +18,14 @@ using Bytes = std::vector<uint8_t>;
 
 // `size` bytes: repetitions of what the fuzzer gave, which keeps its inputs small.
 Bytes tensor(FuzzedDataProvider& data, uint64_t size) {
-    const Bytes some = data.ConsumeBytes<uint8_t>(data.ConsumeIntegralInRange<size_t>(0, 48));
-    Bytes out(size);
-    for (uint64_t i = 0; i < size && !some.empty(); i++) out[i] = some[i % some.size()];
+    Bytes out = data.ConsumeBytes<uint8_t>(data.ConsumeIntegralInRange<size_t>(0, 48));
+    uint64_t filled = out.size();
+    out.resize(size);
+    // Twice as much each time: a loop over bytes would take half of the fuzzer's time.
+    for (uint64_t some; filled > 0 && filled < size; filled += some) {
+        some = std::min(filled, size - filled);
+        std::copy_n(out.begin(), some, out.begin() + filled);
+    }
     return out;
 }
 
