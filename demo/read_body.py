@@ -1,20 +1,18 @@
-"""Reading the JSON of a request, within bounds of bytes, time, and values."""
+"""Receiving a request, within bounds of bytes and time."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from mobillama_v.demo.limits import HeldBytes
 from mobillama_v.demo.protocol import RequestError
+from mobillama_v.demo.read_json import read_json
 
 BODY_SECONDS = 60.0
 """For a request to arrive."""
-MAX_VALUES = 200_000
-"""Values and escaped characters in the JSON of a request: Python keeps about a hundred bytes for each value."""
 
 
 class Received:
@@ -93,28 +91,3 @@ def _check_sender(request: Any, origins: Sequence[str]) -> None:
     if kind != "application/json" and origin not in (None, own) and not {origin, "*"} & set(origins):
         message = f"A page of {origin[:100]!r} may ask only as application/json, where the server has --cors for it."
         raise RequestError(message, status=403, code="foreign_page")
-
-
-def read_json(data: bytearray) -> Any:
-    """The JSON in ``data``.
-
-    Raises:
-        RequestError: it is not valid JSON in UTF-8, or has too many values.
-    """
-    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES or data.count(b"\\u") > MAX_VALUES:
-        message = f"The request has more than {MAX_VALUES:,} values or escaped characters."
-        raise RequestError(message, status=413, code="request_too_large")
-    try:
-        text = data.decode("utf-8-sig")
-        value = json.loads(text, parse_constant=_refuse_constant)
-        if "\\u" in text:  # no other text can hold half of a character
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise RequestError("The request holds half a character (\\ud800 to \\udfff alone); remove it.") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"The request is not valid JSON ({error}).") from None
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")

@@ -21,7 +21,7 @@ from mobillama_v.backends.numpy.decoder import NumpyModel, NumpySequence
 from mobillama_v.config import DecoderConfig
 from mobillama_v.demo.limits import Limits
 from mobillama_v.demo.protocol import parse
-from mobillama_v.demo.read_body import read_json
+from mobillama_v.demo.read_json import read_json
 from mobillama_v.demo.request_bodies import ChatBody, CompletionBody, ResponseBody
 from mobillama_v.errors import MobiLlamaVError
 from mobillama_v.hub import read_spec

@@ -28,6 +28,7 @@ from mobillama_v.prompt import Message, Slot, arrange, join_texts
 
 IMAGE_MARKER = "<image>"
 """The place of a picture in a record's text; in a chat it is only text."""
+_SLICE = 1 << 20
 MALFORMED, ORDER, EMPTY, COUNT = "not a record", "roles out of order", "empty answer", "images are not the markers"
 
 MOVED = "pictures were put before the text"
@@ -347,7 +348,9 @@ def _canonical(found: _Reading, *, strict: bool) -> Conversation:
         messages.append(Message("user", content))
     for message in messages:
         try:
-            message.text.encode()
+            text = message.text
+            for start in range(0, 0 if text.isascii() else len(text), _SLICE):  # other threads may run in between
+                text[start : start + _SLICE].encode()
         except UnicodeEncodeError:
             raise ConversationError("a text holds half a character (\\ud800-\\udfff); remove it.") from None
     places = [part for turn in turns for part in turn.parts if isinstance(part, _Place)]

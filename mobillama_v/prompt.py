@@ -412,11 +412,14 @@ def _check_roles(body: list[Message]) -> None:
 
 def _check_bytes(messages: list[Message], max_length: int, tokenizer: Tokenizer) -> None:
     """Refuse what cannot fit before it is tokenized, which takes minutes for the megabytes that a stranger may send."""
-    size = sum(len(message.text.encode("utf-8", "replace")) for message in messages)
-    if size > max_length * tokenizer.longest_token:
+    most, texts = max_length * tokenizer.longest_token, [message.text for message in messages]
+    size = sum(map(len, texts))
+    if size <= most:  # else the characters alone are too many, and counting their bytes takes time
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+    if size > most:
         raise PromptError(
-            f"the conversation has {size:,} bytes of text, and the model's context is {max_length} tokens of at most "
-            f"{tokenizer.longest_token} bytes; shorten it or start a new one."
+            f"the conversation has at least {size:,} bytes of text, and the model's context is {max_length} tokens of "
+            f"at most {tokenizer.longest_token} bytes; shorten it or start a new one."
         )
 
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mobillama_v.demo import read_json as reading
 from mobillama_v.demo.limits import BusyError, HeldBytes, Limits
 from mobillama_v.demo.protocol import AnswerRequest, RequestError, api_error, parse
-from mobillama_v.demo.read_body import MAX_VALUES, read_json
+from mobillama_v.demo.read_json import MAX_ESCAPES, MAX_VALUES, read_json
 from mobillama_v.demo.request_bodies import Body, ChatBody, CompletionBody, ResponseBody
 from mobillama_v.errors import ImageError, MobiLlamaVError
 from mobillama_v.generate import Sampling
@@ -172,6 +173,30 @@ def test_any_json_is_read_or_refused(kind: type[Body], body: dict[str, Any]) -> 
         json.dumps(api_error(error).body, allow_nan=False).encode()
 
 
+@given(
+    value=st.recursive(
+        st.text(alphabet='ab"\\/\n\u00e9\u20ac\U0001f600<0>', max_size=90)
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.integers(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=40), inner, max_size=3),
+        max_leaves=8,
+    ),
+    ascii=st.booleans(),
+    piece=st.integers(1, 40),
+)
+@settings(deadline=None, max_examples=300)
+def test_json_is_the_same_in_pieces(value: Any, ascii: bool, piece: int) -> None:
+    text = json.dumps(value, ensure_ascii=ascii)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "_PIECE", piece)
+        assert read_json(bytearray(text.encode())) == json.loads(text)
+        for broken in (text[:-1], text + '"', f'[{text}, "\\ud83d{"a" * piece}\\ude00"]'):
+            if isinstance(value, (int, float)) and broken == text[:-1]:
+                continue
+            with pytest.raises(RequestError, match=r"not valid JSON|half a character"):
+                read_json(bytearray(broken.encode()))
+
+
 def test_json_is_bounded() -> None:
     for data, message in (
         (b"[" * 100_000, "not valid JSON"),
@@ -181,6 +206,12 @@ def test_json_is_bounded() -> None:
         (b'{"\\ud800": 1}', "half a character"),
         (b'[{"a": Infinity}]', "Infinity is no number"),
         (b"1" * 5000, "not valid JSON"),
+        (b" " * 5_000_000 + b"1", "no string in 4,194,304 bytes"),
+        (b'["' + rb"\n" * (MAX_ESCAPES + 1) + b'"]', "escaped characters"),
+        (b'"' * 4_000_000, "values"),
+        (b'["' + b"a" * 1_000_000, "string at byte 1 has no end"),
+        (b'["' + b"a" * 1_000_000 + b'\n"]', "not valid JSON"),
+        (b'["' + b"a" * 1_000_000 + b'\xff"]', "not valid JSON"),
     ):
         with pytest.raises(RequestError, match=message):
             read_json(bytearray(data))

@@ -1,7 +1,7 @@
 """While the server digests the worst requests that it takes, small ones of another client go on.
 
-The aim is 3 times the quiet time, with a core for the server; what is printed (run this file alone) measures that.
-Other tests run beside this one, and its attacker and its client need cores too, so what fails is a stall.
+They may take 3 times as long as in a quiet server beside a process that only computes, for the attacker takes a core,
+too. Other tests may run beside this one, so it tries three times.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from serving import Running, data_url, encoded
 
 SMALL = {"model": "nano", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
 ROUNDS = 9
-STALL = 10  # times the quiet time
+MOST = 3  # times the quiet time
+STALL = 10
 
 
 def body(*content: Any) -> bytes:
@@ -37,8 +38,9 @@ def body(*content: Any) -> bytes:
     return json.dumps({"model": "nano", "messages": [said], "max_tokens": 1}).encode()
 
 
-def text(size: int) -> bytes:
-    return body({"type": "text", "text": "a" * size})
+def text(size: int, letter: str = "a") -> bytes:
+    """A request with a text of ``letter``, which is written as JSON has it."""
+    return body({"type": "text", "text": "MARK"}).replace(b"MARK", letter.encode() * size)
 
 
 def pictures(count: int, side: int, kind: str) -> bytes:
@@ -50,6 +52,8 @@ def pictures(count: int, side: int, kind: str) -> bytes:
 
 WORST: dict[str, Callable[[], bytes]] = {
     "longest text": lambda: text(40_000_000),
+    "longest text of two-byte letters": lambda: text(20_000_000, "é"),
+    "most escaped letters": lambda: text(1, "a" * 38_000_000 + r"\n" * 1_100_000),
     "longest text that is tokenized": lambda: text(1024 * 15 - 300),
     "largest pictures": lambda: pictures(2, 7000, "PNG"),
     "most bytes that are no pictures": lambda: body(
@@ -113,24 +117,26 @@ def test_a_small_request_beside_the_worst(
     data = tmp_path / "body.json"
     data.write_bytes(WORST[kind]())
     seconds(server)
-    beside, health, most = list[float](), list[float](), 0
-    quiet = [seconds(server) for _ in range(ROUNDS)]
-    before = server.rss()
-    with asking(server, data) as statuses:
-        while len(beside) < ROUNDS or (len(statuses) < 2 and len(beside) < 50):
-            beside.append(seconds(server))
-            health.append(seconds(server, "/health"))
-            most = max(most, server.rss())
-    quiet += [seconds(server) for _ in range(ROUNDS)]
-    ratio = statistics.median(beside) / statistics.median(quiet)
-    with capsys.disabled():
-        print(
-            f"\n{kind}: {statistics.median(quiet) * 1e3:.0f} ms quiet, {ratio:.1f} times that beside it; health "
-            f"{max(health) * 1e3:.0f} ms; {before / 1e6:.0f} to {most / 1e6:.0f} MB; {len(statuses)} x {set(statuses)}"
-        )
-    assert ratio < STALL
-    assert statistics.median(health) < STALL * statistics.median(quiet)
-    assert most < before + memory_bound(Limits())
+    for _ in range(3):
+        beside, health, most = list[float](), list[float](), 0
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as computing:
+            quiet = [seconds(server) for _ in range(2 * ROUNDS)]
+            computing.kill()
+        before = server.rss()
+        with asking(server, data) as statuses:
+            while len(beside) < ROUNDS or (len(statuses) < 2 and len(beside) < 50):
+                beside.append(seconds(server))
+                health.append(seconds(server, "/health"))
+                most = max(most, server.rss())
+        ratio = statistics.median(beside) / statistics.median(quiet)
+        found = f"{ratio:.1f} times {statistics.median(quiet) * 1e3:.0f} ms; health {max(health) * 1e3:.0f} ms"
+        with capsys.disabled():
+            memory = f"{before / 1e6:.0f} to {most / 1e6:.0f} MB"
+            print(f"\n{kind}: {found}; {memory}; {len(statuses)} x {set(statuses)}")
+        assert most < before + memory_bound(Limits())
+        if ratio < MOST and max(health) < 1:
+            return
+    pytest.fail(found)
 
 
 @pytest.mark.slow
