@@ -38,7 +38,7 @@ MV_UNROLL
         odd = _mm256_add_epi16(odd, _mm256_maddubs_epi16(w.part[2 * j + 1], four(x + 8 * j + 4)));
     }
     const __m256i all = _mm256_madd_epi16(_mm256_add_epi16(even, odd), _mm256_set1_epi16(1));
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(all, _mm256_set1_epi32(sum8)));
+    return _mm256_cvtepi32_ps(_mm256_add_epi32(all, _mm256_set1_epi32(sum8)));
 }
 
 // The instruction takes one unsigned operand: the weight's sign goes to the activation. 2 * 128 * 127 fits 16 bits.

@@ -44,7 +44,7 @@ constexpr size_t kNextBytes = 768 << 10;
 struct Activations {
     int8_t* values;   // [tokens, columns]
     float* scales;    // [tokens, blocks]
-    int32_t* sums;    // [tokens, blocks]: 8 times the sum of the values, which takes the 8 out of 4-bit weights
+    int32_t* sums;    // [tokens, blocks]: -8 times the sum of the values, which takes the 8 out of 4-bit weights
     float* floats;    // [tokens, columns], for 16-bit matrices
 };
 

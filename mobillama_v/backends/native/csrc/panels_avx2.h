@@ -34,7 +34,7 @@ MV_UNROLL
         }
     }
     for (int i = 0; i < 2 * kPanels; i++)
-        out[i] = _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_madd_epi16(sums[i], ones), offset));
+        out[i] = _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_madd_epi16(sums[i], ones), offset));
 }
 
 template <>
@@ -76,7 +76,7 @@ MV_UNROLL
 MV_UNROLL
         for (int t = 0; t < kTokens; t++) {
             const size_t block = static_cast<size_t>(t) * blocks + b;
-            const __m256i all = _mm256_sub_epi32(_mm256_madd_epi16(sums[t], ones), _mm256_set1_epi32(in.sums[block]));
+            const __m256i all = _mm256_add_epi32(_mm256_madd_epi16(sums[t], ones), _mm256_set1_epi32(in.sums[block]));
             total[t] = fma(_mm256_cvtepi32_ps(all), mul(weight_scale, set1(in.scales[block])), total[t]);
         }
     }

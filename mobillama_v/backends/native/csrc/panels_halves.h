@@ -100,6 +100,16 @@ inline void panel_product(const uint8_t* tiles, int blocks, const Activations& i
     if (kBits == 16) half_by_half16<kTokens, kStream>(tiles, blocks, in, y, stride, adds);
 }
 
+// A panel times up to kTokenTile tokens.
+template <int kBits>
+inline void panel_times_tokens(const uint8_t* tiles, int blocks, const Activations& in, int tokens, float* y, size_t stride,
+                               bool adds) {
+    in_groups<4>(tokens, [&](auto count, int first) {
+        panel_product<kBits, decltype(count)::value, false>(tiles, blocks, activations_from(in, blocks, first),
+                                                            y + first * stride, stride, adds);
+    });
+}
+
 // Two panels times one token: what is fetched of its activations serves both. Nothing is gained by asking for what comes next.
 template <int kBits, bool kStream>
 inline void pair_product(const uint8_t* tiles, int blocks, const Activations& in, float* y, bool adds,

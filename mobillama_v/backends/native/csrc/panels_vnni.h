@@ -35,9 +35,9 @@ MV_UNROLL
             for (int j = 0; j < 8; j++) part[j] = _mm512_xor_si512(both(p + 32 * j, p + kStep + 32 * j), sign);
         }
     }
-    // Products with 32 activations whose sum times 8 is `sum8`. Two chains, as an instruction waits for the one before it.
+    // Products with 32 activations whose sum times -8 is `sum8`. Two chains, as an instruction waits for the one before it.
     __m512 dot(const int8_t* x, int32_t sum8) const {
-        __m512i even = _mm512_set1_epi32(-sum8 * (kOffset / 8)), odd = _mm512_setzero_si512();
+        __m512i even = _mm512_set1_epi32(sum8 * (kOffset / 8)), odd = _mm512_setzero_si512();
 MV_UNROLL
         for (int j = 0; j < 8; j += 2) {
             even = _mm512_dpbusd_epi32(even, part[j], _mm512_set1_epi32(four_bytes(x + 4 * j)));
@@ -103,6 +103,75 @@ inline void panel_product(const uint8_t* tiles, int blocks, const Activations& i
     }
 }
 
+// Blocks of a panel that are unpacked together: with their activations they stay in the first-level cache.
+constexpr int kSpan = 32;
+struct Unpacked {
+    __m512i weights[kSpan][8];  // as in a RowPanel
+    __m512 scales[kSpan];
+};
+
+// `blocks` of what was unpacked times several tokens, whose activations lie `apart` blocks from each other. `totals` goes on
+// from span to span.
+template <int kBits, int kTokens>
+inline void span_product(const Unpacked& panel, int blocks, const Activations& in, int apart, __m512* totals) {
+    __m512 total[kTokens];
+    for (int t = 0; t < kTokens; t++) total[t] = totals[t];
+    const size_t columns = static_cast<size_t>(apart) * kBlock;
+    for (int b = 0; b < blocks; b++) {
+        const int8_t* x = in.values + b * kBlock;
+        __m512i sums[kTokens];
+MV_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const __m512i sum8 = _mm512_set1_epi32(in.sums[static_cast<size_t>(t) * apart + b]);
+            sums[t] = kBits == 4 ? sum8 : _mm512_slli_epi32(sum8, 4);
+        }
+MV_UNROLL
+        for (int j = 0; j < 8; j++) {
+            const __m512i weights = panel.weights[b][j];
+MV_UNROLL
+            for (int t = 0; t < kTokens; t++)
+                sums[t] = _mm512_dpbusd_epi32(sums[t], weights, _mm512_set1_epi32(four_bytes(x + t * columns + 4 * j)));
+        }
+MV_UNROLL
+        for (int t = 0; t < kTokens; t++) {
+            const __m512 scale = _mm512_mul_ps(panel.scales[b], _mm512_set1_ps(in.scales[static_cast<size_t>(t) * apart + b]));
+            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[t]), scale, total[t]);
+        }
+    }
+    for (int t = 0; t < kTokens; t++) totals[t] = total[t];
+}
+
+// A panel times up to kTokenTile tokens: it is unpacked once for all of them.
+template <int kBits>
+void panel_times_tokens(const uint8_t* tiles, int blocks, const Activations& in, int tokens, float* y, size_t stride,
+                        bool adds) {
+    if constexpr (kBits == 16) {
+        in_groups<8>(tokens, [&](auto count, int first) {
+            whole16<decltype(count)::value, false>(tiles, blocks, activations_from(in, blocks, first),
+                                                   y + first * stride, stride, adds);
+        });
+    } else {
+        constexpr int kTile = 32 + 2 * RowPanel<kBits>::kStep;
+        Unpacked panel;
+        __m512 totals[mv::kTokenTile];
+        for (int t = 0; t < tokens; t++) totals[t] = _mm512_setzero_ps();
+        for (int start = 0; start < blocks; start += kSpan) {
+            const int here = blocks - start < kSpan ? blocks - start : kSpan;
+            for (int b = 0; b < here; b++, tiles += kTile) {
+                const RowPanel<kBits> weights(tiles + 32);
+                for (int j = 0; j < 8; j++) panel.weights[b][j] = weights.part[j];
+                panel.scales[b] = load_halves(tiles);
+            }
+            const Activations from{in.values + start * kBlock, in.scales + start, in.sums + start, nullptr};
+            in_groups<8>(tokens, [&](auto count, int first) {
+                span_product<kBits, decltype(count)::value>(panel, here, activations_from(from, blocks, first), blocks,
+                                                            totals + first);
+            });
+        }
+        for (int t = 0; t < tokens; t++) emit<1>(y + t * stride, 0, totals + t, adds);
+    }
+}
+
 // Two panels of 4-bit weights that lie in a cache times one token: there the kernel waits for its own instructions. Each
 // activation is fetched once for both panels, high nibbles are multiplied where they are, as 16 times themselves, and none of
 // these weights is asked for ahead, which the processor does as well by itself; but a line of `next` is, since memory has
@@ -134,7 +203,7 @@ MV_UNROLL
         const __m512 scale = _mm512_set1_ps(in.scales[b]);
         for (int i = 0; i < 2; i++) {
             const __m512i sums = _mm512_add_epi32(lows[i], _mm512_srai_epi32(highs[i], 4));
-            total[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sums, offset)),
+            total[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(sums, offset)),
                                        _mm512_mul_ps(load_halves(tiles + i * apart), scale), total[i]);
         }
     }

@@ -114,7 +114,7 @@ MV_UNROLL
     }
     return {vcvtq_f32_s32(a), vcvtq_f32_s32(b)};
 }
-inline F8 dot(const Half4& w, const int8_t* x, int32_t sum8) { return dot_from(-sum8, w, x); }
+inline F8 dot(const Half4& w, const int8_t* x, int32_t sum8) { return dot_from(sum8, w, x); }
 inline F8 dot(const Half8& w, const int8_t* x, int32_t) { return dot_from(0, w, x); }
 
 }  // namespace

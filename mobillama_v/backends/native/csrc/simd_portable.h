@@ -137,7 +137,7 @@ inline F8 dot_columns(const int8_t* weights, const int8_t* x, int32_t offset) {
     for (int j = 0; j < 8; j++)
         for (int i = 0; i < 32; i++) total[i / 4] += weights[32 * j + i] * x[4 * j + i % 4];
     F8 out;
-    for (int row = 0; row < 8; row++) out.lane[row] = static_cast<float>(total[row] - offset);
+    for (int row = 0; row < 8; row++) out.lane[row] = static_cast<float>(total[row] + offset);
     return out;
 }
 
