@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from mobillama_v.assistant import Assistant
 from mobillama_v.backends.native.packed_format import Packed, is_packed, read
+from mobillama_v.backends.native_vision import NativeVisionEncoder
 from mobillama_v.backends.numpy import model as numpy_backend
-from mobillama_v.backends.numpy.layers import MisfitError
+from mobillama_v.backends.numpy.layers import MisfitError, Tensors
+from mobillama_v.backends.numpy.model import NumpyVisionEncoder
 from mobillama_v.backends.select import BackendPlan, is_small, select_backend
 from mobillama_v.checkpoint import tensor_names
 from mobillama_v.config import ModelConfig
@@ -72,20 +74,29 @@ def load_plan(name: str, folder: Path, config: ModelConfig, plan: BackendPlan, *
 
 def _load(name: str, folder: Path, config: ModelConfig, plan: BackendPlan) -> Assistant:
     tokenizer = TextTokenizer.of_decoder(folder / "tokenizer.json", config.decoder)
-    if plan.vision == "numpy":
+    if plan.vision != "torch":
         # In torch a packed decoder stays without memory, as wherever another engine answers.
         unpacked = dataclasses.replace(plan, decoder=plan.decoder if is_packed(folder) else "torch")
+
+        def make_network() -> VisionLanguageModel:
+            return _torch_parts(folder, config, unpacked)[0]
+
+        def encoder(tensors: Tensors) -> NumpyVisionEncoder:
+            if plan.vision == "numpy":
+                return NumpyVisionEncoder(tensors, config, make_network)
+            return NativeVisionEncoder(tensors, config, make_network, plan.threads)
+
         try:
-            vision, packed = numpy_backend.load(folder, config, lambda: _torch_parts(folder, config, unpacked)[0])
+            vision, packed = numpy_backend.load(folder, config, encoder)
         except MisfitError as error:
             if importlib.util.find_spec("torch") is None:
                 raise CheckpointError(
-                    f"the model in {str(folder)!r} cannot be read, as numpy finds {error}: copy it again, or let torch "
-                    "read it (pip install 'mobillama-v[torch]')."
+                    f"the model in {str(folder)!r} cannot be read, as {plan.vision} finds {error}: copy it again, or "
+                    "let torch read it (pip install 'mobillama-v[torch]')."
                 ) from error
         else:
             return Assistant(name, config, tokenizer, vision, _packed_engine(packed, plan), plan.describe())
-        plan = dataclasses.replace(plan, vision="torch", why=f"{plan.why}; numpy cannot read its files")
+        plan = dataclasses.replace(plan, vision="torch", why=f"{plan.why}; {plan.vision} cannot read its files")
     network, decoder = _torch_parts(folder, config, plan)
     from mobillama_v.backends.torch import TorchEngine
     from mobillama_v.model.vlm import TorchVisionEncoder

@@ -15,9 +15,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import mobillama_v
+import tiny
+from mobillama_v.backends.native import library
 from mobillama_v.cli import doctor
 from mobillama_v.cli.main import app
+from mobillama_v.config import ProjectorConfig, TowerConfig
 from mobillama_v.errors import EXTRAS, MissingExtraError, MobiLlamaVError, needs
+from mobillama_v.images import ImageTransform
+from mobillama_v.model.vision import ViTShape
+from mobillama_v.model.vision.plain_vit import CLIP
 from serving import RED, data_url, encoded, question, running
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +46,28 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "red.png"
 
 
-def test_what_is_imported_to_describe_a_picture(nano_like: Path, picture: Path) -> None:
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed model with CLIP's tower."""
+    folder = tmp_path_factory.mktemp("clip")
+    tower = TowerConfig(CLIP, vit=ViTShape(24, 3, 3, 40, 8, "quick_gelu"))
+    parts = {"projector": ProjectorConfig("mlp2x_gelu", 1), "image": ImageTransform(size=32)}
+    tiny.save_nano_like(folder / "model", tower=tower, **parts)
+    assert CliRunner().invoke(app, ["quantize", str(folder / "model"), str(folder / "packed")]).exit_code == 0
+    return folder / "packed"
+
+
+native_only = pytest.mark.skipif(bool(library.missing()), reason="no native library")
+
+
+@pytest.fixture(params=["nano", pytest.param("packed", marks=native_only)])
+def light(request: pytest.FixtureRequest, nano_like: Path) -> Path:
+    """A model that answers without torch."""
+    folder: Path = nano_like if request.param == "nano" else request.getfixturevalue("packed")
+    return folder
+
+
+def test_what_is_imported_to_describe_a_picture(light: Path, picture: Path) -> None:
     code = """
 import mobillama_v.cli.main as program
 sys.argv[0] = "mobillama-v"
@@ -51,7 +78,7 @@ except SystemExit as end:
 files = {name.partition(".")[0]: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
 print(*(name for name, file in files.items() if "site-packages" in file or name == "mobillama_v"))
 """
-    out = run_without((), code, "describe", str(picture), "-m", str(nano_like), "--prompt", "What?").splitlines()
+    out = run_without((), code, "describe", str(picture), "-m", str(light), "--prompt", "What?").splitlines()
     assert out[-2] == "0" and {each for each in out[-1].split() if not each.startswith("_")} <= LIBRARIES, out
 
 
@@ -101,9 +128,9 @@ def no_torch(tmp_path: Path) -> str:
     return str(tmp_path / "without")
 
 
-def test_evaluation_needs_no_torch(nano_like: Path, picture: Path, no_torch: str, tmp_path: Path) -> None:
+def test_evaluation_needs_no_torch(light: Path, picture: Path, no_torch: str, tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("image,question,answer\nred.png,What is this?,a square\n")
-    command = [sys.executable, "-m", "mobillama_v", "eval", "run", "custom", "-m", str(nano_like), "--data", "q.csv"]
+    command = [sys.executable, "-m", "mobillama_v", "eval", "run", "custom", "-m", str(light), "--data", "q.csv"]
     done = subprocess.run(
         [*command, "--output", "out"], env=os.environ | {"PYTHONPATH": no_torch}, cwd=tmp_path, capture_output=True
     )
@@ -111,12 +138,19 @@ def test_evaluation_needs_no_torch(nano_like: Path, picture: Path, no_torch: str
     assert list((tmp_path / "out").rglob("*.jsonl")) and b"exact" in done.stdout
 
 
+def test_chat_needs_no_torch(light: Path, picture: Path, no_torch: str) -> None:
+    command = [sys.executable, "-m", "mobillama_v", "chat", str(picture), "-m", str(light), "-v"]
+    asked = {"env": os.environ | {"PYTHONPATH": no_torch}, "input": "What?\n", "text": True, "capture_output": True}
+    done = subprocess.run([*command, "--max-new-tokens", "3"], check=False, **asked)
+    assert done.returncode == 0 and "vision: torch" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("command", ["serve", pytest.param("demo", marks=pytest.mark.slow)])
-def test_serving_needs_no_torch(command: str, nano_like: Path, no_torch: str) -> None:
+def test_serving_needs_no_torch(command: str, light: Path, no_torch: str) -> None:
     pytest.importorskip({"serve": "fastapi", "demo": "gradio"}[command])
-    with running(command, nano_like, PYTHONPATH=no_torch) as server:
+    with running(command, light, PYTHONPATH=no_torch) as server:
         message = question("What?", data_url(encoded(RED)))
-        asked = json.dumps({"model": nano_like.name, "messages": [message], "max_tokens": 4}).encode()
+        asked = json.dumps({"model": light.name, "messages": [message], "max_tokens": 4}).encode()
         headers = {"Content-Type": "application/json"}
         if command == "serve":
             answer = urlopen(Request(f"{server.url}/v1/chat/completions", asked, headers)).read()

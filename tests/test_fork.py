@@ -44,7 +44,7 @@ def forked(check):
 
 LIBRARY = """
 import numpy, torch
-from mobillama_v.backends.native.packed_linear import ThreadPool
+from mobillama_v.backends.native.layers import ThreadPool
 from mobillama_v.backends.native.runtime import NativeModel, NativeSequence
 from mobillama_v.backends.native.tiles import pack_matrix
 from mobillama_v.backends.native.torch_convert import pack
@@ -53,7 +53,7 @@ from mobillama_v.model.decoder import Decoder
 torch.set_num_threads(1)
 spec = DecoderConfig(97, 64, 176, 3, 4, 4, 300)
 model = NativeModel(pack(Decoder(spec), torch.nn.Linear(64, 97, bias=False), spec, 8), threads=2)
-pool, tiles, x = ThreadPool(2), pack_matrix(torch.randn(64, 96), 8), torch.randn(40, 96)
+pool, tiles, x = ThreadPool(2), pack_matrix(torch.randn(64, 96), 8).numpy(), torch.randn(40, 96).numpy()
 prompt = torch.randn(50, 64).numpy()
 run = lambda: model.forward([NativeSequence(model, 60)], [prompt])
 map_ = lambda: pool.linear(tiles, None, x, 64)
@@ -62,7 +62,7 @@ kept = NativeSequence(model, 60)
 model.forward([kept], [prompt])
 copied = lambda: NativeSequence(model, 60).copy(kept, 40)
 def check():
-    return numpy.array_equal(run(), logits) and torch.equal(map_(), mapped)
+    return numpy.array_equal(run(), logits) and numpy.array_equal(map_(), mapped)
 forked(check)
 with busy(run, run, map_, map_, copied):
     for _ in range(20):

@@ -1,7 +1,7 @@
 """Which backend computes what, decided in one place before anything is loaded.
 
-The decoder runs in the native library, over numpy or in torch, the image tower and the projector over numpy or in
-torch. Each backend says by its ``supports`` why it cannot run a model; here is said which one does.
+The decoder runs in the native library, over numpy or in torch, and so do the image tower and the projector. Each
+backend says by its ``supports`` why it cannot run a model; here is said which one does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mobillama_v.backends import native_vision
 from mobillama_v.backends.native import library, runtime
 from mobillama_v.backends.native.packed_format import BITS, is_packed, read_bits, weight_files_of
 from mobillama_v.backends.numpy import model as numpy_backend
@@ -33,7 +34,7 @@ _MAX_THREADS = 8  # decoding waits for memory, which a few threads keep busy
 class BackendPlan:
     """What runs a model, and why. :func:`mobillama_v.load` carries it out."""
 
-    vision: Literal["numpy", "torch"]
+    vision: Literal["native", "numpy", "torch"]
     decoder: Literal["native", "numpy", "torch"]
     device: str
     """By torch's name."""
@@ -78,9 +79,9 @@ def select_backend(
     """Decide what runs the model in ``folder``; the arguments are those of :func:`mobillama_v.load`.
 
     The native library runs the decoder where ``engine`` asks for it, and by itself on a CPU where the decoder is packed
-    or small; numpy does where there is no such library, or it cannot run this shape. Where numpy knows the image tower
-    too, nothing needs torch: then ``auto`` stays on the CPU, for such a model has answered before another device had
-    been found. Torch is imported only where a device must be found.
+    or small; numpy does where there is no such library, or it cannot run this shape. Where one of them knows the image
+    tower too, nothing needs torch: then ``auto`` stays on the CPU, for such a model has answered before another device
+    had been found. Torch is imported only where a device must be found.
 
     Raises:
         ConfigError: no such engine or device, an engine that cannot be, or ``bits`` where nothing is packed.
@@ -93,8 +94,11 @@ def select_backend(
         raise ConfigError(f"weights are packed to {', '.join(map(str, BITS[:-1]))} or {BITS[-1]} bits, not {bits}.")
     packed, small = is_packed(folder), is_small(config)
     gains = "it is packed" if packed else "it is small" if small else ""
-    # Then numpy computes the tower, and nothing needs torch unless the decoder does.
-    light = device in ("auto", "cpu") and bool(gains) and not numpy_backend.supports(config)
+    vision: Literal["native", "numpy", "torch"] = (
+        "numpy" if not numpy_backend.supports(config) else "torch" if native_vision.supports(config) else "native"
+    )
+    # Then nothing needs torch unless the decoder does.
+    light = device in ("auto", "cpu") and bool(gains) and vision != "torch"
     numpy_can = light and (small or importlib.util.find_spec("torch") is None)
     decoder, why = _choose_decoder(engine, config, "cpu", gains, numpy_can) if light else ("torch", "")
     if decoder == "torch":
@@ -110,7 +114,7 @@ def select_backend(
         bits = read_bits(folder) if packed else bits or (16 if small else 8)
     number = str(dtype or ("bfloat16" if device.startswith("cuda") else "float32")).removeprefix("torch.")
     return BackendPlan(
-        vision="numpy" if light and dtype is None and (packed or bits == 16) else "torch",
+        vision=vision if light and dtype is None and (packed or bits == 16) else "torch",
         decoder=decoder,
         device=device,
         bits=bits,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from mobillama_v.config import TowerConfig
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision import build_tower
+from mobillama_v.model.vision import build_tower, open_clip_vit, tower_kind
 from tiny import IMAGE_SIZE, PATCH, TOWER_WIDTH
 
 PATCHES = (IMAGE_SIZE // PATCH) ** 2
@@ -58,3 +60,14 @@ def test_wrong_towers_are_refused(spec: TowerConfig, message: str) -> None:
 def test_too_deep_a_layer_is_refused(tower_name: str) -> None:
     with pytest.raises(ConfigError, match="has 3 blocks; feature_layer -4"):
         build_tower(TowerConfig(tower_name, feature_layer=-4), image_size=IMAGE_SIZE)
+
+
+def test_common_towers_are_known_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in open_clip_vit._COMMON:
+        for model in (name, f"{name}-quickgelu"):
+            spec = TowerConfig(model)
+            expected = spec.shape(224), tower_kind(spec).plain(spec)
+            with monkeypatch.context() as patch:
+                patch.setitem(sys.modules, "open_clip", None)
+                patch.setattr(open_clip_vit, "_shipped_config", lambda _: None)
+                assert (spec.shape(224), tower_kind(spec).plain(spec)) == expected

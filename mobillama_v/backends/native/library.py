@@ -7,7 +7,7 @@ import itertools
 from functools import lru_cache
 from pathlib import Path
 
-_ABI = 7
+_ABI = 8
 
 
 class Config(ctypes.Structure):
@@ -18,6 +18,16 @@ class Config(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("vocab", "hidden", "ffn", "layers", "heads", "kv_heads", "head_width")),
         *((name, ctypes.c_int32) for name in ("context", "ffn_count", "qkv_bias", "qk_norm", "bits", "threads")),
         ("path", ctypes.c_char_p),
+    )
+
+
+class TowerConfig(ctypes.Structure):
+    """``mv_tower_config``."""
+
+    _fields_ = (
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("image", "patch", "width", "layers", "heads", "mlp", "activation")),
+        *((name, ctypes.c_int32) for name in ("class_token", "keep_class", "pre_norm", "final_norm")),
     )
 
 
@@ -48,6 +58,11 @@ def _open(path: Path) -> ctypes.CDLL:
         ),
         "mv_thread_pool_new": (pointer, (int32, ctypes.c_char_p)),
         "mv_thread_pool_free": (None, (pointer,)),
+        "mv_thread_pool_path": (ctypes.c_char_p, (pointer,)),
+        "mv_activate": (int32, (pointer, int32, pointer, ctypes.c_int64)),
+        "mv_tower_new": (pointer, (pointer, ctypes.POINTER(TowerConfig), ctypes.POINTER(Span), int32)),
+        "mv_tower_free": (None, (pointer,)),
+        "mv_tower_encode": (int32, (pointer, pointer, int32, pointer)),
         "mv_linear": (int32, (pointer, ctypes.POINTER(Span), int32, int32, pointer, pointer, int32, pointer)),
     }
     for name, (result, arguments) in signatures.items():

@@ -276,6 +276,8 @@ def _show(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
 def mapped(path: Path) -> tuple[mmap.mmap, dict[str, Array]]:
     """A file that has been checked, and its tensors where they lie in it; those at odd places are copied.
 
+    Those in bfloat16, which numpy lacks, become fp32.
+
     Raises:
         ValueError, KeyError: it is another file by now, or holds a type that numpy lacks.
     """
@@ -288,6 +290,10 @@ def mapped(path: Path) -> tuple[mmap.mmap, dict[str, Array]]:
     header.pop("__metadata__", None)
     for name, entry in header.items():
         begin, end = entry["data_offsets"]
+        if entry["dtype"] == "BF16":
+            upper = whole[begin:end].view(np.uint16).astype(np.uint32) << 16
+            tensors[name] = upper.view(np.float32).reshape(entry["shape"])
+            continue
         tensor = whole[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         # Tiles are read four bytes at a time, and floats one by one.
         step = tensor.itemsize if tensor.dtype.kind == "f" else 4

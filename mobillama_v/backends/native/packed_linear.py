@@ -5,57 +5,17 @@ Shapes: N images, T tokens of an image, D width, A row panels of 16 rows, B bloc
 
 from __future__ import annotations
 
-import ctypes
-import weakref
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobillama_v.backends.native import library
+from mobillama_v.backends.native.layers import ThreadPool
 from mobillama_v.backends.native.tiles import pack_matrix, tiles_shape, unpack_matrix
 
 BITS = 8
 _MAX_THREADS = 8  # as many as the decoder takes
-
-
-class ThreadPool:
-    """Threads of the native library that all layers share; calls from several threads take turns."""
-
-    def __init__(self, threads: int, *, path: str | None = None) -> None:
-        """Start ``threads`` (the calling one included) on a kernel path.
-
-        ``path`` is one of :func:`mobillama_v.backends.native.library.paths`; None means the fastest.
-
-        Raises:
-            RuntimeError: there is no library, or no such path here.
-        """
-        lib = library.library()
-        self.handle = lib.mv_thread_pool_new(threads, library.encoded(path))
-        if not self.handle:
-            raise RuntimeError(f"the native engine: {library.error()}")
-        self._free = weakref.finalize(self, lib.mv_thread_pool_free, self.handle)
-
-    def linear(self, tiles: Tensor, bias: Tensor | None, x: Tensor, rows: int) -> Tensor:
-        """The packed matrix ``tiles`` [A,B,544] times ``x`` [...,columns], plus ``bias`` [rows]; fp32 [...,rows].
-
-        Raises:
-            RuntimeError: ``tiles`` are not those of a matrix of that shape.
-        """
-        columns = x.shape[-1]
-        x = x.float().contiguous()
-        y = torch.empty(*x.shape[:-1], rows)
-        if bias is not None:
-            bias = bias.float().contiguous()
-        weights = library.Span(tiles.data_ptr(), tiles.nbytes)
-        where = None if bias is None else bias.data_ptr()
-        count = x.numel() // columns
-        if library.library().mv_linear(
-            self.handle, ctypes.byref(weights), rows, columns, where, x.data_ptr(), count, y.data_ptr()
-        ):
-            raise RuntimeError(f"the native engine: {library.error()}")
-        return y
 
 
 @lru_cache(maxsize=1)
@@ -97,7 +57,9 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [...,columns] to [...,rows] of the same type."""
-        return thread_pool().linear(self.tiles, self.bias, x, self.out_features).to(x.dtype)
+        bias = None if self.bias is None else self.bias.float().numpy()
+        y = thread_pool().linear(self.tiles.numpy(), bias, x.detach().float().numpy(), self.out_features)
+        return torch.from_numpy(y).to(x.dtype)
 
 
 class PackedAttention(nn.Module):

@@ -36,15 +36,24 @@ class Tensors:
         """Those whose names begin with ``name`` and a dot."""
         return Tensors(self._tensors, f"{self._prefix}{name}.", self.left)
 
-    def take(self, name: str, *shape: int) -> Array:
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return self._prefix + name in self._tensors
+
+    def discard(self, name: str) -> None:
+        """Leave out that tensor, or all under that name."""
+        whole = self._prefix + name
+        self.left -= {each for each in self.left if each == whole or each.startswith(f"{whole}.")}
+
+    def take(self, name: str, *shape: int, kind: str = "f") -> Array:
         """One of them, of the type that the file gives it.
 
         Raises:
-            MisfitError: it is not there, or of another shape, or no floats.
+            MisfitError: it is not there, or of another shape, or of another kind of numpy's.
         """
         whole = self._prefix + name
         tensor = self._tensors.get(whole)
-        if tensor is None or tensor.shape != shape or tensor.dtype.kind != "f":
+        if tensor is None or tensor.shape != shape or tensor.dtype.kind != kind:
             raise MisfitError(f"no {whole} of the shape {list(shape)}")
         self.left.discard(whole)
         return tensor

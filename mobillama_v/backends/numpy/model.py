@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from mobillama_v.checkpoint import weight_files
 from mobillama_v.config import ModelConfig
 from mobillama_v.model.vision import parts, tower_kind
 from mobillama_v.model.vision.registry import read_features
+from mobillama_v.projector import Operations
 
 if TYPE_CHECKING:
     from mobillama_v.model.vlm import VisionLanguageModel
@@ -26,30 +27,41 @@ class NumpyVisionEncoder:
     """Image tower and projector over numpy, for models that :func:`supports` finds no fault with."""
 
     device = "cpu"
+    ops: Operations = NUMPY
 
     def __init__(self, tensors: Tensors, spec: ModelConfig, make_network: Callable[[], VisionLanguageModel]) -> None:
         """Take the tensors of tower and projector.
 
         Raises:
             MisfitError: one that is not there, or has another shape than ``spec`` says.
+            CheckpointError: numbers that are not finite.
         """
-        declared = tower_kind(spec.tower).declared()
-        assert declared is not None
-        self._visual = to_numpy(declared, tensors.under("vision_tower.visual"))
+        self.spec, self._make_network = spec, make_network
+        self._tower = self.make_tower(tensors.under("vision_tower.visual"))
         shape = spec.tower_shape()
         self._projector, under = spec.projector.kind, tensors.under("projector")
         layers = self._projector.linear_layers(shape.width, spec.decoder.hidden_size)
         bias = self._projector.bias
-        made = {name: Linear(under.under(name), parts.Linear(*sides, bias=bias)) for name, sides in layers.items()}
-        self._layers = SimpleNamespace(**made)
+        made = {name: parts.Linear(*sides, bias=bias) for name, sides in layers.items()}
+        self._layers = SimpleNamespace(**{name: self.make_linear(under.under(name), made[name]) for name in made})
         self._extra = shape.extra(spec.tower)
         self.tokens_per_image = self._projector.num_tokens(self._extra, shape.patches)
-        self._spec, self._make_network = spec, make_network
+
+    def make_tower(self, tensors: Tensors) -> Callable[[Array], Array]:
+        """A function of pixels [N,3,S,S] to the tower's features."""
+        declared = tower_kind(self.spec.tower).declared()
+        assert declared is not None
+        visual = to_numpy(declared, tensors)
+        return lambda pixels: read_features(visual, pixels, self.spec.tower, np.concatenate)
+
+    def make_linear(self, tensors: Tensors, declared: parts.Linear) -> Any:
+        """A layer of the projector."""
+        return Linear(tensors, declared)
 
     def encode_image(self, pixel_values: Array) -> Array:
         """Visual tokens [P',D] of an image's pixels [3,S,S], fp32."""
-        features = read_features(self._visual, pixel_values[None], self._spec.tower, np.concatenate)
-        projected = self._projector.forward(self._layers, features, extra=self._extra, ops=NUMPY)
+        features = self._tower(pixel_values[None])
+        projected = self._projector.forward(self._layers, features, extra=self._extra, ops=self.ops)
         tokens: Array = projected[0]
         return tokens
 
@@ -69,9 +81,9 @@ def supports(config: ModelConfig) -> str:
 
 
 def load(
-    folder: Path, spec: ModelConfig, make_network: Callable[[], VisionLanguageModel]
+    folder: Path, spec: ModelConfig, make_encoder: Callable[[Tensors], NumpyVisionEncoder]
 ) -> tuple[NumpyVisionEncoder, Packed]:
-    """The vision encoder of a model that :func:`supports` finds no fault with, and its decoder.
+    """The vision encoder that ``make_encoder`` makes of the tensors of a model, and its decoder.
 
     Float weights of the decoder are packed to 16 bits.
 
@@ -81,7 +93,7 @@ def load(
         CheckpointError: there are no weights, a packed file is damaged, or weights are not finite.
     """
     tensors = Tensors(_read(weight_files(folder)))
-    vision = NumpyVisionEncoder(tensors, spec, make_network)
+    vision = make_encoder(tensors)
     if is_packed(folder):
         packed = read(folder, spec.decoder)
     else:

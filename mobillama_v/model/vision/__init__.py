@@ -4,6 +4,7 @@ from mobillama_v.model.vision import open_clip_vit, plain_vit  # noqa: F401 (the
 from mobillama_v.model.vision.hybrid_lite0 import HYBRID
 from mobillama_v.model.vision.registry import (
     TOWERS,
+    PlainViT,
     TowerConfig,
     TowerKind,
     TowerShape,
@@ -12,4 +13,14 @@ from mobillama_v.model.vision.registry import (
     tower_kind,
 )
 
-__all__ = ["HYBRID", "TOWERS", "TowerConfig", "TowerKind", "TowerShape", "ViTShape", "build_tower", "tower_kind"]
+__all__ = [
+    "HYBRID",
+    "TOWERS",
+    "PlainViT",
+    "TowerConfig",
+    "TowerKind",
+    "TowerShape",
+    "ViTShape",
+    "build_tower",
+    "tower_kind",
+]

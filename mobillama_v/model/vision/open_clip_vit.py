@@ -9,15 +9,33 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import ConfigError
 from mobillama_v.fields import shown
-from mobillama_v.model.vision.registry import ANY, TowerConfig, TowerKind, TowerShape, register_tower
+from mobillama_v.model.vision.registry import (
+    ANY,
+    PlainViT,
+    TowerConfig,
+    TowerKind,
+    TowerShape,
+    ViTShape,
+    register_tower,
+)
 
 # Options of an open_clip vision transformer that the count below covers, or that own no parameters.
 _PLAIN = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio", "act_kwargs", "patch_dropout"}
+
+# Common models, for where open_clip is not installed: widths of embedding and tower, layers, width of a head, patch.
+_COMMON = {
+    "ViT-B-32": (512, 768, 12, 64, 32),
+    "ViT-B-16": (512, 768, 12, 64, 16),
+    "ViT-L-14": (768, 1024, 24, 64, 14),
+    "ViT-L-14-336": (768, 1024, 24, 64, 14),
+    "ViT-H-14": (1024, 1280, 32, 80, 14),
+}
 
 # A text tower that is thrown away at once; open_clip has no public way to build the image tower alone.
 _SMALLEST_TEXT = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
@@ -28,9 +46,8 @@ class _OpenClipViT(TowerKind):
     """Any vision transformer of ``open_clip.list_models()``."""
 
     def shape(self, spec: TowerConfig, image_size: int) -> TowerShape:
-        config = _shipped_config(spec.model)
-        vision = {} if config is None else config["vision_cfg"]
-        if config is not None and set(vision) <= _PLAIN and isinstance(vision["layers"], int):
+        config = _plain_config(spec.model)
+        if config is not None:
             return _plain_shape(config, image_size)
         import torch
 
@@ -39,6 +56,22 @@ class _OpenClipViT(TowerKind):
             tower = self.build(whole, image_size=image_size, pretrained=False)
         parameters = sum(each.numel() for each in tower.parameters())
         return TowerShape(tower.width, tower.prefix, tower.patches, depth=tower.depth, parameters=parameters)
+
+    def plain(self, spec: TowerConfig) -> PlainViT | None:
+        config = _plain_config(spec.model)
+        if config is None or config["vision_cfg"].get("act_kwargs"):
+            return None
+        vision, quick = config["vision_cfg"], config.get("quick_gelu", False)
+        width = vision["width"]
+        shape = ViTShape(
+            width=width,
+            layers=vision["layers"],
+            heads=width // vision.get("head_width", 64),
+            mlp=int(width * vision.get("mlp_ratio", 4.0)),
+            patch=vision["patch_size"],
+            activation="quick_gelu" if quick else "gelu",
+        )
+        return PlainViT(shape)
 
     def build(self, spec: TowerConfig, *, image_size: int, pretrained: bool) -> Any:
         import open_clip
@@ -70,6 +103,25 @@ def _shipped_config(model: str) -> dict[str, Any] | None:
     return (
         json.loads(path.read_text(encoding="utf-8")) if os.path.isfile(path) else None
     )  # pathlib's raises for a long one
+
+
+def _plain_config(model: str) -> dict[str, Any] | None:
+    """open_clip's configuration of a vision transformer as :func:`_plain_shape` says; None for any other."""
+    taught = sys.modules.get("open_clip")  # which a program may have taught more models
+    config: dict[str, Any] | None = taught.get_model_config(model) if taught else _shipped_config(model)
+    if config is None:
+        config = _common_config(model)
+    vision = {} if config is None else config["vision_cfg"]
+    return config if vision and set(vision) <= _PLAIN and isinstance(vision["layers"], int) else None
+
+
+def _common_config(model: str) -> dict[str, Any] | None:
+    name = model.removesuffix("-quickgelu")
+    if name not in _COMMON:
+        return None
+    embedding, width, layers, head, patch = _COMMON[name]
+    vision = {"width": width, "layers": layers, "head_width": head, "patch_size": patch}
+    return {"embed_dim": embedding, "quick_gelu": name != model, "vision_cfg": vision}
 
 
 def _plain_shape(config: dict[str, Any], image_size: int) -> TowerShape:

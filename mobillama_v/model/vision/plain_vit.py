@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision.registry import TowerConfig, TowerKind, TowerShape, ViTShape, register_tower
+from mobillama_v.model.vision.registry import PlainViT, TowerConfig, TowerKind, TowerShape, ViTShape, register_tower
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,6 +72,9 @@ class _PlainViT(TowerKind):
 class _ClipViT(_PlainViT):
     prefix, extra = 1, 4  # the class token and its position, and the norm before the blocks
 
+    def plain(self, spec: TowerConfig) -> PlainViT:
+        return PlainViT(shape_of(spec))
+
     def visual(self, vit: ViTShape, image_size: int) -> nn.Module:
         from open_clip.transformer import VisionTransformer
 
@@ -126,6 +129,9 @@ class _TimmViT(_PlainViT):
 class _SiglipViT(_TimmViT):
     prefix, extra = 0, 1  # the bias of the patch embedding
     options: ClassVar[dict[str, Any]] = {"class_token": False}
+
+    def plain(self, spec: TowerConfig) -> PlainViT:
+        return PlainViT(shape_of(spec), timm=True)
 
 
 @register_tower(INTERN)

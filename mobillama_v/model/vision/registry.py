@@ -100,6 +100,18 @@ class TowerShape:
         return self.prefix if spec.select == "cls_patch" else 0
 
 
+@dataclass(frozen=True)
+class PlainViT:
+    """A vision transformer of which nothing but its shape must be known, whichever program computes it.
+
+    Names and the rest are open_clip's: a class token, a norm before the blocks, 1e-5 beside a variance. With ``timm``
+    they are timm's: neither of the two, a bias of the patch embedding, 1e-6.
+    """
+
+    shape: ViTShape
+    timm: bool = False
+
+
 class TowerKind(ABC):
     """A kind of image tower; none imports torch before :meth:`build`."""
 
@@ -116,7 +128,11 @@ class TowerKind(ABC):
         """The :class:`~mobillama_v.model.vision.image_tower.ImageTower` in torch; see :func:`build_tower`."""
 
     def declared(self) -> Part | None:
-        """The tower as a declared part, with which other backends than torch can run it; None where there is none."""
+        """The tower as a declared part, which runs over any array library; None where there is none."""
+        return None
+
+    def plain(self, spec: TowerConfig) -> PlainViT | None:
+        """What the native engine must know of the tower to run it; None where it cannot."""
         return None
 
 
@@ -192,4 +208,5 @@ def read_features(visual: Any, pixel_values: Any, spec: TowerConfig, concatenate
         output_extra_tokens=prefix,
     )
     patches = out["image_intermediates"][0]
-    return concatenate((out["image_intermediates_prefix"][0], patches), 1) if prefix else patches
+    extra = out.get("image_intermediates_prefix")  # which a tower without a class token lacks
+    return concatenate((extra[0], patches), 1) if extra else patches

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from mobillama_v.backends.native import library
-from mobillama_v.backends.native.packed_linear import PackedLinear, ThreadPool
+from mobillama_v.backends.native.layers import ThreadPool
+from mobillama_v.backends.native.packed_linear import PackedLinear
 from mobillama_v.backends.native.tiles import pack_matrix, unpack_matrix
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")
@@ -22,6 +23,11 @@ def case(rows: int, columns: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(rows)
     x = torch.randn(count, columns) * torch.randn(columns).exp()
     return torch.randn(rows, columns) / columns**0.5, torch.randn(rows), x
+
+
+def product(pool: ThreadPool, tiles: Tensor, bias: Tensor | None, x: Tensor, rows: int) -> Tensor:
+    """A layer in the library."""
+    return torch.from_numpy(pool.linear(tiles.numpy(), None if bias is None else bias.numpy(), x.numpy(), rows))
 
 
 def rounded(x: Tensor) -> Tensor:
@@ -43,7 +49,7 @@ def test_it_is_the_product_of_rounded_numbers(shape: tuple[int, int, int], with_
     rows, columns, _ = shape
     weight, bias, x = case(*shape)
     tiles = pack_matrix(weight, 8)
-    found = ThreadPool(2).linear(tiles, bias if with_bias else None, x, rows) - (bias if with_bias else 0)
+    found = product(ThreadPool(2), tiles, bias if with_bias else None, x, rows) - (bias if with_bias else 0)
     exact = rounded(x).double() @ unpack_matrix(tiles, 8, rows, columns).double().T
     apart = (found - exact).abs() / exact.norm(dim=-1, keepdim=True) * rows**0.5
     assert float((apart < 1e-5).double().mean()) > 0.98 and float(apart.max()) < 0.01
@@ -57,26 +63,26 @@ def test_threads_counts_and_paths_agree_bit_for_bit(shape: tuple[int, int, int])
     weight, bias, x = case(*shape)
     tiles = pack_matrix(weight, 8)
     for path in library.paths():
-        expected = ThreadPool(1, path=path).linear(tiles, bias, x, rows)
+        expected = product(ThreadPool(1, path=path), tiles, bias, x, rows)
         for threads in (2, 3):
-            assert torch.equal(ThreadPool(threads, path=path).linear(tiles, bias, x, rows), expected)
+            assert torch.equal(product(ThreadPool(threads, path=path), tiles, bias, x, rows), expected)
         alone = torch.cat(
-            [ThreadPool(1, path=path).linear(tiles, bias, each, rows) for each in x.split(max(1, count // 3))]
+            [product(ThreadPool(1, path=path), tiles, bias, each, rows) for each in x.split(max(1, count // 3))]
         )
         assert torch.equal(alone, expected)
         if path in ("avx2", "vnni"):
-            assert torch.equal(ThreadPool(1, path="avx2").linear(tiles, bias, x, rows), expected)
-        portable = ThreadPool(1, path="portable").linear(tiles, bias, x, rows)
+            assert torch.equal(product(ThreadPool(1, path="avx2"), tiles, bias, x, rows), expected)
+        portable = product(ThreadPool(1, path="portable"), tiles, bias, x, rows)
         assert float((expected - portable).norm() / portable.norm()) < 1e-6
 
 
 def test_shapes_and_paths_that_are_not_there_are_refused() -> None:
     pool, tiles = ThreadPool(1), pack_matrix(torch.randn(40, 70), 8)
     with pytest.raises(RuntimeError, match=r"weights have 4896 bytes and must have \d+"):
-        pool.linear(tiles, None, torch.randn(2, 97), 40)
+        product(pool, tiles, None, torch.randn(2, 97), 40)
     with pytest.raises(RuntimeError, match="must have"):
-        pool.linear(tiles, None, torch.randn(2, 70), 49)
-    assert pool.linear(tiles, None, torch.randn(0, 70), 40).shape == (0, 40)
+        product(pool, tiles, None, torch.randn(2, 70), 49)
+    assert product(pool, tiles, None, torch.randn(0, 70), 40).shape == (0, 40)
     with pytest.raises(RuntimeError, match="threads is 0 and must be between 1 and 256"):
         ThreadPool(0)
 
@@ -87,12 +93,12 @@ def test_a_fork_goes_on() -> None:
     """The threads stay behind; a call in the child makes its own."""
     weight, bias, x = case(130, 96, 65)
     tiles, pool = pack_matrix(weight, 8), ThreadPool(3)
-    expected = pool.linear(tiles, bias, x, 130)
+    expected = product(pool, tiles, bias, x, 130)
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(pool.linear(tiles, bias, x, 130), expected) else 1)
+        os._exit(0 if torch.equal(product(pool, tiles, bias, x, 130), expected) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert torch.equal(pool.linear(tiles, bias, x, 130), expected)
+    assert torch.equal(product(pool, tiles, bias, x, 130), expected)
 
 
 def test_a_layer_keeps_shape_and_type() -> None:

@@ -207,21 +207,23 @@ def test_who_asks_for_torch_gets_it(nano_like: Path) -> None:
 
     assert vision(spec, "auto") == vision(spec, "cpu", "native") == "numpy"
     assert vision(spec, "cpu", "torch") == "torch"
-    for changed in (
-        dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, model="ViT-B-32")),
-        dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, vocab_size=10**6, hidden_size=512)),
-    ):
-        assert vision(changed) == "torch"
+    for model, expected in (("ViT-B-32", "native"), ("ViT-B-16-SigLIP", "torch"), ("coca_ViT-B-32", "torch")):
+        assert vision(dataclasses.replace(spec, tower=dataclasses.replace(spec.tower, model=model))) == expected
+    large = dataclasses.replace(spec.decoder, vocab_size=10**6, hidden_size=512)
+    assert vision(dataclasses.replace(spec, decoder=large)) == "torch"
     assert not isinstance(load(str(nano_like), dtype=torch.float32).vision, NumpyVisionEncoder)
 
 
 def test_files_of_other_kinds_are_torchs(nano_like: Path, tmp_path: Path) -> None:
-    """bfloat16, which numpy lacks, and a ``.bin``; shards are read."""
+    """A ``.bin`` is torch's; bfloat16, which numpy lacks, and shards are read."""
     state = load_file(nano_like / "model.safetensors")
     expected = load(str(nano_like)).ask([RED], "What?", Sampling(8)).text
     folder = copied(nano_like, tmp_path / "bf16")
     save_file({name: each.bfloat16() for name, each in state.items()}, folder / "model.safetensors")
-    assert not is_light(folder) and load(str(folder)).ask([RED], "What?", Sampling(8)).text
+    assert is_light(folder)
+    light, plain = (load(str(folder), device="cpu", engine=engine) for engine in ("auto", "torch"))
+    agree(light.encode_image(RED).features, plain.encode_image(RED).features.numpy())
+    assert light.ask([RED], "What?", Sampling(8)).text == plain.ask([RED], "What?", Sampling(8)).text
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     assert not is_light(folder) and load(str(folder)).ask([RED], "What?", Sampling(8)).text == expected
@@ -240,9 +242,9 @@ def test_what_is_left_to_torch_stays_on_the_cpu(
 ) -> None:
     """A GPU that ``auto`` would find elsewhere is not asked for."""
     monkeypatch.setattr(select, "choose_device", lambda name: pytest.fail(f"{name} was looked for"))
-    folder = copied(nano_like, tmp_path / "bf16")
-    state = load_file(folder / "model.safetensors")
-    save_file({name: each.bfloat16() for name, each in state.items()}, folder / "model.safetensors")
+    folder = copied(nano_like, tmp_path / "bin")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
     assert not is_light(folder) and load(str(nano_like), dtype=torch.float32).device == "cpu"
     assert load(str(nano_like), bits=8).backend.startswith("decoder: native (8 bit, it is small), vision: torch")
     assert "it is small; numpy cannot read its files), vision: torch" in load(str(folder)).backend

@@ -1,6 +1,7 @@
 // The C interface: what is exported, and exceptions turned into messages.
 #include "engine.h"
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -10,10 +11,14 @@
 
 #include "linear.h"
 #include "model.h"
+#include "tensor_reader.h"
+#include "tower.h"
 
 namespace {
 
 thread_local std::string last_error;
+
+constexpr int kActivated = 1 << 20;  // numbers at once
 
 // Runs f and turns what it throws into mv_error() and `failed`.
 template <typename Result, typename F>
@@ -117,6 +122,35 @@ int32_t mv_linear(mv_thread_pool* pool, const mv_span* weights, int32_t rows, in
                   int32_t count, float* y) {
     return guarded<int32_t>(-1, [&] {
         pool->linear(*weights, rows, columns, bias, x, count, y);
+        return 0;
+    });
+}
+
+int32_t mv_activate(mv_thread_pool* pool, int32_t kind, float* x, int64_t count) {
+    return guarded<int32_t>(-1, [&] {
+        mv::within("kind", kind, 0, 2);
+        const int64_t whole = count / 8 * 8;
+        float rest[8] = {};
+        for (int64_t at = 0; at < whole; at += kActivated)
+            pool->path.kernels->activate(kind, x + at, static_cast<int>(std::min<int64_t>(kActivated, whole - at)));
+        if (whole < count) {
+            std::memcpy(rest, x + whole, sizeof(float) * (count - whole));
+            pool->path.kernels->activate(kind, rest, 8);
+            std::memcpy(x + whole, rest, sizeof(float) * (count - whole));
+        }
+        return 0;
+    });
+}
+
+mv_tower* mv_tower_new(mv_thread_pool* pool, const mv_tower_config* config, const mv_span* tensors, int32_t count) {
+    return guarded<mv_tower*>(nullptr, [&] { return new mv_tower(pool, *config, tensors, count); });
+}
+
+void mv_tower_free(mv_tower* tower) { delete tower; }
+
+int32_t mv_tower_encode(mv_tower* tower, const float* pixels, int32_t images, float* features) {
+    return guarded<int32_t>(-1, [&] {
+        tower->encode(pixels, images, features);
         return 0;
     });
 }

@@ -1,7 +1,7 @@
 /* The C interface of the CPU engine: the only thing that is exported, and what Python calls through ctypes.
  *
  * Where things are, from here inwards: engine.cpp (this interface), model.h and model.cpp (what a model holds),
- * forward.cpp (a decoder's layers), linear.h (single layers), thread_pool.h, kernels.h (what a kernel path offers, and
+ * forward.cpp (a decoder's layers), tower.h (image towers), linear.h (single layers), thread_pool.h, kernels.h (what a kernel path offers, and
  * how matrices lie in memory), isa_dispatch.cpp (the table of paths), kernels.inc (the kernels, compiled once a path).
  *
  * To add a kernel path:
@@ -30,7 +30,7 @@
 extern "C" {
 #endif
 
-#define MV_ABI 7 /* raised whenever anything below changes */
+#define MV_ABI 8 /* raised whenever anything below changes */
 
 typedef struct {
     double eps;          /* of the root-mean-square norms */
@@ -88,10 +88,37 @@ MV_API mv_thread_pool* mv_thread_pool_new(int32_t threads, const char* path);
 MV_API void mv_thread_pool_free(mv_thread_pool* pool);
 MV_API const char* mv_thread_pool_path(const mv_thread_pool* pool);
 
-/* y [count, rows] = x [count, columns] times the transposed 8-bit matrix [rows, columns], plus bias [rows] where it is
- * not NULL; x, bias and y are fp32. The size of `weights` is checked. */
+/* y [count, rows] = x [count, columns] times the transposed matrix [rows, columns] of 8 or 16 bits, plus bias [rows] where
+ * it is not NULL; x, bias and y are fp32. The size of `weights` is checked, and says how many bits they have. */
 MV_API int32_t mv_linear(mv_thread_pool* pool, const mv_span* weights, int32_t rows, int32_t columns, const float* bias,
                          const float* x, int32_t count, float* y);
+
+/* An activation of `count` numbers in place: 0 is QuickGELU, 1 GELU, 2 GELU by tanh. */
+MV_API int32_t mv_activate(mv_thread_pool* pool, int32_t kind, float* x, int64_t count);
+
+/* Image towers: vision transformers (arXiv 2010.11929) with learned positions. */
+typedef struct {
+    double eps; /* of the layer norms */
+    int32_t image, patch; /* their sides in pixels */
+    int32_t width, layers, heads, mlp;
+    int32_t activation;  /* as in mv_activate() */
+    int32_t class_token; /* 1: one stands before the patches */
+    int32_t keep_class;  /* 1: and is given out with them */
+    int32_t pre_norm, final_norm; /* 1: there is a norm before the blocks; after them */
+} mv_tower_config;
+
+typedef struct mv_tower mv_tower;
+
+/* Tensors, in this order: the patch embedding [width, 3 * patch * patch]; positions [tokens, width], to which the class
+ * token and the bias of the embedding were added; the norm before the blocks; for every block the norm before attention,
+ * qkv, out, the norm before the network, up, down; the norm after the blocks. A norm is its scale and its shift [width], a
+ * layer its matrix and its bias. Matrices are packed to 8 or 16 bits, which their sizes say; all else is fp32. `pool` must
+ * outlive the tower. */
+MV_API mv_tower* mv_tower_new(mv_thread_pool* pool, const mv_tower_config* config, const mv_span* tensors, int32_t count);
+MV_API void mv_tower_free(mv_tower* tower);
+
+/* Features [images, tokens given out, width] of pixels [images, 3, image, image]. */
+MV_API int32_t mv_tower_encode(mv_tower* tower, const float* pixels, int32_t images, float* features);
 
 #ifdef __cplusplus
 }

@@ -26,6 +26,7 @@ namespace mv {
 constexpr int kRows = 16, kBlock = 32;
 constexpr int kTokenTile = 64;  // tokens whose activations stay in the second-level cache during a product
 constexpr int kQueries = 4;     // queries of one head that attend together
+constexpr int kTowerQueries = 16;  // the same in an image tower
 
 constexpr size_t tile_bytes(int bits) { return bits == 4 ? 288 : bits == 8 ? 544 : 1024; }
 constexpr int round_up(int n, int to) { return (n + to - 1) / to * to; }
@@ -58,6 +59,19 @@ struct HeadCache {
     float* value_scales;  // the same
 };
 
+// Queries of one head of an image tower, which attend to all `count` positions of their image. Keys are [width, padded],
+// values [count, value_width] and queries [kTowerQueries, width], scaled; `padded` and `value_width` are multiples of 16, and
+// what pads them is zero.
+struct HeadBlock {
+    const float *queries, *keys, *values;
+    float* scores;  // scratch, [kTowerQueries, padded]
+    float* out;     // [kTowerQueries, value_width]
+    int count, padded, width, value_width;
+};
+
+// Activations of image towers, as engine.h numbers them.
+constexpr int kQuickGelu = 0, kGelu = 1, kGeluTanh = 2;
+
 struct Kernels {
     // Blocks [from, to) of x (root-mean-square normalized with `weight` where that is not null) to activations; `width`
     // of x are real and the rest are zeros.
@@ -76,6 +90,11 @@ struct Kernels {
     void (*attend)(const HeadCache& cache, int position, int queries, int width, const float* query,
                    size_t query_stride, float* out, size_t out_stride, float* scratch, int padded);
     void (*widen)(const uint16_t* half, float* out, int count);
+    // Layer normalization of x [width] to y, which may be x.
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int width, float* y);
+    void (*activate)(int kind, float* x, int count);  // in place; `count` is a multiple of 8
+    // The first `queries` of a block attend; those that fill up a group are computed too, and mean nothing.
+    void (*attend_all)(const HeadBlock& head, int queries);
 };
 
 extern const Kernels kPortable;

@@ -5,11 +5,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "activations.h"
 #include "buffer.h"
 #include "engine.h"
-#include "kernels.h"
 #include "fork_safe_mutex.h"
 #include "fork_safe_pool.h"
+#include "kernels.h"
 
 namespace mv {
 
@@ -18,6 +19,13 @@ struct ThreadScratch {
     Buffer<float> row;   // one vector, padded to whole blocks
     Buffer<float> sums;  // of a unit of work
 };
+
+// A matrix with 8 or 16 bits.
+struct Weights : Matrix {
+    int bits = 0;
+};
+// The bits follow from the size; throws what fail() throws where it is neither's.
+Weights checked_weights(const mv_span& span, int rows, int columns);
 
 }  // namespace mv
 
@@ -29,15 +37,11 @@ struct mv_thread_pool {
     void linear(const mv_span& weights, int rows, int columns, const float* bias, const float* x, int count, float* y);
 
     const mv::KernelPath& path;
+    mv::ForkSafePool pool;    // guarded by `mutex`
+    mv::ForkSafeMutex mutex;
 
    private:
-    void reserve(int columns);
-
-    mv::ForkSafePool pool_;
-    mv::ForkSafeMutex mutex_;
     std::vector<mv::ThreadScratch> scratch_;  // one a thread
-    mv::Buffer<int8_t> values_;    // activations of kVectorsAtOnce vectors
-    mv::Buffer<float> scales_;
-    mv::Buffer<int32_t> sums_;
-    int columns_ = 0;  // that the buffers are made for
+    mv::ActivationBuffer inputs_[2];          // of kVectorsAtOnce vectors: quantized, fp32
+    int columns_[2] = {0, 0};                 // that they are made for
 };

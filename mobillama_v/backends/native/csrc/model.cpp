@@ -1,6 +1,8 @@
 // Makes a model of what it is given, and checks that first.
 #include "model.h"
 
+#include "tensor_reader.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -21,11 +23,6 @@ uint64_t cache_bytes() {
 }
 
 void check(const mv_config& c) {
-    const auto within = [](const char* name, int64_t value, int64_t least, int64_t most) {
-        if (value < least || value > most)
-            fail(std::string(name) + " is " + std::to_string(value) + " and must be between " + std::to_string(least) +
-                 " and " + std::to_string(most));
-    };
     within("vocab", c.vocab, 1, 1 << 24);
     within("hidden", c.hidden, 8, 1 << 16);
     within("ffn", c.ffn, 1, 1 << 18);
@@ -45,40 +42,6 @@ void check(const mv_config& c) {
     within("qkv_bias", c.qkv_bias, 0, 1);
     within("qk_norm", c.qk_norm, 0, 1);
 }
-
-// The tensors of a model, one after another, each of exactly the size that it must have.
-class Reader {
-   public:
-    Reader(const mv_span* spans, int count) : spans_(spans), count_(count) {}
-
-    const void* next(uint64_t bytes) {
-        if (at_ >= count_) fail("there are only " + std::to_string(count_) + " tensors");
-        const mv_span& span = spans_[at_++];
-        if (span.data == nullptr || span.bytes != bytes)
-            fail("tensor " + std::to_string(at_ - 1) + " has " + std::to_string(span.bytes) + " bytes and must have " +
-                 std::to_string(bytes));
-        return span.data;
-    }
-    Matrix matrix(int bits, int rows, int columns) {
-        Matrix m;
-        m.panels = round_up(rows, kRows) / kRows;
-        m.blocks = round_up(columns, kBlock) / kBlock;
-        m.data = static_cast<const uint8_t*>(next(uint64_t{1} * m.panels * m.blocks * tile_bytes(bits)));
-        return m;
-    }
-    Buffer<float> floats(int width) {
-        Buffer<float> out(round_up(width, kBlock));
-        std::memcpy(out.get(), next(uint64_t{4} * width), sizeof(float) * width);
-        return out;
-    }
-    void end() const {
-        if (at_ != count_) fail("there are " + std::to_string(count_ - at_) + " tensors too many");
-    }
-
-   private:
-    const mv_span* spans_;
-    int count_, at_ = 0;
-};
 
 // What a token reads decides what may stay in the cache: where everything fits it does; else only what all layers
 // share. Half of the cache is left to others.
@@ -114,7 +77,7 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->q_stride = round_up(m->queries + 2 * c.kv_heads * m->width, kRows);
     m->vocab = round_up(c.vocab, kRows);
 
-    Reader reader(tensors, count);
+    TensorReader reader(tensors, count);
     uint64_t ffn_bytes = 0, other_bytes = 0;
     const auto matrix = [&](int rows, int columns, uint64_t& bytes) {
         const Matrix out = reader.matrix(c.bits, rows, columns);
@@ -157,8 +120,8 @@ std::unique_ptr<mv_model> make_model(const mv_config& c, const mv_span* tensors,
     m->attended = Buffer<float>(chunk * m->attention);
     m->gate_up = Buffer<float>(chunk * 2 * ffn);
     m->scores = Buffer<float>(static_cast<size_t>(c.threads) * kQueries * round_up(c.context, 8));
-    m->inputs = ActivationBuffer(m->hidden, c.bits == 16);
-    m->inner = ActivationBuffer(std::max(ffn, m->attention), c.bits == 16);
+    m->inputs = ActivationBuffer(chunk, m->hidden, c.bits == 16);
+    m->inner = ActivationBuffer(chunk, std::max(ffn, m->attention), c.bits == 16);
     m->slots.resize(chunk);
     m->groups.reserve(chunk);
     m->counters = std::make_unique<Counter[]>(static_cast<size_t>(kCountersPerLayer) * c.layers);

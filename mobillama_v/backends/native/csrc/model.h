@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "activations.h"
 #include "buffer.h"
 #include "engine.h"
 #include "kernels.h"
@@ -30,28 +31,6 @@ struct Layer {
 };
 struct Ffn {
     Matrix gate_up, down;
-};
-// The quantized (or fp32) activations of a chunk.
-struct ActivationBuffer {
-    Buffer<int8_t> values;
-    Buffer<float> scales, floats;
-    Buffer<int32_t> sums;
-
-    ActivationBuffer() = default;
-    ActivationBuffer(size_t columns, bool as_floats) {
-        if (as_floats) {
-            floats = Buffer<float>(kChunk * columns);
-        } else {
-            values = Buffer<int8_t>(kChunk * columns);
-            scales = Buffer<float>(kChunk * columns / kBlock);
-            sums = Buffer<int32_t>(kChunk * columns / kBlock);
-        }
-    }
-    Activations at(int token, int blocks) const {
-        const size_t skip = static_cast<size_t>(token) * blocks;
-        if (floats.get() != nullptr) return {nullptr, nullptr, nullptr, floats.get() + skip * kBlock};
-        return {values.get() + skip * kBlock, scales.get() + skip, sums.get() + skip, nullptr};
-    }
 };
 struct TokenSlot {
     mv_sequence* sequence;

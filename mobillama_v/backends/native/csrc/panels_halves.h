@@ -6,6 +6,15 @@
 
 namespace {
 
+// The widest vectors of floats, and how many queries and vectors of an image tower's attention the registers hold.
+using Wide = F8;
+constexpr int kLanes = 8, kWideQueries = 4, kWideVectors = 2;
+inline Wide wide_load(const float* p) { return load(p); }
+inline void wide_store(float* p, Wide v) { store(p, v); }
+inline Wide wide_set1(float v) { return set1(v); }
+inline Wide wide_zero() { return zero(); }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return fma(a, b, c); }
+
 inline void emit(float* y, F8 value, bool adds) {
     store(y, adds ? add(load(y), value) : value);
 }

@@ -7,6 +7,15 @@
 
 namespace {
 
+// The widest vectors of floats, and how many queries and vectors of an image tower's attention the registers hold.
+using Wide = __m512;
+constexpr int kLanes = 16, kWideQueries = 4, kWideVectors = 4;
+inline Wide wide_load(const float* p) { return _mm512_loadu_ps(p); }
+inline void wide_store(float* p, Wide v) { _mm512_storeu_ps(p, v); }
+inline Wide wide_set1(float v) { return _mm512_set1_ps(v); }
+inline Wide wide_zero() { return _mm512_setzero_ps(); }
+inline Wide wide_fma(Wide a, Wide b, Wide c) { return _mm512_fmadd_ps(a, b, c); }
+
 inline __m512 load_halves(const uint8_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
