@@ -253,6 +253,83 @@ void run_linears(const char* path, std::vector<std::vector<float>>& portable) {
     std::printf("path %s, layers\n", path);
 }
 
+// Image towers: threads that call one at once, and every image alone, agree bit for bit.
+void run_tower(const mv_tower_config& c, int bits, const char* path, std::vector<float>& expected) {
+    Tensors tensors;
+    const int side = c.image / c.patch, tokens = side * side + c.class_token;
+    const auto norm = [&] {
+        tensors.floats(c.width);
+        tensors.floats(c.width);
+    };
+    const auto linear = [&](int rows, int columns) {
+        tensors.matrix(bits, rows, columns);
+        tensors.floats(rows);
+    };
+    tensors.matrix(16, c.width, 3 * c.patch * c.patch);
+    tensors.floats(static_cast<size_t>(tokens) * c.width);
+    if (c.pre_norm) norm();
+    for (int i = 0; i < c.layers; i++) {
+        norm();
+        linear(3 * c.width, c.width);
+        linear(c.width, c.width);
+        norm();
+        linear(c.mlp, c.width);
+        linear(c.width, c.mlp);
+    }
+    if (c.final_norm) norm();
+    std::vector<mv_span> spans;
+    for (const auto& each : tensors.data) spans.push_back({each.data(), each.size()});
+    const int32_t count = static_cast<int32_t>(spans.size());
+    constexpr int kImages = 3;
+    const size_t picture = size_t{3} * c.image * c.image;
+    const size_t numbers = static_cast<size_t>(side * side + c.keep_class) * c.width;
+    std::vector<float> pixels(kImages * picture);
+    for (size_t i = 0; i < pixels.size(); i++) pixels[i] = std::sin(static_cast<float>(i));
+    for (int threads : {1, 2, 3}) {
+        mv_thread_pool* pool = mv_thread_pool_new(threads, path);
+        if (pool == nullptr) die("pool");
+        for (int i = 0; i < count; i++) {
+            std::vector<mv_span> wrong = spans;
+            wrong[i].bytes--;
+            if (mv_tower_new(pool, &c, wrong.data(), count) != nullptr) die("a short tensor of a tower was taken");
+        }
+        if (mv_tower_new(pool, &c, spans.data(), count - 1) != nullptr) die("a tower lacked a tensor");
+        mv_tower* tower = mv_tower_new(pool, &c, spans.data(), count);
+        if (tower == nullptr) die("tower");
+        std::vector<std::vector<float>> found(3, std::vector<float>(kImages * numbers));
+        std::vector<std::thread> callers;
+        for (int i = 0; i < 3; i++)
+            callers.emplace_back([&, i] {
+                const int some = i == 1 ? 1 : kImages;
+                for (int at = 0; at < kImages; at += some)
+                    if (mv_tower_encode(tower, &pixels[at * picture], some, &found[i][at * numbers])) die("encode");
+            });
+        for (auto& caller : callers) caller.join();
+        if (expected.empty()) expected = found[0];
+        for (const auto& each : found)
+            if (std::memcmp(each.data(), expected.data(), sizeof(float) * each.size()) != 0) die("features differ");
+        if (!mv_tower_encode(tower, pixels.data(), -1, found[0].data())) die("-1 images were taken");
+        float numbers_of[] = {-1, 0, 1, 2, 3};
+        if (mv_activate(pool, 1, numbers_of, 5) || !mv_activate(pool, 3, numbers_of, 5)) die("activation");
+        mv_tower_free(tower);
+        mv_thread_pool_free(pool);
+    }
+}
+
+void run_towers(const char* path, std::vector<std::vector<float>>& portable) {
+    // eps; image, patch; width, layers, heads, mlp; activation; class token, kept; norms
+    const mv_tower_config towers[] = {{1e-5, 20, 5, 24, 2, 3, 40, 0, 1, 0, 1, 0}, {1e-6, 33, 4, 72, 1, 3, 90, 2, 0, 0, 0, 1}};
+    size_t number = 0;
+    for (const mv_tower_config& c : towers)
+        for (int bits : {8, 16}) {
+            std::vector<float> found;
+            run_tower(c, bits, path, found);
+            if (portable.size() == number) portable.push_back(found);
+            compare(found, portable[number++], static_cast<int>(found.size()));
+        }
+    std::printf("path %s, towers\n", path);
+}
+
 // Those that this processor can run, the portable one first.
 std::vector<const char*> paths() {
     std::vector<const char*> names;
@@ -264,9 +341,12 @@ std::vector<const char*> paths() {
 }  // namespace
 
 int main() {
-    std::vector<std::vector<float>> layers;
+    std::vector<std::vector<float>> layers, towers;
     const std::vector<const char*> names = paths();
-    for (const char* path : names) run_linears(path, layers);
+    for (const char* path : names) {
+        run_linears(path, layers);
+        run_towers(path, towers);
+    }
     const Shape shapes[] = {{50, 40, 50, 2, 5, 5, 8, 1, 0, 0},
                             {33, 48, 40, 2, 6, 2, 8, 2, 0, 0},
                             {40, 64, 40, 2, 4, 2, 16, 1, 1, 0},

@@ -38,7 +38,9 @@ def test_the_driver_is_clean(sanitizer: str, tmp_path: Path) -> None:
     if "cannot find" in built.stderr and "san" in built.stderr:
         pytest.skip(f"this compiler has no library for -fsanitize={sanitizer}")
     assert built.returncode == 0, built.stderr
-    assert {"path portable, 4 bit", "path portable, layers"} <= set(run(str(program)).splitlines())
+    assert {"path portable, 4 bit", "path portable, layers", "path portable, towers"} <= set(
+        run(str(program)).splitlines()
+    )
 
 
 @pytest.mark.slow
@@ -48,5 +50,5 @@ def test_the_driver_agrees_on_arm(tmp_path: Path) -> None:
     built = build(ARM_COMPILER, program, "-O2", "-static", "-Wall", "-Wextra", "-Werror")
     assert built.returncode == 0, built.stderr
     said = run(str(EMULATOR), "-cpu", "max", str(program)).splitlines()
-    parts = ("4 bit", "8 bit", "16 bit", "layers")
+    parts = ("4 bit", "8 bit", "16 bit", "layers", "towers")
     assert set(said) == {f"path {path}, {part}" for path in ("portable", "neon") for part in parts}

@@ -19,6 +19,7 @@
 
 #include "simd_x86.h"
 #include "panels_vnni.h"
+#include "spans_vnni.h"
 #include "kernels.inc"
 
 #if defined(__clang__)

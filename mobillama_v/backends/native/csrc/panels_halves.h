@@ -109,14 +109,16 @@ inline void panel_product(const uint8_t* tiles, int blocks, const Activations& i
     if (kBits == 16) half_by_half16<kTokens, kStream>(tiles, blocks, in, y, stride, adds);
 }
 
-// A panel times up to kTokenTile tokens.
-template <int kBits>
-inline void panel_times_tokens(const uint8_t* tiles, int blocks, const Activations& in, int tokens, float* y, size_t stride,
-                               bool adds) {
-    in_groups<4>(tokens, [&](auto count, int first) {
-        panel_product<kBits, decltype(count)::value, false>(tiles, blocks, activations_from(in, blocks, first),
-                                                            y + first * stride, stride, adds);
-    });
+// One or two panels times up to kTokenTile tokens.
+template <int kBits, int kPanels>
+inline void panels_times_tokens(const uint8_t* tiles, int blocks, const Activations& in, int tokens, float* y, size_t stride,
+                                bool adds) {
+    for (int p = 0; p < kPanels; p++)
+        in_groups<4>(tokens, [&](auto count, int first) {
+            panel_product<kBits, decltype(count)::value, false>(tiles + mv::tile_bytes(kBits) * blocks * p, blocks,
+                                                                activations_from(in, blocks, first),
+                                                                y + first * stride + p * kRows, stride, adds);
+        });
 }
 
 // Two panels times one token: what is fetched of its activations serves both. Nothing is gained by asking for what comes next.

@@ -176,10 +176,16 @@ struct mv_tower::Run {
         const size_t stride = 3 * static_cast<size_t>(width);
         const int n = unit / config().heads, at = unit % config().heads * head;
         const float* first = tower.qkv_.get() + static_cast<size_t>(n) * tokens * stride + at;
-        for (int t = 0; t < tokens; t++) {
-            const float *key = first + t * stride + width, *value = key + width;
-            for (int i = 0; i < head; i++) scratch.keys.get()[static_cast<size_t>(i) * tower.padded_ + t] = key[i];
-            std::memcpy(scratch.values.get() + static_cast<size_t>(t) * tower.value_width_, value, sizeof(float) * head);
+        for (int t = 0; t < tokens; t++)
+            std::memcpy(scratch.values.get() + static_cast<size_t>(t) * tower.value_width_, first + t * stride + 2 * width,
+                        sizeof(float) * head);
+        constexpr int kTogether = 8;  // keys, for their lines to stay in the cache until they are read to the end
+        for (int start = 0; start < tokens; start += kTogether) {
+            const int count = std::min(kTogether, tokens - start);
+            for (int i = 0; i < head; i++) {
+                float* column = scratch.keys.get() + static_cast<size_t>(i) * tower.padded_ + start;
+                for (int j = 0; j < count; j++) column[j] = first[(start + j) * stride + width + i];
+            }
         }
         const float scale = 1.0f / std::sqrt(static_cast<float>(head));
         const mv::HeadBlock block{scratch.queries.get(),  scratch.keys.get(), scratch.values.get(), scratch.scores.get(),
