@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from benchmarks.decoding import bench_decoder
 from benchmarks.evaluation import bench_eval
+from benchmarks.picture import bench_picture
 from benchmarks.training import bench_train
 from benchmarks.tutorial import bench_tutorial
 from mobillama_v.errors import MobiLlamaVError
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command("decoder")(bench_decoder)
 app.command("eval")(bench_eval)
+app.command("picture")(bench_picture)
 app.command("train")(bench_train)
 app.command("tutorial")(bench_tutorial)
 
