@@ -152,12 +152,69 @@ void map(FuzzedDataProvider& data) {
     mv_thread_pool_free(pool);
 }
 
+// Image towers of any shape, with any bytes as tensors and pixels.
+void see(FuzzedDataProvider& data) {
+    const bool wild = data.ConsumeIntegralInRange(0, 15) == 0;
+    const auto number = [&](int least, int most) {
+        return wild && data.ConsumeBool() ? data.ConsumeIntegral<int32_t>() : data.ConsumeIntegralInRange(least, most);
+    };
+    mv_tower_config c{};
+    c.eps = wild ? data.ConsumeFloatingPoint<double>() : 1e-5;
+    c.patch = number(1, 6), c.image = number(6, 20);
+    c.heads = number(1, 3), c.width = wild ? number(1, 70) : c.heads * number(1, 24);
+    c.layers = number(1, 2), c.mlp = number(1, 70), c.activation = number(0, 2);
+    c.class_token = number(0, 1), c.keep_class = c.class_token && data.ConsumeBool();
+    c.pre_norm = number(0, 1), c.final_norm = number(0, 1);
+    std::vector<Bytes> tensors;
+    const bool possible = c.width > 0 && c.width <= 100 && c.mlp > 0 && c.mlp <= 100 && c.layers > 0 && c.layers <= 4 &&
+                          c.patch > 0 && c.patch <= c.image && c.image <= 40;
+    if (possible) {
+        const int64_t side = c.image / c.patch, tokens = side * side + (c.class_token == 1), single = 4 * c.width;
+        std::vector<uint64_t> sizes = {tiles(16, c.width, 3 * c.patch * c.patch), static_cast<uint64_t>(tokens * single)};
+        const auto norm = [&] { sizes.insert(sizes.end(), 2, static_cast<uint64_t>(single)); };
+        const auto linear = [&](int rows, int columns) {
+            sizes.push_back(tiles(data.ConsumeBool() ? 16 : 8, rows, columns));
+            sizes.push_back(uint64_t{4} * rows);
+        };
+        if (c.pre_norm) norm();
+        for (int i = 0; i < c.layers; i++) {
+            norm();
+            linear(3 * c.width, c.width);
+            linear(c.width, c.width);
+            norm();
+            linear(c.mlp, c.width);
+            linear(c.width, c.mlp);
+        }
+        if (c.final_norm) norm();
+        for (uint64_t size : sizes) {
+            if (wild && data.ConsumeIntegralInRange(0, 7) == 0) size = data.ConsumeIntegralInRange<uint64_t>(0, 4096);
+            tensors.push_back(tensor(data, size));
+        }
+    }
+    std::vector<mv_span> spans;
+    for (const Bytes& each : tensors) spans.push_back({each.data(), each.size()});
+    mv_thread_pool* pool = mv_thread_pool_new(data.ConsumeIntegralInRange(0, 40) == 0 ? 2 : 1,
+                                              mv_path_name(data.ConsumeIntegralInRange(0, 3)));
+    mv_tower* tower = mv_tower_new(pool, &c, spans.data(), static_cast<int32_t>(spans.size()));
+    if (tower != nullptr) {
+        const int32_t images = data.ConsumeIntegralInRange(-1, 3);
+        const size_t some = images > 0 ? static_cast<size_t>(images) : 0, side = static_cast<size_t>(c.image / c.patch);
+        const Bytes bytes = tensor(data, some * 12 * c.image * c.image);
+        std::vector<float> pixels(bytes.size() / 4), features(some * (side * side + c.keep_class) * c.width);
+        std::copy(bytes.begin(), bytes.end(), reinterpret_cast<uint8_t*>(pixels.data()));
+        mv_tower_encode(tower, pixels.data(), images, features.data());
+        mv_tower_free(tower);
+    }
+    mv_thread_pool_free(pool);
+}
+
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
     FuzzedDataProvider data(bytes, size);
-    if (data.ConsumeIntegralInRange(0, 3) == 0) {
-        map(data);
+    const int what = data.ConsumeIntegralInRange(0, 5);
+    if (what < 3) {
+        what == 0 ? map(data) : see(data);
         return 0;
     }
     Model made;
