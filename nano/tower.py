@@ -160,7 +160,7 @@ def features(
     if shares is not None:
         words = torch.where(torch.isnan(given := torch.from_numpy(shares).float()), words, given)
     structured = trunk.account(torch.from_numpy(probabilities).float(), words, seen, found, labels)
-    patches = patches + trunk.photo_patches(last)
+    patches = patches + trunk.photo_patches(last, seen)
     return torch.cat((structured, patches), dim=1)
 
 

@@ -2,8 +2,8 @@
 
 A convolutional stem before a transformer is the ViT paper's hybrid (arXiv 2010.11929, section 3.1). The stem's feature
 maps of three resolutions are gathered over a 7 x 7 grid and mixed by transformer blocks: where is what, in which color.
-The stem's last map, which knows most of photographs, is added. That is the **patch part** of the output. In the place
-of a CLS token stand **structured visual tokens**, which name what was recognized
+What its last map and the finer ones know of photographs is added. That is the **patch part** of the output. In the
+place of a CLS token stand **structured visual tokens**, which name what was recognized
 (:mod:`mobillama_v.model.vision.structured_tokens`).
 
 The tower is written once, over a table of operations (:mod:`mobillama_v.model.vision.parts`), for torch and for numpy.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mobillama_v.errors import ConfigError
-from mobillama_v.model.vision.lite0 import GATHERED, GRID, HEAD_WIDTH, IMAGE_SIZE, Lite0
+from mobillama_v.model.vision.lite0 import COARSE, GATHERED, GRID, HEAD_WIDTH, IMAGE_SIZE, Lite0
 from mobillama_v.model.vision.parts import LayerNorm, Linear, Part, num_params, parameter
 from mobillama_v.model.vision.registry import TowerConfig, TowerKind, TowerShape, register_tower
 from mobillama_v.model.vision.structured_tokens import PREFIX_TOKENS, WIDTH, WORDS, LabelTokens, StructuredTokens
@@ -53,15 +53,20 @@ class CellEmbed(Part):
 
 
 class PhotoPatches(Part):
-    """What the stem's last map says about each patch of a photograph: two layers, as LLaVA-1.5's projector has."""
+    """What the stem's maps say about each patch of a photograph: two layers, as LLaVA-1.5's projector has.
+
+    The last map knows what is there; the finer ones know colors.
+    """
 
     def __init__(self) -> None:
-        self.norm = LayerNorm(HEAD_WIDTH)
+        self.norm, self.fine_norm = LayerNorm(HEAD_WIDTH), LayerNorm(GATHERED - COARSE)
         self.fc1, self.fc2 = Linear(HEAD_WIDTH, 2 * WIDTH), Linear(2 * WIDTH, WIDTH)
+        self.fine = Linear(GATHERED - COARSE, 2 * WIDTH, bias=False)
 
-    def forward(self, last: Any) -> Any:
-        """Map the stem's last map [N,P,HEAD_WIDTH] to [N,P,D]."""
-        return self.fc2(self.ops.gelu(self.fc1(self.norm(last))))
+    def forward(self, last: Any, cells: Any) -> Any:
+        """Map the stem's last map [N,P,HEAD_WIDTH] and gathered cells [N,P,GATHERED] to [N,P,D]."""
+        fine = self.fine(self.fine_norm(cells[..., :-COARSE]))
+        return self.fc2(self.ops.gelu(self.fc1(self.norm(last)) + fine))
 
 
 class ViTBlock(Part):
@@ -138,7 +143,7 @@ class HybridTrunk(Part):
             y = block(y)
             if i == DEPTH - 1:
                 y, features, labels = self.cell_words(y)
-                y = y + self.photo_patches(last)
+                y = y + self.photo_patches(last, cells)
                 if whole:
                     structured = self.account(self.ops.softmax(logits), self.words(last), cells, features, labels)
             if i in wanted:
