@@ -31,8 +31,6 @@ class Answer:
 
     ids: list[int]
     supervised: list[bool]
-    weight: float = 1.0
-    """Of each token in the loss; an advantage for sampled answers."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,6 @@ class Batch:
     pictures: Tensor
     sources: Tensor
     targets: Tensor
-    weights: Tensor
     owners: Tensor
 
 
@@ -105,7 +102,6 @@ class _Row:
     answer: list[int]
     sources: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
 
 
 def _row(visual: int, branches: Sequence[Branch], first: int) -> _Row:
@@ -123,7 +119,6 @@ def _row(visual: int, branches: Sequence[Branch], first: int) -> _Row:
                 if supervised:
                     row.sources.append(before)
                     row.targets.append(token)
-                    row.weights.append(answer.weight)
                 before = len(row.ids)
                 row.ids.append(token)
                 row.positions.append(start + i)
@@ -159,7 +154,6 @@ def collate(samples: Sequence[tuple[int, Sequence[Branch]]], prefix: int) -> Bat
         pictures=pictures,
         sources=torch.tensor([i * length + at for i, row in enumerate(rows) for at in row.sources]),
         targets=torch.tensor([token for row in rows for token in row.targets]),
-        weights=torch.tensor([weight for row in rows for weight in row.weights]),
         owners=torch.tensor([i for i, row in enumerate(rows) for _ in row.targets]),
     )
 
@@ -197,7 +191,7 @@ def run_decoder(
     rotary_first, rotary_rest = tables(torch.arange(first)[None]), tables(positions)
     for block in decoder.layers:
         attention, y = block.self_attn, block.input_layernorm(x)
-        parts = [proj(y) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        parts = [proj(y).to(x.dtype) for proj in (attention.q_proj, attention.k_proj, attention.v_proj)]
         q1, k1, v1 = (part[:first].view(1, first, heads, head_dim).transpose(1, 2) for part in parts)
         q2, k2, v2 = (part[first:].view(batch, length, heads, head_dim).transpose(1, 2) for part in parts)
         q1, k1 = apply_rotary(q1, *rotary_first), apply_rotary(k1, *rotary_first)
@@ -205,15 +199,16 @@ def run_decoder(
         k, v = (torch.cat((a.expand(batch, -1, -1, -1), b), dim=2) for a, b in ((k1, k2), (v1, v2)))
         if kept is not None:
             kept.append((k, v))
-        out1 = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True).transpose(1, 2).reshape(first, width)
-        out2 = F.scaled_dot_product_attention(q2, k, v, attn_mask=mask).transpose(1, 2).reshape(-1, width)
+        with torch.autocast("cpu", enabled=False):  # attention under a mask is slower in half precision
+            out1 = F.scaled_dot_product_attention(q1, k1, v1, is_causal=True).transpose(1, 2).reshape(first, width)
+            out2 = F.scaled_dot_product_attention(q2, k, v, attn_mask=mask).transpose(1, 2).reshape(-1, width)
         x = x + attention.o_proj(torch.cat((out1, out2)))
         x = x + network(block.post_attention_layernorm(x))
     return decoder.norm(x[first:]).view(batch, length, width)
 
 
 @torch.inference_mode()
-def sample(
+def likeliest_answers(
     decoder: Decoder,
     head: Tensor,
     prefix: Tensor,
@@ -222,10 +217,8 @@ def sample(
     *,
     eos_id: int,
     longest: int,
-    count: int = 1,
-    greedy: bool = False,
-) -> list[list[list[int]]]:
-    """Answers to one question about each picture, drawn from the model's distribution (or its likeliest).
+) -> list[list[int]]:
+    """The likeliest answer to one question about each picture, token by token.
 
     Args:
         decoder: see :func:`run_decoder`.
@@ -235,11 +228,9 @@ def sample(
         questions: token ids of equally long questions [B,Q].
         eos_id: what ends an answer.
         longest: tokens at most.
-        count: answers to each question.
-        greedy: take the likeliest token in place of a drawn one.
 
     Returns:
-        Token ids without the end, for each picture ``count`` times.
+        Token ids without the end, for each picture.
     """
     embeds = torch.cat((visual, decoder.embed_tokens(questions)), dim=1)
     batch, length, width = embeds.shape
@@ -249,13 +240,12 @@ def sample(
     causal = torch.ones(length, first, dtype=torch.bool).tril(len(prefix))[None, None]
     kept: list[tuple[Tensor, Tensor]] = []
     positions = torch.arange(len(prefix), first).expand(batch, -1)
-    hidden = run_decoder(decoder, prefix, embeds, positions, causal, kept)[:, -1].repeat_interleave(count, 0)
-    caches = [[F.pad(each.repeat_interleave(count, 0), (0, 0, 0, longest)) for each in layer] for layer in kept]
-    found = torch.full((batch * count, longest), eos_id)
-    ended = torch.zeros(batch * count, dtype=torch.bool)
+    hidden = run_decoder(decoder, prefix, embeds, positions, causal, kept)[:, -1]
+    caches = [[F.pad(each, (0, 0, 0, longest)) for each in layer] for layer in kept]
+    found = torch.full((batch, longest), eos_id)
+    ended = torch.zeros(batch, dtype=torch.bool)
     for step in range(longest):
-        logits = F.linear(hidden, head)
-        token = logits.argmax(-1) if greedy else torch.multinomial(logits.softmax(-1), 1)[:, 0]
+        token = F.linear(hidden, head).argmax(-1)
         found[:, step] = torch.where(ended, eos_id, token)
         ended |= token == eos_id
         if bool(ended.all()) or step == longest - 1:
@@ -273,5 +263,4 @@ def sample(
             x = x + attention.o_proj(out.reshape(-1, width))
             x = x + network(block.post_attention_layernorm(x))
         hidden = decoder.norm(x)
-    rows = [row[: row.index(eos_id)] if eos_id in row else row for row in found.tolist()]
-    return [rows[i : i + count] for i in range(0, len(rows), count)]
+    return [row[: row.index(eos_id)] if eos_id in row else row for row in found.tolist()]

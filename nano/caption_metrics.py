@@ -66,20 +66,15 @@ class CiderD:
 
     Args:
         references: several texts for each picture.
-        end: count the end of a sentence as a word, so that a reward for it is lost where a sentence breaks off.
     """
 
-    def __init__(self, references: Mapping[str, Sequence[str]], *, end: bool = False) -> None:
-        self._end = ["</s>"] if end else []
-        self._references = {key: [self._words(text) for text in texts] for key, texts in references.items()}
+    def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
+        self._references = {key: [words(text) for text in texts] for key, texts in references.items()}
         self._pictures = Counter(
             gram for texts in self._references.values() for gram in {gram for text in texts for gram in _grams(text)}
         )
         self._log_size = math.log(len(references))
         self._vectors: dict[str, list[Vector]] = {}
-
-    def _words(self, text: str) -> list[str]:
-        return [*words(text), *self._end]
 
     def _vector(self, tokens: list[str]) -> Vector:
         parts: list[dict[Gram, float]] = [{} for _ in range(_LONGEST)]
@@ -91,7 +86,7 @@ class CiderD:
         """CIDEr-D of one text about picture ``key``; 0.8 is about what one person reaches against others."""
         if key not in self._vectors:
             self._vectors[key] = [self._vector(each) for each in self._references[key]]
-        mine, lengths, size = self._vector(self._words(text))
+        mine, lengths, size = self._vector(words(text))
         total = 0.0
         for theirs, other_lengths, other_size in self._vectors[key]:
             penalty = math.exp(-((size - other_size) ** 2) / (2 * _SIGMA**2))

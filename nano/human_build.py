@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mobillama_v.hub import find_model
 from nano import build, caption_qa, small_talk, stemcache, vocabulary
@@ -17,27 +18,32 @@ from nano.human_data import Asked, Captioned, read_captions, read_questions
 from nano.human_train import Stage
 from nano.phrases import DESCRIBE_PROMPTS
 
-NEW_TOKENS = 2048
+NEW_TOKENS, NETWORK_WIDTH = 2048, 2048
 _EVERYTHING = {"captions": 0.48, "rooms": 0.13, "classes": 0.12, "drawings": 0.13, "reading": 0.09, "easy-vqa": 0.02}
 _EVERYTHING |= {"text": 0.03}
-_READING = {"captions": 0.22, "rooms": 0.06, "classes": 0.05, "drawings": 0.06, "reading": 0.58, "easy-vqa": 0.01}
-_READING |= {"text": 0.02}
-_SETTLED = _EVERYTHING | {"captions": 0.43, "rooms": 0.12, "classes": 0.11, "drawings": 0.11, "reading": 0.19}
+_COPYING = {"captions": 0.33, "rooms": 0.06, "classes": 0.22, "drawings": 0.09, "reading": 0.25, "easy-vqa": 0.01}
+_COPYING |= {"text": 0.04}
+_SETTLED = {"captions": 0.43, "rooms": 0.11, "classes": 0.13, "drawings": 0.11, "reading": 0.16, "easy-vqa": 0.02}
+_SETTLED |= {"text": 0.04}
+_AGREEING = {"captions": 0.45, "own": 0.14, "rooms": 0.10, "classes": 0.11, "drawings": 0.09, "reading": 0.08}
+_AGREEING |= {"easy-vqa": 0.01, "text": 0.02}
 STAGES = (
     Stage("learn", 2400, 1.5e-3, _EVERYTHING),
-    Stage("read", 400, 1.5e-3, _READING),
-    Stage("settle", 2400, 1.3e-3, _SETTLED, decay=True),
+    Stage("copy", 1200, 1.3e-3, _COPYING),
+    Stage("settle", 1300, 1.2e-3, _SETTLED, decay=True),
+    Stage("agree", 720, 9e-4, _AGREEING, decay=True),
 )
-"""To copy words that a library has read is not learnt beside everything else: it takes a time of its own."""
+"""To copy names of classes and words that a library has read is not learnt beside everything else: it takes a time of
+its own."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is made and learnt; the defaults are for one run of about three hours on two cores."""
+    """How much is made and learnt; the defaults are for one run of about four hours on two cores."""
 
     scenes: int = 9_000
     signs: int = 2_500
-    batch: int = 10
+    batch: int = 16
     photos: int | None = None
     stages: tuple[Stage, ...] = STAGES
 
@@ -123,7 +129,7 @@ def texts(captioned: list[Captioned], asked: list[Asked]) -> Iterator[str]:
 
 def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], out: Path, seed: int) -> Path:
     """The model to start from, with more words: a new token's vectors are the mean of its parts'. Its tower finds the
-    words of captions."""
+    words of captions, and its network is wider."""
     folder = out / "start"
     if folder.exists():
         return folder
@@ -141,6 +147,7 @@ def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], out
         source / "tokenizer.json", texts(captioned, asked), partial / "tokenizer.json", count=NEW_TOKENS
     )
     model = MobiLlamaVForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    _widen(model, NETWORK_WIDTH)
     rows, width = model.lm_head.weight.shape
     for layer in (model.language_model.embed_tokens, model.lm_head):
         weight = torch.cat((layer.weight.detach(), torch.zeros(len(added), width)))
@@ -156,6 +163,21 @@ def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], out
     model.save_pretrained(partial)
     partial.rename(folder)
     return folder
+
+
+def _widen(model: Any, width: int) -> None:
+    """Give the shared network more neurons, which add nothing at first."""
+    import torch
+    from torch import nn
+
+    network, config = model.language_model.feed_forward, model.config.text_config
+    more = width - config.intermediate_size
+    for layer in (network.gate_proj, network.up_proj):
+        added = torch.randn(more, layer.in_features) * layer.weight.std()
+        layer.weight = nn.Parameter(torch.cat((layer.weight.detach(), added)))
+    down = network.down_proj
+    down.weight = nn.Parameter(torch.cat((down.weight.detach(), torch.zeros(down.out_features, more)), 1))
+    config.intermediate_size = width
 
 
 def _train(
@@ -190,6 +212,7 @@ def _work(
     import torch
     import torch.distributed as dist
 
+    from nano import own_words
     from nano.human_train import Learner, Trainer
     from nano.mixture import Mixture
 
@@ -201,8 +224,9 @@ def _work(
     stems = {path.name: stemcache.StemCache(path) for path in (out / "stem").iterdir()}
     learner = Learner(start, out / "start" / "tokenizer.json")
     mixture = Mixture(learner.encoder, stems, captioned, asked, out / "data")
-    captions = {each.image: each.captions for each in captioned}
-    trainer = Trainer(learner, mixture, stems, captions, seed=seed, batch=batch, rank=rank, world=processes)
+    if "own" in stage.mix:
+        mixture.own = own_words.of_photographs(learner, stems, captioned)
+    trainer = Trainer(learner, mixture, stems, seed=seed, batch=batch, rank=rank, world=processes)
     trainer.run(stage, out / stage.name)
     if processes > 1:
         dist.destroy_process_group()

@@ -1,9 +1,7 @@
 """Training on the mixture of :mod:`nano.mixture`, over cached maps of the stem, in several processes of one machine.
 
 The decoder learns, and what the tower makes of the stem's last map; the words that it finds stay. The rest of the tower
-and the projector stay: names of classes are read through them, and are lost where they move. Captions can be rewarded
-by CIDEr-D (self-critical sequence training, Rennie et al., arXiv 1612.00563, with the mean of the other samples as
-baseline).
+and the projector stay: names of classes are read through them, and are lost where they move.
 
 A step's samples depend on the seed and its number alone, so a killed training goes on as if nothing had happened.
 """
@@ -13,7 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +28,16 @@ from mobillama_v.model.vision.structured_tokens import WORDS
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.muon import Muon
 from nano import tower
-from nano.branches import Answer, Batch, Branch, BranchEncoder, collate, run_decoder, sample
-from nano.caption_metrics import CiderD, garbled
-from nano.mixture import VISUAL_TOKENS, Mixture, Sample, describe
+from nano.branches import Batch, BranchEncoder, collate, run_decoder
+from nano.mixture import VISUAL_TOKENS, Mixture, Sample
 
+_HAS_TILES = torch.cpu._is_amx_tile_supported()
 _TOKENS = 45  # about how many are learnt of a sample: the loss of a batch is divided by them
 _RATES = {"hidden": 1.0, "small": 0.2, "words": 0.15}
+_EPS = {"hidden": 1e-8, "small": 1e-8, "words": 1e-5}
+"""AdamW's. A word that hardly anybody says gets tiny gradients, all one way; divided by their own size they would push
+it out of the vocabulary, and names of classes are such words."""
 _SAVE_EVERY = 100
-_DRAWN_ANSWERS, _LONGEST = 5, 22
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Stage:
     rate: float
     """Learning rate of the decoder's matrices, by Muon; of other parts see ``_RATES``."""
     mix: dict[str, float]
-    """Kinds of :class:`~nano.mixture.Mixture` and their shares; ``rewarded`` are captions sampled and rewarded."""
+    """Kinds of :class:`~nano.mixture.Mixture` and their shares; ``own`` are questions about what the model
+    itself said of photographs before this stage."""
     decay: bool = False
     """Let the rate fall to nothing, linearly."""
 
@@ -95,10 +96,17 @@ class Learner:
     def loss(self, batch: Batch, visual: Tensor) -> Tensor:
         """Cross-entropy of every learnt token [S], given the visual tokens [N,84,D] of the samples with pictures."""
         decoder = self.model.language_model
-        embeds = decoder.embed_tokens(batch.ids).clone()
-        embeds[batch.pictures, :VISUAL_TOKENS] = visual
-        hidden = run_decoder(decoder, self.prefix, embeds, batch.positions, batch.mask).flatten(0, 1)
-        return F.cross_entropy(self.model.lm_head(hidden[batch.sources]), batch.targets, reduction="none")
+        with halved():
+            embeds = decoder.embed_tokens(batch.ids).clone()
+            embeds[batch.pictures, :VISUAL_TOKENS] = visual
+            hidden = run_decoder(decoder, self.prefix, embeds, batch.positions, batch.mask).flatten(0, 1)
+            logits = self.model.lm_head(hidden[batch.sources])
+        return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+
+
+def halved() -> torch.autocast:
+    """Matrix products in bfloat16 where the processor multiplies such tiles (AMX), some five times as fast."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=_HAS_TILES)
 
 
 def _groups(model: Any) -> dict[str, tuple[bool, list[nn.Parameter]]]:
@@ -136,7 +144,6 @@ class Trainer:
         learner: the model.
         mixture: of samples.
         stems: the stem's caches by name.
-        captions: all captions of each photograph, for the reward.
         seed: of everything that is drawn.
         batch: samples a step in each process.
         rank, world: of the process.
@@ -147,7 +154,6 @@ class Trainer:
         learner: Learner,
         mixture: Mixture,
         stems: dict[str, Any],
-        captions: dict[str, tuple[str, ...]],
         *,
         seed: int,
         batch: int,
@@ -156,7 +162,6 @@ class Trainer:
     ) -> None:
         self.learner, self.mixture, self.stems = learner, mixture, stems
         self.seed, self.batch, self.rank, self.world = seed, batch, rank, world
-        self._reward = CiderD(captions, end=True)
         self._shares = _split([each for hidden, g in learner.groups.values() if hidden for each in g], world)
         mine = set(self._shares[rank])
         groups = []
@@ -164,6 +169,7 @@ class Trainer:
             chosen = [each for each in parameters if not hidden or each in mine]
             decay = 0.01 if hidden else 0.0
             groups.append({"params": chosen, "lr": 0.0, "hidden": hidden, "weight_decay": decay, "rate": _RATES[name]})
+            groups[-1]["eps"] = _EPS[name]
         self.optimizer = Muon(groups, betas=(0.9, 0.95))
         self.shown: dict[str, float] = {}
 
@@ -175,51 +181,24 @@ class Trainer:
         rng = random.Random(f"{stage.name}:{self.seed}:{number}:{self.rank}")
         torch.manual_seed(rng.getrandbits(32))
         names = rng.choices(list(stage.mix), list(stage.mix.values()), k=self.batch)
-        samples = [self.mixture.kinds["untold" if name == "rewarded" else name](rng) for name in names]
-        rewarded = [i for i, name in enumerate(names) if name == "rewarded"]
-        if rewarded:
-            self._answer(samples, rewarded, rng)
+        samples = [self.mixture.kinds[name](rng) for name in names]
         shown = [(VISUAL_TOKENS * (each.picture is not None), each.branches) for each in samples]
         batch = collate(shown, len(self.learner.prefix))
         losses = self.learner.loss(batch, self.learner.visual(samples, self.stems))
         self.optimizer.zero_grad()
-        ((losses * batch.weights).sum() / (self.batch * _TOKENS)).backward()
+        (losses.sum() / (self.batch * _TOKENS)).backward()
         average_gradients(self.learner.parameters, self.world)
         nn.utils.clip_grad_norm_(self.learner.parameters, 1.0)
-        self.optimizer.step()
+        with halved():
+            self.optimizer.step()
         self._share()
         for i, name in enumerate(names):
             mine = losses.detach()[batch.owners == i]
-            if name != "rewarded" and len(mine):
+            if len(mine):
                 self._show(name, float(mine.mean()))
 
     def _show(self, name: str, value: float) -> None:
         self.shown[name] = 0.95 * self.shown.get(name, value) + 0.05 * value
-
-    def _answer(self, samples: list[Sample], rewarded: list[int], rng: random.Random) -> None:
-        """Let the model describe photographs, and give each description its advantage as its weight."""
-        learner = self.learner
-        visual = learner.visual([samples[i] for i in rewarded], self.stems)
-        question = learner.encoder.question(describe(rng))
-        drawn = sample(
-            learner.model.language_model, learner.model.lm_head.weight, learner.prefix, visual,
-            torch.tensor([question] * len(rewarded)), eos_id=learner.tokenizer.eos_id, longest=_LONGEST,
-            count=_DRAWN_ANSWERS,
-        )  # fmt: skip
-        scale = self.batch * _TOKENS / (len(rewarded) * _DRAWN_ANSWERS)
-        for i, found in zip(rewarded, drawn, strict=True):
-            texts = [learner.tokenizer.decode(ids).strip() for ids in found]
-            key = samples[i].key
-            assert key is not None
-            scores = [0.0 if garbled(text) else self._reward.score(key, text) for text in texts]
-            self._show("reward", sum(scores) / len(scores))
-            answers = []
-            for ids, score in zip(found, scores, strict=True):
-                advantage = score - (sum(scores) - score) / (len(scores) - 1)
-                whole = [*ids, learner.tokenizer.eos_id]
-                answers.append(Answer(whole, [True] * len(whole), advantage * scale))
-            told = Branch(question, answers)
-            samples[i] = replace(samples[i], branches=[told, *_fitting(samples[i].branches, 140 - len(told))])
 
     @torch.no_grad()
     def _share(self) -> None:
@@ -277,15 +256,6 @@ def average_gradients(parameters: list[nn.Parameter], world: int) -> None:
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, (flat / world).split([p.numel() for p in parameters]), strict=True):
         parameter.grad = part.view_as(parameter)
-
-
-def _fitting(branches: list[Branch], room: int) -> list[Branch]:
-    chosen: list[Branch] = []
-    for branch in branches:
-        if len(branch) <= room:
-            chosen.append(branch)
-            room -= len(branch)
-    return chosen
 
 
 def _split(parameters: list[nn.Parameter], world: int) -> list[list[nn.Parameter]]:

@@ -78,9 +78,11 @@ class Mixture:
         sure = stems["crops"].probabilities[:].max(-1) >= photos.SURE
         self._sure = np.flatnonzero(sure).tolist() or list(range(len(sure)))
         self._rows = {name: _read(data / f"{name}.json") for name in (*_DRAWN, "easyvqa-train")}
+        self.own: dict[str, dict[str, str]] = {}
+        """What the model itself says of photographs, by the stem's cache and the picture: it has to stand by it."""
         self.kinds: dict[str, Callable[[random.Random], Sample]] = {
             "captions": self.captioned,
-            "untold": lambda rng: self.captioned(rng, told=False),
+            "own": self.agreeing,
             "rooms": self.room,
             "classes": self.classed,
             "drawings": self.drawing,
@@ -89,19 +91,32 @@ class Mixture:
             "text": self.text,
         }
 
-    def captioned(self, rng: random.Random, *, told: bool = True) -> Sample:
-        """A photograph with all its captions (unless not ``told``) and questions that follow from them."""
+    def captioned(self, rng: random.Random) -> Sample:
+        """A photograph with all its captions and questions that follow from them."""
         each = rng.choice(self._captioned)
         facts = self._facts[each.image]
         mirrored = not each.sided and rng.random() < 0.5
-        branches = [self.encoder.branch(describe(rng), each.captions)] if told else []
+        stem = "flickr8k-mirrored" if mirrored else "flickr8k"
+        branches = [self.encoder.branch(describe(rng), each.captions)]
         turns = [(_vary(question, rng), answer) for _, question, answer in self._asker.turns(facts, rng)]
         if rng.random() < 0.4:
             turns += self._absent_class(each.image, facts, rng)
         if rng.random() < 0.1:
             turns.append((rng.choice(photos.MEDIUM), "photo"))
-        stem = "flickr8k-mirrored" if mirrored else "flickr8k"
         return Sample(stem, each.image, self._fill(branches, turns, rng), key=each.image)
+
+    def agreeing(self, rng: random.Random) -> Sample:
+        """A photograph that the model has described: yes to what it named, no to as many things that nobody names."""
+        stem = rng.choice(list(self.own))
+        image = rng.choice(list(self.own[stem]))
+        own, facts = self.own[stem][image], self._facts[image]
+        both, turns = caption_qa.read([*facts.captions, own]), list[Turn]()
+        for noun in sorted(caption_qa.read([own]).named):
+            absent = self._asker.absent(both, rng)
+            turns.append((caption_qa.ask_for(noun, rng), "yes"))
+            turns += [(caption_qa.ask_for(absent, rng), "no")] if absent else []
+        turns += [(question, answer) for question, answer in self._asker.exists(both, rng)]
+        return Sample(stem, image, self._fill([], [(_vary(q, rng), a) for q, a in turns], rng), key=image)
 
     def _absent_class(self, image: str, facts: caption_qa.Facts, rng: random.Random) -> list[Turn]:
         """A class of the stem that is not there, and a thing that is."""
@@ -134,7 +149,7 @@ class Mixture:
             shares = photos.permuted(shares, np.random.default_rng(rng.getrandbits(32)))
         elif kind < 0.65:
             shares = photos.likely(rng.randrange(1000), rng)
-        turns = [(_vary(question, rng), answer) for question, answer in photos.class_turns(shares, rng, named=False)]
+        turns = [(_vary(question, rng), answer) for question, answer in photos.class_turns(shares, rng)]
         if rng.random() < 0.5:
             turns.append((rng.choice(photos.MEDIUM), "photo"))
         if classes.kind(int(shares.argmax())) in _ALONE and shares.max() >= photos.SURE and rng.random() < 0.5:
@@ -143,7 +158,7 @@ class Mixture:
             turns.append((rng.choice(caption_phrases.SILENT_QUESTIONS).format(who="owner"), caption_qa.CANNOT_TELL))
         # Of what the stem does not know, people's captions teach how to speak.
         sure = shares.max() >= photos.SURE
-        branches = [self.encoder.branch(describe(rng), [photos.kind_description(shares)])] if sure else []
+        branches = [self.encoder.branch(describe(rng), [photos.description(shares)])] if sure else []
         return Sample("crops", cache.names[row], self._fill(branches, turns, rng), probabilities=shares)
 
     def drawing(self, rng: random.Random) -> Sample:

@@ -123,13 +123,6 @@ def description(probabilities: np.ndarray) -> str:
     return "A photo of something that I cannot name."
 
 
-def kind_description(probabilities: np.ndarray) -> str:
-    """One sentence that names the likeliest class's everyday kind, or the class where it has none."""
-    first = int(probabilities.argmax())
-    kind = classes.kind(first)
-    return f"A photo of {f'{article(kind)} {kind}' if kind else classes.with_article(first)}."
-
-
 def _likeliest_kind(probabilities: np.ndarray) -> tuple[str | None, float]:
     masses: dict[str, float] = {}
     for index in np.flatnonzero(probabilities > 0.01):
@@ -150,26 +143,22 @@ def conversation(probabilities: np.ndarray, color: str | None, rng: random.Rando
     return [(_vary(question, rng), answer) for question, answer in turns]
 
 
-def class_turns(probabilities: np.ndarray, rng: random.Random, *, named: bool = True) -> list[tuple[str, str]]:
-    """What a photograph with class probabilities [1000] shows, and whether some class or kind is there.
-
-    Where not ``named``, the everyday kind is what is shown, if there is one.
-    """
+def class_turns(probabilities: np.ndarray, rng: random.Random) -> list[tuple[str, str]]:
+    """What a photograph with class probabilities [1000] shows, and whether some class or kind is there."""
     turns, first = [], int(probabilities.argmax())
     kind, mass = _likeliest_kind(probabilities)
     if probabilities[first] >= SURE:
-        turns += _named_turns(first, rng, named=named)
+        turns += _named_turns(first, rng)
     if mass >= SURE or probabilities[first] >= SURE:
         turns += _kind_turns(kind if mass >= SURE else classes.kind(first), rng)
     return turns
 
 
-def _named_turns(index: int, rng: random.Random, *, named: bool) -> list[tuple[str, str]]:
+def _named_turns(index: int, rng: random.Random) -> list[tuple[str, str]]:
     name, kind = classes.name(index), classes.kind(index)
-    shown = name if named or not kind else kind
-    asked = [(rng.choice(WHAT), shown)]
+    asked = [(rng.choice(WHAT), name)]
     if kind in classes.ANIMALS:
-        asked.append((rng.choice(WHAT_ANIMAL), shown))
+        asked.append((rng.choice(WHAT_ANIMAL), name))
     near = [i for i in classes.of_kind(kind) if classes.name(i) != name] if kind else []
     other = rng.choice(near) if near and rng.random() < 0.5 else rng.randrange(1000)
     for each in dict.fromkeys((name, classes.name(other))):  # yes and no equally often
