@@ -232,18 +232,29 @@ def test_a_file_that_is_too_large_is_refused(files: Path, demo: Running) -> None
     assert answer.status_code == 413
 
 
+def watch(page: Any) -> None:
+    """Let the page remember whether the button that stops an answer appears, however briefly."""
+    page.evaluate("""() => {
+        window.answering = false;
+        const look = () => { window.answering ||= Boolean(document.querySelector("#box .stop-button")); };
+        new MutationObserver(look).observe(document.body, {childList: true, subtree: true, attributes: true});
+    }""")
+
+
 def test_retry_undo_edit_and_examples(visit: Callable[..., Any], files: Path) -> None:
     page = visit()
     page.get_by_text("What shape is green?").click()
     first = wait_for_answer(page, 1)
     assert len(pictures(page)) == 1 and pictures(page)[0].endswith("shapes.png")
+    watch(page)
     page.get_by_role("button", name="Retry").click()
-    page.wait_for_selector("#box .stop-button")
+    page.wait_for_function("window.answering")
     assert wait_for_answer(page, 1) == first
     page.get_by_label("Edit").click()
     page.locator("#chat textarea").fill("How many shapes are there?")
+    watch(page)
     page.get_by_label("Submit").first.click()
-    page.wait_for_selector("#box .stop-button")
+    page.wait_for_function("window.answering")
     assert "How many shapes" in page.inner_text("#chat")
     assert wait_for_answer(page, 1) != first and len(pictures(page)) == 1
     page.get_by_role("button", name="Undo").click()
