@@ -115,7 +115,7 @@ class ChatAnswer(Answer):
 
     def _token(self, token: int, log_prob: float) -> dict[str, Any]:
         text = self.tokenizer.token_text(token)
-        return {"token": text, "logprob": log_prob, "bytes": list(text.encode())}
+        return {"token": text, "logprob": log_prob, "bytes": list(self.tokenizer.token_bytes(token))}
 
 
 class CompletionAnswer(ChatAnswer):

@@ -5,6 +5,7 @@ transformers' tokenizers read the same ``tokenizer.json``; this one needs no imp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,25 @@ class TextTokenizer:
         """What one token adds to a text: with the blank before a word, which :meth:`decode` drops at a text's start."""
         letter = self.encode("a")
         return self.decode([*letter, token])[len(self.decode(letter)) :]
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of what one token adds to a text; part of a character's, where the token is part of a character."""
+        text = self.token_text(token)
+        if "\ufffd" not in text:
+            return text.encode()
+        piece: str = self._tokenizer.id_to_token(token)
+        fallback = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+        return bytes.fromhex(fallback[1]) if fallback else bytes(_BYTES.get(letter, 0xFF) for letter in piece)
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letters that stand for bytes in byte-level vocabularies (GPT-2's ``encoder.py``)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
+
+
+_BYTES = _byte_letters()
 
 
 @contextmanager
