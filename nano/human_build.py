@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mobillama_v.hub import find_model
 from nano import build, caption_qa, small_talk, stemcache, vocabulary
@@ -18,7 +17,7 @@ from nano.human_data import Asked, Captioned, read_captions, read_questions
 from nano.human_train import Stage
 from nano.phrases import DESCRIBE_PROMPTS
 
-NEW_TOKENS, NETWORK_WIDTH = 2048, 2048
+NEW_TOKENS = 2048
 _EVERYTHING = {"captions": 0.48, "rooms": 0.13, "classes": 0.12, "drawings": 0.13, "reading": 0.09, "easy-vqa": 0.02}
 _EVERYTHING |= {"text": 0.03}
 _COPYING = {"captions": 0.33, "rooms": 0.06, "classes": 0.22, "drawings": 0.09, "reading": 0.25, "easy-vqa": 0.01}
@@ -129,7 +128,7 @@ def texts(captioned: list[Captioned], asked: list[Asked]) -> Iterator[str]:
 
 def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], out: Path, seed: int) -> Path:
     """The model to start from, with more words: a new token's vectors are the mean of its parts'. Its tower finds the
-    words of captions, and its network is wider."""
+    words of captions."""
     folder = out / "start"
     if folder.exists():
         return folder
@@ -147,7 +146,6 @@ def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], out
         source / "tokenizer.json", texts(captioned, asked), partial / "tokenizer.json", count=NEW_TOKENS
     )
     model = MobiLlamaVForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-    _widen(model, NETWORK_WIDTH)
     rows, width = model.lm_head.weight.shape
     for layer in (model.language_model.embed_tokens, model.lm_head):
         weight = torch.cat((layer.weight.detach(), torch.zeros(len(added), width)))
@@ -163,21 +161,6 @@ def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], out
     model.save_pretrained(partial)
     partial.rename(folder)
     return folder
-
-
-def _widen(model: Any, width: int) -> None:
-    """Give the shared network more neurons, which add nothing at first."""
-    import torch
-    from torch import nn
-
-    network, config = model.language_model.feed_forward, model.config.text_config
-    more = width - config.intermediate_size
-    for layer in (network.gate_proj, network.up_proj):
-        added = torch.randn(more, layer.in_features) * layer.weight.std()
-        layer.weight = nn.Parameter(torch.cat((layer.weight.detach(), added)))
-    down = network.down_proj
-    down.weight = nn.Parameter(torch.cat((down.weight.detach(), torch.zeros(down.out_features, more)), 1))
-    config.intermediate_size = width
 
 
 def _train(
