@@ -104,7 +104,7 @@ class TextTokenizer:
         text = self.token_text(token)
         if "\ufffd" not in text:
             return text.encode()
-        piece: str = self._tokenizer.id_to_token(token)
+        piece = self._tokenizer.id_to_token(token) or ""
         fallback = re.fullmatch("<0x([0-9A-F]{2})>", piece)
         return bytes.fromhex(fallback[1]) if fallback else bytes(_BYTES.get(letter, 0xFF) for letter in piece)
 
