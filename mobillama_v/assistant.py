@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from PIL import Image
 
+from mobillama_v.chat_templates import get_template
 from mobillama_v.config import ModelConfig
 from mobillama_v.conversation import Conversation, read_chat
 from mobillama_v.errors import PromptError
@@ -29,7 +30,7 @@ from mobillama_v.generate import Engine, Generation, Prompt, Sampling, Scores
 from mobillama_v.images import load_image
 from mobillama_v.ocr import with_tokens
 from mobillama_v.prefix_cache import PrefixCache
-from mobillama_v.prompt import Encoded, Message, get_template, user
+from mobillama_v.prompt import Encoded, Message, user
 from mobillama_v.prompt import assistant as assistant_turn
 from mobillama_v.reply import EncodedImage, Reply, ReplyStream, Timings, VisionEncoder
 from mobillama_v.sampling import check_finite

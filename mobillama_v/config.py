@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from mobillama_v.chat_templates import get_template
 from mobillama_v.errors import ConfigError
 from mobillama_v.fields import check, check_types, shown
 from mobillama_v.images import ImageTransform
 from mobillama_v.model.vision import TowerConfig, TowerShape
 from mobillama_v.projector import Projector, get_projector
-from mobillama_v.prompt import get_template
 
 if TYPE_CHECKING:
     from mobillama_v.projector.module import ProjectorModule
@@ -220,7 +220,7 @@ class ModelConfig:
     projector: ProjectorConfig = field(default_factory=ProjectorConfig)
     image: ImageTransform = field(default_factory=lambda: ImageTransform(size=336, mode="pad"))
     template: str = "v1"
-    """A name of :data:`~mobillama_v.prompt.TEMPLATES`."""
+    """A name of :data:`~mobillama_v.chat_templates.TEMPLATES`."""
 
     def __post_init__(self) -> None:
         check_types(self)

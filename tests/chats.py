@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mobillama_v import MobiLlamaVForConditionalGeneration, MobiLlamaVProcessor, prompt
 from mobillama_v.backends.torch import TorchEngine
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.generate import Prompt, Sampling, generate
 
 SLOTS = 16  # (32 / 8) squared
@@ -56,7 +57,7 @@ def chat(*turns: Any) -> list[dict[str, Any]]:
 
 
 def expected(processor: MobiLlamaVProcessor, messages: list[prompt.Message], template: str = "v1") -> prompt.Encoded:
-    return prompt.TEMPLATES[template].encode(messages, processor.text_tokenizer, tokens_per_image=SLOTS)
+    return TEMPLATES[template].encode(messages, processor.text_tokenizer, tokens_per_image=SLOTS)
 
 
 def answer(

@@ -10,11 +10,12 @@ from PIL import Image, ImageDraw
 from torch.nn.functional import cross_entropy
 
 import tiny
+from mobillama_v.chat_templates import get_template
 from mobillama_v.hub import read_spec
 from mobillama_v.images import ImageTransform
 from mobillama_v.model.vision import TowerConfig, ViTShape
 from mobillama_v.model.vlm import load_network, place_image_features
-from mobillama_v.prompt import Encoded, assistant, get_template, user
+from mobillama_v.prompt import Encoded, assistant, user
 from mobillama_v.tokenization import TextTokenizer
 
 QUESTION = "What is this?"

@@ -14,11 +14,12 @@ from mobillama_v import generate
 from mobillama_v.assistant import Assistant
 from mobillama_v.backends.native.packed_format import Array
 from mobillama_v.backends.select import choose_device, select_backend
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, ModelNotFoundError, PromptError
 from mobillama_v.generate import Sampling
 from mobillama_v.hub import read_spec
 from mobillama_v.loading import load
-from mobillama_v.prompt import TEMPLATES, Message, Slot, assistant, user
+from mobillama_v.prompt import Message, Slot, assistant, user
 
 SHORT = Sampling(max_new_tokens=12)
 RED = Image.new("RGB", (300, 200), (200, 30, 30))

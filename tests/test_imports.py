@@ -26,6 +26,7 @@ LAYERS = {
     "tokenization": 6,
     "prompt_jinja": 1,
     "prompt": 2,
+    "chat_templates": 3,
     "conversation": 3,
     "ocr": 3,
     "checkpoint": 6,

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.errors import CheckpointError, PromptError
-from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, TEMPLATES, Encoded, Message, Slot, arrange, assistant, user
+from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, Encoded, Message, Slot, arrange, assistant, user
 from mobillama_v.tokenization import TextTokenizer
 
 CORPUS = [SYSTEM, "USER: What is it? ASSISTANT: A red circle.", "<image> </s> <s>"]

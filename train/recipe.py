@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.errors import RecipeError
-from mobillama_v.prompt import TEMPLATES
 
 
 def _help(text: str, *, least: float | None = None, above: float | None = None, **options: Any) -> Any:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.errors import DataError
 from mobillama_v.markup import printable
-from mobillama_v.prompt import SHORT_ANSWER, TEMPLATES
+from mobillama_v.prompt import SHORT_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

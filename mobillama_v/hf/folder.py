@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mobillama_v.chat_templates import get_template
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError
 from mobillama_v.hub import read_spec
-from mobillama_v.prompt import get_template
 
 CHAT_TEMPLATE, CARD = "chat_template.jinja", "README.md"
 TOKENIZER, GENERATION = "tokenizer_config.json", "generation_config.json"

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers import BatchFeature, ProcessorMixin, TokenizersBackend
 from transformers.utils import cached_file
 
+from mobillama_v.chat_templates import get_template
 from mobillama_v.conversation import read_chat
 from mobillama_v.errors import CheckpointError, PromptError
 from mobillama_v.hf.configuration import MobiLlamaVConfig
@@ -34,7 +35,7 @@ from mobillama_v.hf.rendering import (
     render,
     without_places,
 )
-from mobillama_v.prompt import IGNORE_INDEX, Encoded, get_template
+from mobillama_v.prompt import IGNORE_INDEX, Encoded
 from mobillama_v.tokenization import TextTokenizer, check_vocabulary
 
 _LOG = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class MobiLlamaVProcessor(ProcessorMixin):
     Args:
         image_processor: makes pixels.
         tokenizer: the ``tokenizer.json`` as transformers reads it, with its special tokens.
-        template: a name in :data:`~mobillama_v.prompt.TEMPLATES`.
+        template: a name in :data:`~mobillama_v.chat_templates.TEMPLATES`.
         tokens_per_image: slots that one image takes.
         context_length: longest prompt that is accepted, in tokens.
     """

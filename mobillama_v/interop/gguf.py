@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from mobillama_v.backends.native.pack import check_fp16_range
 from mobillama_v.backends.native.packed_format import BLOCK
+from mobillama_v.chat_templates import get_template
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError, needs
 from mobillama_v.fields import parse_json
 from mobillama_v.interop.formats import Exporter, decoder_type
 from mobillama_v.interop.gguf_tokenizer import words_name
-from mobillama_v.prompt import get_template
 from mobillama_v.prompt_jinja import for_llama_cpp
 from mobillama_v.tokenization import check_vocabulary
 
@@ -140,13 +140,18 @@ def write_gguf(
     if TYPES[kind]:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _add_tensors(writer, gguf, decoder, lm_head, spec, kind, search)
+    write_all(writer)
+    return vocabulary.notes
+
+
+def write_all(writer: Any) -> None:
+    """Write what a GGUF writer was given, and close its file."""
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
     finally:
         writer.close()
-    return vocabulary.notes
 
 
 def refuse_type(kind: str, spec: DecoderConfig) -> None:

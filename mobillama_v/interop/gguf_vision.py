@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import ConfigError
 from mobillama_v.images import ImageTransform
-from mobillama_v.interop.gguf import library
+from mobillama_v.interop.gguf import library, write_all
 from mobillama_v.interop.llava_hf_export import plain_tower
 from mobillama_v.interop.vit_names import EPS, tower_pieces
 from mobillama_v.model.vision.plain_vit import CLIP
@@ -89,12 +89,7 @@ def write_mmproj(path: Path, network: VisionLanguageModel, *, kind: str, name: s
     for key, tensor in _tensors(network, tower, blocks, gguf).items():
         half = kind == "f16" and tensor.dim() > 1 and key not in _FULL
         writer.add_tensor(key, (tensor.half() if half else tensor.float()).contiguous().numpy())
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-    finally:
-        writer.close()
+    write_all(writer)
     return (_CLASS_LAST,) * (tower.model == CLIP) + _pixel_notes(spec)
 
 

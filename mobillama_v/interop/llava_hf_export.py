@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mobillama_v.chat_templates import get_template
 from mobillama_v.config import DecoderConfig, ModelConfig
 from mobillama_v.errors import CheckpointError, ConfigError
 from mobillama_v.interop.formats import Exporter, Piece, decoder_type
@@ -18,7 +19,6 @@ from mobillama_v.interop.transformers_parts import decoder_pieces
 from mobillama_v.interop.vit_names import hugging_face_config, tower_pieces
 from mobillama_v.model.vision import TowerConfig, ViTShape
 from mobillama_v.model.vision.plain_vit import CLIP, SIGLIP
-from mobillama_v.prompt import get_template
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 
 from mobillama_v.assistant import Assistant
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.demo.occlusion import CELLS, cover, importance, render
 from mobillama_v.generate import Sampling
 from mobillama_v.loading import load
-from mobillama_v.prompt import TEMPLATES, assistant, user
+from mobillama_v.prompt import assistant, user
 from serving import RAMP, RED
 from tiny import whole_logits
 

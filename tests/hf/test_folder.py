@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.errors import CheckpointError
 from mobillama_v.hf.folder import describe_folder
 from mobillama_v.hf.processing import MobiLlamaVProcessor
-from mobillama_v.prompt import TEMPLATES
 from tiny import save_nano_like
 
 TEXT = st.text(max_size=9) | st.sampled_from([" a ", "b\n", "\n", "USER: <image> </s>", 'it\'s "so"'])

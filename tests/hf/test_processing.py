@@ -14,6 +14,7 @@ import torch
 from chats import SLOTS, answer, chat, expected, picture
 
 from mobillama_v import MobiLlamaVProcessor, prompt
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.errors import CheckpointError, ConfigError, ImageError, PromptError
 from mobillama_v.hf.image_processing import MobiLlamaVImageProcessor, open_image
 from mobillama_v.images import ImageTransform
@@ -153,7 +154,7 @@ def test_a_folder_saved_and_loaded(processor: MobiLlamaVProcessor, tmp_path: Pat
         processor.save_pretrained(tmp_path)
     finally:
         processor.image_processor.mode = "squash"
-    assert (tmp_path / "chat_template.jinja").read_text() == prompt.TEMPLATES["v1"].jinja
+    assert (tmp_path / "chat_template.jinja").read_text() == TEMPLATES["v1"].jinja
     again = MobiLlamaVProcessor.from_pretrained(tmp_path)
     assert again.image_processor.transform == ImageTransform(IMAGE_SIZE, "crop", (0.5,) * 3, (0.25,) * 3)
     assert (again.template, again.tokens_per_image, again.context_length) == ("v1", SLOTS, 512)

@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, gelu, layer_norm, linear, scaled_dot_pro
 from typer.testing import CliRunner
 
 import tiny
+from mobillama_v.chat_templates import get_template
 from mobillama_v.cli.main import app
 from mobillama_v.config import ProjectorConfig
 from mobillama_v.hub import read_spec
@@ -21,7 +22,6 @@ from mobillama_v.images import ImageTransform
 from mobillama_v.model.vision import TowerConfig, ViTShape
 from mobillama_v.model.vision.plain_vit import CLIP, SIGLIP
 from mobillama_v.model.vlm import load_network
-from mobillama_v.prompt import get_template
 from mobillama_v.prompt_jinja import for_llama_cpp
 
 gguf = pytest.importorskip("gguf", reason="the extra gguf is not installed")

@@ -244,7 +244,8 @@ def test_a_chatml_model_in_the_other_doors(tmp_path: Path) -> None:
     """transformers' processor writes the same conversation, and training learns the same tokens."""
     from transformers import AutoProcessor
 
-    from mobillama_v.prompt import assistant, get_template
+    from mobillama_v.chat_templates import get_template
+    from mobillama_v.prompt import assistant
     from mobillama_v.train.data.encoding import Encoding, _tokenizer
 
     folder = save(llava(), tmp_path / "theirs")

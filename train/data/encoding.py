@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mobillama_v.chat_templates import get_template
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import RecipeError
-from mobillama_v.prompt import IGNORE_INDEX, Encoded, Tokenizer, get_template
+from mobillama_v.prompt import IGNORE_INDEX, Encoded, Tokenizer
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.records import Record, RecordError
 

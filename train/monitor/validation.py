@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 
 from mobillama_v import distributed
 from mobillama_v.backends.torch import TorchEngine
+from mobillama_v.chat_templates import get_template
 from mobillama_v.generate import Prompt, Sampling, generate
-from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, Encoded, get_template
+from mobillama_v.prompt import IGNORE_INDEX, SYSTEM, Encoded
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train import checkpoints
 from mobillama_v.train.build import Setup, encoding_of, unusable_images

@@ -16,11 +16,12 @@ from decoders import forward
 from mobillama_v.backends.native import library
 from mobillama_v.backends.native.runtime import NativeModel, NativeSequence
 from mobillama_v.backends.native.torch_convert import pack
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.config import DecoderConfig
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.model.decoder import Decoder
 from mobillama_v.model.vlm import load_network
-from mobillama_v.prompt import TEMPLATES, assistant, user
+from mobillama_v.prompt import assistant, user
 from mobillama_v.tokenization import TextTokenizer
 
 pytestmark = pytest.mark.skipif(bool(library.missing()), reason=f"no native library: {library.missing()}")

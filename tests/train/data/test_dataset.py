@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from mobillama_v.chat_templates import TEMPLATES
 from mobillama_v.errors import DataError
 from mobillama_v.images import ImageTransform
-from mobillama_v.prompt import IGNORE_INDEX, TEMPLATES, Message, Slot, assistant, user
+from mobillama_v.prompt import IGNORE_INDEX, Message, Slot, assistant, user
 from mobillama_v.tokenization import TextTokenizer
 from mobillama_v.train.data.collate import Collator
 from mobillama_v.train.data.dataset import BadRecordsError, Samples, TrainingSet, load_samples
