@@ -115,7 +115,8 @@ def test_each_picture_is_encoded_once_and_places_are_kept(answers, pictures: lis
 def test_likelihood_is_the_product_over_the_answer_s_tokens(answers, pictures: list[Image.Image]) -> None:
     import torch
 
-    from mobillama_v.prompt import IGNORE_INDEX, TEMPLATES, assistant, user
+    from mobillama_v.chat_templates import TEMPLATES
+    from mobillama_v.prompt import IGNORE_INDEX, assistant, user
 
     answers.task_dict = {"t": {"s": [pictures[:1]]}}
     model = answers.assistant
