@@ -216,7 +216,8 @@ class Asker:
         counts = Counter(
             noun for facts in everything for noun in {*facts.named, *(k for n in facts.named for k in also(n))}
         )
-        self._weights = {noun: n**0.75 for noun, n in counts.items() if n >= _RARE * len(everything)}
+        # In one order, whatever order Python's sets have: the same seed asks the same questions.
+        self._weights = {noun: n**0.75 for noun, n in sorted(counts.items()) if n >= _RARE * len(everything)}
 
     def absent(self, facts: Facts, rng: random.Random) -> str | None:
         """A noun that none of the captions names, nor implies, nor leaves open; ``None`` where there is none."""

@@ -14,13 +14,13 @@ from typer.testing import CliRunner
 
 import mobillama_v
 import tiny
+from mobillama_v.chat_templates import get_template
 from mobillama_v.config import DecoderConfig
 from mobillama_v.generate import Sampling
 from mobillama_v.hub import find_model, read_spec
 from mobillama_v.interop.gguf import write_gguf
 from mobillama_v.model.decoder import Decoder
 from mobillama_v.model.vlm import load_network
-from mobillama_v.prompt import get_template
 from nano.__main__ import app
 
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
