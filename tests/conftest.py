@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,25 @@ def tiny_model(tower_name: str):
     return MobiLlamaVForConditionalGeneration(MobiLlamaVConfig(**tiny.model_config())).eval()
 
 
-@pytest.fixture(scope="session")
-def nano_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of the embedded model's architecture, tiny and random; do not change it.
+def _model(name: str, make: Callable[[Path], Path], folders: pytest.TempPathFactory) -> Path:
+    """A model folder of a test.
 
-    In an install without torch, ``MOBILLAMA_V_TEST_MODEL`` names one that another install has made (see .ci/extras).
+    An install without torch cannot make one: ``MOBILLAMA_V_TEST_MODELS`` names a folder of those that another install
+    has made (see .ci/extras).
     """
     if importlib.util.find_spec("torch") is None:
-        made = os.environ.get("MOBILLAMA_V_TEST_MODEL")
-        return Path(made) if made else pytest.skip("no torch to make a model, and no MOBILLAMA_V_TEST_MODEL")
-    return tiny.save_nano_like(tmp_path_factory.mktemp("models") / "nano-like")
+        made = os.environ.get("MOBILLAMA_V_TEST_MODELS")
+        return Path(made) / name if made else pytest.skip("no torch to make a model, and no MOBILLAMA_V_TEST_MODELS")
+    return make(folders.mktemp("models") / name)
+
+
+@pytest.fixture(scope="session")
+def nano_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of the embedded model's architecture, tiny and random; do not change it."""
+    return _model(tiny.NANO_LIKE, tiny.save_nano_like, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def packed_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed model with CLIP's tower, tiny and random; do not change it."""
+    return _model(tiny.PACKED_CLIP, tiny.save_packed_clip, tmp_path_factory)

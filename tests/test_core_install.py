@@ -15,15 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import mobillama_v
-import tiny
 from mobillama_v.backends.native import library
 from mobillama_v.cli import doctor
 from mobillama_v.cli.main import app
-from mobillama_v.config import ProjectorConfig, TowerConfig
 from mobillama_v.errors import EXTRAS, MissingExtraError, MobiLlamaVError, needs
-from mobillama_v.images import ImageTransform
-from mobillama_v.model.vision import ViTShape
-from mobillama_v.model.vision.plain_vit import CLIP
 from serving import RED, data_url, encoded, question, running
 
 ROOT = Path(__file__).parent.parent
@@ -46,24 +41,13 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "red.png"
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed model with CLIP's tower."""
-    folder = tmp_path_factory.mktemp("clip")
-    tower = TowerConfig(CLIP, vit=ViTShape(24, 3, 3, 40, 8, "quick_gelu"))
-    parts = {"projector": ProjectorConfig("mlp2x_gelu", 1), "image": ImageTransform(size=32)}
-    tiny.save_nano_like(folder / "model", tower=tower, **parts)
-    assert CliRunner().invoke(app, ["quantize", str(folder / "model"), str(folder / "packed")]).exit_code == 0
-    return folder / "packed"
-
-
 native_only = pytest.mark.skipif(bool(library.missing()), reason="no native library")
 
 
-@pytest.fixture(params=["nano", pytest.param("packed", marks=native_only)])
-def light(request: pytest.FixtureRequest, nano_like: Path) -> Path:
+@pytest.fixture(params=["nano_like", pytest.param("packed_clip", marks=native_only)])
+def light(request: pytest.FixtureRequest) -> Path:
     """A model that answers without torch."""
-    folder: Path = nano_like if request.param == "nano" else request.getfixturevalue("packed")
+    folder: Path = request.getfixturevalue(request.param)
     return folder
 
 

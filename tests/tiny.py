@@ -20,6 +20,10 @@ TOWER_NAME = "tiny-test-vit-quickgelu"
 IMAGE_SIZE, PATCH, TOWER_WIDTH, TOWER_LAYERS = 32, 8, 24, 3
 
 
+NANO_LIKE, PACKED_CLIP = "nano-like", "packed-clip"
+"""Folders of the models that :func:`save_models` makes."""
+
+
 def register_tower(folder: Path) -> str:
     """Teach open_clip a tiny ViT with QuickGELU; returns its name."""
     import open_clip
@@ -127,6 +131,30 @@ def save_nano_like(folder: Path, *, decoder_changes: dict[str, Any] | None = Non
                     torch.nn.init.uniform_(parameter, 0.5, 1.5)
     save_file({name: tensor.half() for name, tensor in network.state_dict().items()}, folder / "model.safetensors")
     return folder
+
+
+def save_packed_clip(folder: Path) -> Path:
+    """Write a packed model with a tiny CLIP tower and random weights."""
+    from typer.testing import CliRunner
+
+    from mobillama_v.cli.main import app
+    from mobillama_v.config import ProjectorConfig, TowerConfig
+    from mobillama_v.images import ImageTransform
+    from mobillama_v.model.vision import ViTShape
+    from mobillama_v.model.vision.plain_vit import CLIP
+
+    tower = TowerConfig(CLIP, vit=ViTShape(24, 3, 3, 40, 8, "quick_gelu"))
+    unpacked = folder.with_name("unpacked-clip")
+    save_nano_like(unpacked, tower=tower, projector=ProjectorConfig("mlp2x_gelu", 1), image=ImageTransform(size=32))
+    made = CliRunner().invoke(app, ["quantize", str(unpacked), str(folder)])
+    assert made.exit_code == 0, made.output
+    return folder
+
+
+def save_models(folder: Path) -> None:
+    """Write the models that tests of an install without torch, which cannot make them, answer with."""
+    save_nano_like(folder / NANO_LIKE)
+    save_packed_clip(folder / PACKED_CLIP)
 
 
 def whole_logits(network: Any, encoded: Any, pixels: Any) -> Any:
