@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from mobillama_v.train.deepspeed_config import deepspeed_config
 from mobillama_v.train.monitor.val_samples import read_answers
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
+from trainings import on_corpus
 
 pytest.importorskip("deepspeed")
 # Sums over two processes run in another order, and Adam turns differences of rounding near zero into whole steps. The
@@ -94,22 +96,15 @@ if __name__ == "__main__":
 """
 
 
-def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"model.start={start}",
-        f"data.json=[{corpus / 'pictures.json'}, {corpus / 'text.jsonl'}]",
-        f"data.image_root={corpus / 'images'}",
-        "data.features=null",
-        "data.max_length=256",
-        f"output={output}",
-        "train.max_steps=6",
-        "train.save_steps=2",
-        "train.log_steps=1",
-        "train.group_by_length=false",
-        "train.optimizer=adamw",
-        "train.weight_decay=0.1",
-        *more,
-    ]
+SETTINGS = (
+    "data.features=null",
+    "train.max_steps=6",
+    "train.save_steps=2",
+    "train.group_by_length=false",
+    "train.optimizer=adamw",
+    "train.weight_decay=0.1",
+)
+overrides = partial(on_corpus, settings=SETTINGS)
 
 
 @pytest.fixture

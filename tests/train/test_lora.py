@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,30 +19,25 @@ from mobillama_v.train.build import freeze_all_but, load_start
 from mobillama_v.train.recipe import LORA_TARGETS, LoraSection
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
+from trainings import on_corpus
 
 pytest.importorskip("peft")
 
 
-def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"model.start={start}",
-        f"data.json=[{corpus / 'pictures.json'}, {corpus / 'text.jsonl'}]",
-        f"data.image_root={corpus / 'images'}",
-        "data.max_length=256",
-        f"output={output}",
-        "train.lora={rank: 4, alpha: 8, dropout: 0.1}",
-        "train.modules={projector: 1e-3, decoder: 1e-2}",
-        "train.batch_size=4",
-        "train.global_batch_size=null",
-        "train.precision=fp32",
-        "train.deepspeed=null",
-        "train.dataloader_workers=0",
-        "train.max_steps=6",
-        "train.save_steps=2",
-        "train.save_total_limit=9",
-        "train.log_steps=1",
-        *more,
-    ]
+SETTINGS = (
+    "data.features=null",
+    "train.lora={rank: 4, alpha: 8, dropout: 0.1}",
+    "train.modules={projector: 1e-3, decoder: 1e-2}",
+    "train.batch_size=4",
+    "train.global_batch_size=null",
+    "train.precision=fp32",
+    "train.deepspeed=null",
+    "train.dataloader_workers=0",
+    "train.max_steps=6",
+    "train.save_steps=2",
+    "train.save_total_limit=9",
+)
+overrides = partial(on_corpus, settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from mobillama_v.train.data.preprocess import KEPT
 from mobillama_v.train.recipe import ModulesSection, Recipe
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
+from trainings import on_corpus
 
 STAGES = {"nano-align": {"projector"}, "nano-instruct": {"projector", "language_model", "lm_head"}}
 
@@ -47,20 +48,16 @@ main()
 """
 
 
+SETTINGS = (
+    "train.batch_size=4",
+    "train.max_steps=12",
+    "train.save_steps=3",
+)
+
+
 def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"model.start={start}",
-        f"data.json=[{corpus / 'pictures.json'}, {{path: {corpus / 'text.jsonl'}, repeat: 2}}]",
-        f"data.image_root={corpus / 'images'}",
-        f"data.features={output.parent / 'features'}",
-        "data.max_length=256",
-        f"output={output}",
-        "train.batch_size=4",
-        "train.max_steps=12",
-        "train.save_steps=3",
-        "train.log_steps=1",
-        *more,
-    ]
+    records = f"data.json=[{corpus / 'pictures.json'}, {{path: {corpus / 'text.jsonl'}, repeat: 2}}]"
+    return on_corpus(start, corpus, output, records, *more, settings=SETTINGS)
 
 
 def weights(folder: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,23 +22,15 @@ from mobillama_v.train.monitor.loss_monitor import SUSPECTS, LossMonitor
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
 from mobillama_v.train.trainer import enable_gradient_checkpointing
+from trainings import on_corpus
 
-
-def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"model.start={start}",
-        f"data.json=[{corpus / 'pictures.json'}, {corpus / 'text.jsonl'}]",
-        f"data.image_root={corpus / 'images'}",
-        f"data.features={output.parent / 'features'}",
-        "data.max_length=256",
-        f"output={output}",
-        "train.pack_tokens=700",
-        "train.gradient_accumulation=2",
-        "train.max_steps=5",
-        "train.save_steps=2",
-        "train.log_steps=1",
-        *more,
-    ]
+SETTINGS = (
+    "train.pack_tokens=700",
+    "train.gradient_accumulation=2",
+    "train.max_steps=5",
+    "train.save_steps=2",
+)
+overrides = partial(on_corpus, settings=SETTINGS)
 
 
 def trace(output: Path) -> list[tuple[int, float]]:

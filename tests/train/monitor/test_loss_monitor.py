@@ -20,6 +20,7 @@ from mobillama_v.train.data.picture_keys import PictureKeys
 from mobillama_v.train.monitor.loss_monitor import FEWEST, IN_SUCCESSION, SUSPECTS, LossMonitor
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
+from trainings import on_corpus
 
 
 def verdicts(monitor: LossMonitor, losses: list[float]) -> list[int]:
@@ -76,21 +77,17 @@ def test_nothing_is_judged_before_enough_is_known_and_a_resumed_monitor_knows_it
 # --- in a training --------------------------------------------------------------------------------------------------
 
 
+SETTINGS = (
+    "train.batch_size=2",
+    "train.gradient_accumulation=2",
+    "train.max_steps=6",
+    "train.save_steps=1",
+)
+
+
 def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"model.start={start}",
-        f"data.json=[{corpus / 'pictures.json'}]",
-        f"data.image_root={corpus / 'images'}",
-        f"data.features={output.parent / 'features'}",
-        "data.max_length=256",
-        f"output={output}",
-        "train.batch_size=2",
-        "train.gradient_accumulation=2",
-        "train.max_steps=6",
-        "train.save_steps=1",
-        "train.log_steps=1",
-        *more,
-    ]
+    records = f"data.json=[{corpus / 'pictures.json'}]"
+    return on_corpus(start, corpus, output, records, *more, settings=SETTINGS)
 
 
 def losses(output: Path) -> list[float]:

@@ -11,25 +11,23 @@ from mobillama_v.errors import MissingExtraError, RecipeError
 from mobillama_v.train.monitor import reporters
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
+from trainings import on_corpus
+
+SETTINGS = (
+    "data.features=null",
+    "train.batch_size=4",
+    "train.max_steps=2",
+    "train.save_steps=1",
+    "validation.answers=2",
+    "validation.max_new_tokens=2",
+)
 
 
 def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"model.start={start}",
-        f"data.json={corpus / 'pictures.json'}",
-        f"data.image_root={corpus / 'images'}",
-        "data.features=null",
-        "data.max_length=256",
-        f"output={output}",
-        "train.batch_size=4",
-        "train.max_steps=2",
-        "train.log_steps=1",
-        "train.save_steps=1",
-        f"validation.json={corpus / 'text.jsonl'}",
-        "validation.answers=2",
-        "validation.max_new_tokens=2",
-        *more,
-    ]
+    records = f"data.json={corpus / 'pictures.json'}"
+    return on_corpus(
+        start, corpus, output, records, f"validation.json={corpus / 'text.jsonl'}", *more, settings=SETTINGS
+    )
 
 
 def test_what_is_asked_for_and_not_installed_is_one_sentence(start_folder, corpus, tmp_path, monkeypatch) -> None:

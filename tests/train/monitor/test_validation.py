@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,24 +19,17 @@ from mobillama_v.train.monitor.val_samples import read_answers
 from mobillama_v.train.monitor.validation import Validation
 from mobillama_v.train.recipe_files import load_recipe
 from mobillama_v.train.run import run
+from trainings import on_corpus
 
-
-def overrides(start: Path, corpus: Path, output: Path, *more: str) -> list[str]:
-    return [
-        f"model.start={start}",
-        f"data.json=[{corpus / 'pictures.json'}, {corpus / 'text.jsonl'}]",
-        f"data.image_root={corpus / 'images'}",
-        "data.features=null",
-        "data.max_length=256",
-        f"output={output}",
-        "train.batch_size=4",
-        "train.max_steps=6",
-        "train.save_steps=2",
-        "train.log_steps=1",
-        "train.optimizer=adamw",
-        "train.modules={projector: 3e-3, decoder: 3e-3}",
-        *more,
-    ]
+SETTINGS = (
+    "data.features=null",
+    "train.batch_size=4",
+    "train.max_steps=6",
+    "train.save_steps=2",
+    "train.optimizer=adamw",
+    "train.modules={projector: 3e-3, decoder: 3e-3}",
+)
+overrides = partial(on_corpus, settings=SETTINGS)
 
 
 def validating(corpus: Path, *more: str) -> list[str]:
