@@ -16,10 +16,9 @@ import pytest
 from PIL import Image
 
 import serving
+from demo_page import WAIT, answers, ask, choose, pictures, wait_for_answer, watch
 from mobillama_v.demo.ui import EXAMPLES
 from serving import CHROMIUM, RAMP, RED, Running, encoded
-
-WAIT = 30_000  # milliseconds; other things may run on the machine
 
 
 @pytest.fixture(scope="module")
@@ -99,62 +98,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ask(page: Any, text: str, *paths: Path) -> None:
-    if paths:
-        page.set_input_files("#box input[type=file]", [str(path) for path in paths])
-        page.wait_for_function(f"document.querySelectorAll('#box .thumbnail-item').length >= {len(paths)}")
-    page.fill("#box textarea", text)
-    page.press("#box textarea", "Enter")
-
-
-def answers(page: Any) -> list[str]:
-    return [text.strip() for text in page.locator("#chat .bot.message").all_inner_texts()]
-
-
-def wait_for_answer(page: Any, count: int) -> str:
-    """The answer number ``count``, when it has ended."""
-    ended = page.wait_for_function(
-        f"""() => {{
-            const found = document.querySelectorAll('#chat .bot.message');
-            const line = document.querySelector('#status').innerText.trim();
-            const told = /tokens?( · stopped.*)?$|no answer$/.test(line);
-            const ready = document.querySelector('#box .submit-button');
-            return found.length == {count} && told && ready && {{text: found[{count} - 1].innerText}};
-        }}"""
-    )
-    return ended.json_value()["text"].strip()
-
-
-def pictures(page: Any) -> list[str]:
-    return page.evaluate("[...document.querySelectorAll('#chat .message img')].map(i => i.src)")
-
-
-def choose(page: Any, tokens: int, model: str = "talkative") -> None:
-    """Set the model and the longest answer.
-
-    The settings are made when they are first unfolded, and what is typed before Gradio has bound a field is reset by
-    it: the length is typed until the slider, which shows what a question will be sent with, has taken it.
-    """
-    slider = page.locator("input[type=range][aria-label*='Longest']")
-    for last in (False, False, True):
-        number = page.locator("input[type=number][aria-label*='Longest']")
-        if not number.is_visible():
-            page.get_by_text("Settings", exact=True).click()
-        if model != page.get_by_role("combobox", name="Model").input_value():
-            page.get_by_role("combobox", name="Model").click()
-            page.get_by_role("option", name=model).click()
-        deadline = time.monotonic() + WAIT / 3000
-        while time.monotonic() < deadline:
-            if slider.input_value() == str(tokens):
-                return
-            number.fill(str(tokens))
-            number.blur()
-            page.wait_for_timeout(300)
-        assert not last, f"the slider stays at {slider.input_value()}"
-        page.reload()  # now and then a page takes no setting at all; a person would load it again, too
-        page.wait_for_selector("#status b")
-
-
 def test_two_questions_about_a_picture(visit: Callable[..., Any], files: Path, talkative: Path) -> None:
     from mobillama_v.generate import Sampling
     from mobillama_v.loading import load
@@ -230,15 +173,6 @@ def test_a_file_that_is_too_large_is_refused(files: Path, demo: Running) -> None
     with (files / "large.png").open("rb") as file:
         answer = httpx.post(f"{demo.url}/gradio_api/upload", files={"files": file})
     assert answer.status_code == 413
-
-
-def watch(page: Any) -> None:
-    """Let the page remember whether the button that stops an answer appears, however briefly."""
-    page.evaluate("""() => {
-        window.answering = false;
-        const look = () => { window.answering ||= Boolean(document.querySelector("#box .stop-button")); };
-        new MutationObserver(look).observe(document.body, {childList: true, subtree: true, attributes: true});
-    }""")
 
 
 def test_retry_undo_edit_and_examples(visit: Callable[..., Any], files: Path) -> None:
