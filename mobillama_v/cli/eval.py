@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mobillama_v.cli.benchmark_options import DataOption, with_benchmark_options
 from mobillama_v.cli.options import DeviceOption, EngineOption, ModelOption
 from mobillama_v.errors import ConfigError, DataError, MobiLlamaVError
 from mobillama_v.eval.benchmarks import registry
@@ -26,28 +27,6 @@ app = typer.Typer(
 )
 
 _NAMES = ", ".join(registry.classes())
-DataOption = Annotated[
-    Path, typer.Option("--data", "-d", help="The benchmark's files; or a folder with a sub-folder for each benchmark.")
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(help="gqa: testdev_balanced, val_balanced; scienceqa: test, val, train, minitest, minival."),
-]
-OcrOption = Annotated[
-    str | None,
-    typer.Option(
-        help="textvqa: rosetta; custom: none; or rapidocr to read the words in the pictures (extra ocr); none tells no "
-        "OCR tokens."
-    ),
-]
-ConsistencyOption = Annotated[
-    bool, typer.Option("--consistency", help="gqa: ask and score all questions of the tier, for consistency.")
-]
-QuestionsOption = Annotated[
-    Path | None, typer.Option(help="custom: the question file; else one of LLaVA's, to take the prompts from.")
-]
-MetricOption = Annotated[str | None, typer.Option(help="custom: exact, vqa, anls or yesno.")]
-PromptOption = Annotated[str | None, typer.Option(help="custom: as-is, or short to ask for a short answer.")]
 
 
 def make(name: str, **options: Any) -> Benchmark:
@@ -60,18 +39,14 @@ def make(name: str, **options: Any) -> Benchmark:
 
 
 @app.command("score")
+@with_benchmark_options()
 def score(
     benchmark: Annotated[str, typer.Argument(metavar="BENCH", help=f"One of {_NAMES}.")],
     predictions: Annotated[
         Path, typer.Option("--predictions", "-p", help="Answers, ours or others'; for mme also a folder.")
     ],
     data: DataOption,
-    split: SplitOption = None,
-    ocr: OcrOption = None,
-    consistency: ConsistencyOption = False,
-    questions: QuestionsOption = None,
-    metric: MetricOption = None,
-    prompt: PromptOption = None,
+    options: dict[str, Any],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, right answers by question too.")
     ] = False,
@@ -81,13 +56,11 @@ def score(
     from mobillama_v.eval.predictions import match
     from mobillama_v.ocr import RAPIDOCR
 
-    if ocr == RAPIDOCR:
+    if options["ocr"] == RAPIDOCR:
         raise ConfigError(f"--ocr {RAPIDOCR} reads the pictures of `eval run`; scoring opens none, so leave it out.")
-    chosen = make(
-        benchmark, split=split, ocr=ocr, consistency=consistency, questions=questions, metric=metric, prompt=prompt
-    )
+    chosen = make(benchmark, **options)
     folder = benchmark_folder(data, chosen.name)
-    if ocr is None:
+    if options["ocr"] is None:
         chosen = chosen.for_scoring(folder)
     examples = chosen.load(folder)
     matched = match(chosen, examples, chosen.read_predictions(predictions), of=str(predictions))
@@ -100,20 +73,17 @@ def score(
 
 
 @app.command("prepare")
+@with_benchmark_options("split", "ocr", "consistency", "questions")
 def prepare(
     data: DataOption,
+    options: dict[str, Any],
     benchmark: Annotated[
         str | None, typer.Argument(metavar="[BENCH]", help="One benchmark; all public ones by default.")
     ] = None,
-    split: SplitOption = None,
-    ocr: OcrOption = None,
-    consistency: ConsistencyOption = False,
-    questions: QuestionsOption = None,
 ) -> None:
     """Say what to download from where, and check what is there; nothing is downloaded. Exit code 1: not ready."""
     from mobillama_v.eval.prepare import prepare as check
 
-    options = {"split": split, "ocr": ocr, "consistency": consistency, "questions": questions}
     names = [benchmark] if benchmark else registry.public()
     results = [check(make(name, **(options if benchmark else {})), data) for name in names]
     for result in results:
@@ -123,11 +93,13 @@ def prepare(
 
 
 @app.command("run")
+@with_benchmark_options()
 def run(
     benchmark: Annotated[
         str, typer.Argument(metavar="BENCH|all", help=f"One of {_NAMES}; or all: {', '.join(registry.public())}.")
     ],
     data: DataOption,
+    options: dict[str, Any],
     model: ModelOption = "nano",
     output: Annotated[
         Path | None,
@@ -145,12 +117,6 @@ def run(
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Count questions whose picture cannot be read as wrong, and go on.")
     ] = False,
-    split: SplitOption = None,
-    ocr: OcrOption = None,
-    consistency: ConsistencyOption = False,
-    questions: QuestionsOption = None,
-    metric: MetricOption = None,
-    prompt: PromptOption = None,
 ) -> None:
     """Ask a model every question of a benchmark, score the answers, and make a report.
 
@@ -165,16 +131,8 @@ def run(
     from mobillama_v.eval.report import writer
     from mobillama_v.ocr import RAPIDOCR, library
 
-    options = {
-        "limit": limit,
-        "split": split,
-        "ocr": ocr,
-        "consistency": consistency,
-        "questions": questions,
-        "metric": metric,
-        "prompt": prompt,
-    }
-    if ocr == RAPIDOCR:
+    options["limit"] = limit
+    if options["ocr"] == RAPIDOCR:
         library()  # before anything is read or asked
     chosen, absent = _everything(data, options) if benchmark == "all" else ([_one(benchmark, data, options)], [])
     target = output or Path("runs") / "eval" / (Path(model).name or "model")
