@@ -51,7 +51,7 @@ def assemble(
     labels: np.ndarray,
     crops: list[str],
     folder: Path,
-    account_epochs: int,
+    structured_epochs: int,
     **options: Any,
 ) -> None:
     """Write the model that the two stages start from: a trained tower, a fresh projector, the trained decoder.
@@ -63,7 +63,7 @@ def assemble(
         labels: of the cells of ``drawn[0]``, [N,14,14,L].
         crops: names of photographs.
         folder: where to write.
-        account_epochs: passes over ``drawn``.
+        structured_epochs: passes over ``drawn``.
         options: of :func:`tower.pretrain`.
     """
     model = MobiLlamaVForConditionalGeneration.from_pretrained(language)
@@ -75,11 +75,13 @@ def assemble(
     words = tower.Words(embeddings, tokenizer)
     sample = np.linspace(0, len(cache.names) - 1, min(_SAMPLE, len(cache.names))).astype(int)
     tower.start_cell_words(trunk, probe, cache.cells[sample], words)
-    tower.start_account(trunk.account, words)
+    tower.start_structured_tokens(trunk.account, words)
     features = torch.cat([recognize.patch_features(trunk, each.cache, each.names) for each in drawn])
     cells = np.concatenate([each.cache.cells[[each.cache.row[name] for name in each.names]] for each in drawn])
     scenes = [scene for each in drawn for scene in each.scenes]
-    recognize.learn_account(trunk.account, cells, features, scenes, epochs=account_epochs, seed=options["seed"])
+    recognize.learn_structured_tokens(
+        trunk.account, cells, features, scenes, epochs=structured_epochs, seed=options["seed"]
+    )
     tower.start_projector(model.projector, float(embeddings.detach().pow(2).mean().sqrt()))
     partial = folder.with_name(f"{folder.name}.partial")
     model.save_pretrained(partial)
@@ -107,7 +109,7 @@ def write_features(
         caches: the stem's views; the photographs are in the first.
         names: ``<image>#permuted`` names, whose class part is made of ``probabilities`` [M,1000] instead.
         probabilities: see ``names``.
-        alone: ``<image>#account`` names, whose patches are zero.
+        alone: ``<image>#tokens`` names, whose patches are zero.
         root: what names are relative to.
         folder: of the feature store.
     """

@@ -21,15 +21,15 @@ from mobillama_v.presets import PRESETS
 from mobillama_v.prompt import SYSTEM
 from nano import classes, easyvqa, photos, vocabulary
 from nano.build_scenes import (
-    ACCOUNT,
     DEFAULT_STYLES,
-    DRILLS,
+    DENSE,
+    TOKENS_ALONE,
     training_scene,
-    write_drills,
+    write_dense_questions,
     write_questions,
     write_split,
 )
-from nano.captions import account
+from nano.captions import structured_words
 
 SCENES, SIGNS, HELD_OUT, TEXT = "scenes", "signs", "held-out", "text"
 _SIGN_STYLES = {"word": 0.6, "two_words": 0.4}  # pictures with words, from which the tower learns to read
@@ -48,9 +48,9 @@ def _further(rate: float, steps: int) -> tuple[str, ...]:
 
 
 _CAPTIONS = {f"{SCENES}-captions": 1, "easyvqa-train-captions": 1, "photos-captions": 3}
-_DRILLED = {f"{SCENES}-drills": 1, f"{SIGNS}-drills": 1, "easyvqa-train": 1}
-_LOOKUPS = {f"{SCENES}-lookups": 1, f"{SIGNS}-lookups": 1}
-_MIXED = _DRILLED | _LOOKUPS | {"photos": 3, "photos-names": 4}
+_DENSE = {f"{SCENES}-dense": 1, f"{SIGNS}-dense": 1, "easyvqa-train": 1}
+_RETRIEVAL = {f"{SCENES}-retrieval": 1, f"{SIGNS}-retrieval": 1}
+_MIXED = _DENSE | _RETRIEVAL | {"photos": 3, "photos-names": 4}
 _STAGES: tuple[tuple[str, str, dict[str, int], tuple[str, ...]], ...] = (
     ("align", "nano-align", _CAPTIONS, ()),
     ("caption", "nano-caption", _CAPTIONS, ("train.pack_tokens=2560", "train.modules.decoder=1.5e-3")),
@@ -60,17 +60,18 @@ _STAGES: tuple[tuple[str, str, dict[str, int], tuple[str, ...]], ...] = (
         {SCENES: 1, SIGNS: 1, "easyvqa-train": 1, "photos": 1},
         ("train.pack_tokens=3648", "train.modules.decoder=1.5e-3"),
     ),
-    ("drilled", "nano-instruct", _DRILLED | {"photos": 2}, _further(1.0e-3, 1150)),
-    ("named", "nano-instruct", _DRILLED | {"photos": 4}, _further(5.0e-4, 330)),
-    ("placed", "nano-instruct", {f"{SCENES}-places": 1}, _further(2.0e-3, 150)),
-    ("lookups", "nano-instruct", _LOOKUPS, _further(2.0e-3, 800)),
+    ("dense", "nano-instruct", _DENSE | {"photos": 2}, _further(1.0e-3, 1150)),
+    ("names", "nano-instruct", _DENSE | {"photos": 4}, _further(5.0e-4, 330)),
+    ("positions", "nano-instruct", {f"{SCENES}-places": 1}, _further(2.0e-3, 150)),
+    ("retrieval", "nano-instruct", _RETRIEVAL, _further(2.0e-3, 800)),
     ("mixed", "nano-instruct", _MIXED, _further(1.5e-3, 1000)),
     ("everything", "nano-instruct", _MIXED | {SCENES: 1, SIGNS: 1}, _further(8.0e-4, 560)),
 )
 """Stage 1, captions, and stage 2 with what it goes on with: folder, recipe, records and how often each, options.
 
-Drills displace the names of photographs, which ``named`` brings back. Neither teaches to find the one of several things
-that is asked about: that takes a time in which nothing else is. At last everything is asked at once, and names most."""
+Dense questions displace the names of photographs, which ``names`` brings back. Neither teaches to find the one of
+several things that is asked about: that takes a time in which nothing else is. At last everything is asked at once,
+and names most."""
 _DRAWN_WORDS = 4096  # tokens, before those of people's captions
 _NAME_REPEATS = 12  # so that every class's name is worth few tokens
 
@@ -84,7 +85,7 @@ class Sizes:
     questions: int = 3_300
     text_scenes: int = 12_000
     tower_epochs: int = 6
-    account_epochs: int = 4
+    structured_epochs: int = 4
     photos: int | None = None
     overrides: tuple[str, ...] = ()
 
@@ -134,8 +135,8 @@ def draw_pictures(data: Path, sizes: Sizes, *, seed: int, workers: int) -> None:
     if not (data / f"{SIGNS}-cells.npy").exists():
         write_split(data, name=SIGNS, count=sizes.signs, seed=seed, styles=_SIGN_STYLES, workers=workers)
     for name, count, styles in ((SCENES, sizes.scenes, None), (SIGNS, sizes.signs, _SIGN_STYLES)):
-        if not all((data / f"{name}-{kind}.json").exists() for kind in DRILLS):
-            write_drills(data, name=name, count=count, seed=seed, styles=styles)
+        if not all((data / f"{name}-{kind}.json").exists() for kind in DENSE):
+            write_dense_questions(data, name=name, count=count, seed=seed, styles=styles)
 
 
 def cut_photos(folder: Path, data: Path, sizes: Sizes, *, seed: int) -> list[str]:
@@ -207,7 +208,7 @@ def write_text(data: Path, sizes: Sizes, *, seed: int) -> None:
     said = {record["image"]: record["conversations"][1]["value"] for record in captions}
     easy = json.loads((data / "easyvqa-train.json").read_text(encoding="utf-8"))
     easy = [record for record in easy if record["image"] in said][: sizes.text_scenes // 6]
-    records = [photos.in_words(each, account(scene)) for each, scene in zip(scenes, drawn, strict=True)]
+    records = [photos.in_words(each, structured_words(scene)) for each, scene in zip(scenes, drawn, strict=True)]
     records += [photos.in_words(each, said[each["image"]]) for each in easy]
     records += [photos.imagined(index, rng) for _ in range(_PHOTO_TALKS) for index in range(len(classes.all_names()))]
     rng.shuffle(records)
@@ -258,7 +259,7 @@ def make_tower(out: Path, data: Path, cache: Any, signs: Any, crops: list[str], 
             scenes = [training_scene(name, seed, styles, index)[0] for index in range(count)]
             drawn.append(Drawn(seen, scene_names(name, count), scenes))
         options = {"epochs": sizes.tower_epochs, "seed": seed, "state": out / "tower.pt"}
-        assemble(out / "language" / "final", cache, drawn, labels, crops, folder, sizes.account_epochs, **options)
+        assemble(out / "language" / "final", cache, drawn, labels, crops, folder, sizes.structured_epochs, **options)
     return folder
 
 
@@ -267,13 +268,13 @@ def cache_features(start: Path, data: Path, caches: list[Any], folder: Path) -> 
     from nano.assemble import write_features
 
     permuted = np.load(data / "photos-permuted.npz")
-    drills = [json.loads((data / f"{name}-drills.json").read_text(encoding="utf-8")) for name in (SCENES, SIGNS)]
-    alone = [record["image"] for told in drills for record in told if record["image"].endswith(ACCOUNT)]
+    dense = [json.loads((data / f"{name}-dense.json").read_text(encoding="utf-8")) for name in (SCENES, SIGNS)]
+    alone = [record["image"] for told in dense for record in told if record["image"].endswith(TOKENS_ALONE)]
     write_features(start, caches, permuted["names"].tolist(), permuted["probabilities"], alone, data, folder)
 
 
 def two_stages(out: Path, data: Path, start: Path, sizes: Sizes, *, seed: int) -> Path:
-    """Stage 1 (projector), then projector and decoder: captions, stage 2, and drills; the folder of the result."""
+    """Stage 1 (projector), then projector and decoder: captions, stage 2, and dense; the folder of the result."""
     last = start
     for number, (name, recipe, told, options) in enumerate(_STAGES):
         records = [(data / f"{kind}.json", repeat) for kind, repeat in told.items()]

@@ -27,7 +27,7 @@ UNSEEN_READING = "reading-unseen"
 """Family of held-out questions about words that no training split shows."""
 
 
-class Drill(NamedTuple):
+class DenseQuestions(NamedTuple):
     """Many questions about each picture, most about what has to be found in it first."""
 
     wanted: dict[str, int]
@@ -35,20 +35,22 @@ class Drill(NamedTuple):
     things: int = 1
     """How many things a picture must show at least."""
     alone: bool = False
-    """Show only those pictures that are shown by their account alone."""
+    """Show only those pictures that are shown by their structured tokens alone."""
 
 
 _EACH = {"reading": 4, "position": 3, "relation": 3, "size": 3, "count": 3}
 _EACH |= {"shape": 2, "color": 2, "existence": 2, "negation": 2}
-DRILLS = {
-    "drills": Drill(_EACH),
-    "places": Drill({"position": 8}, things=2, alone=True),
-    "lookups": Drill({"position": 5, "relation": 4, "reading": 4, "shape": 2, "size": 2, "color": 1}, things=2),
+DENSE = {
+    "dense": DenseQuestions(_EACH),
+    "places": DenseQuestions({"position": 8}, things=2, alone=True),
+    "retrieval": DenseQuestions(
+        {"position": 5, "relation": 4, "reading": 4, "shape": 2, "size": 2, "color": 1}, things=2
+    ),
 }
 """By the end of their files' names. Of the last two the answers are to be had from the right one of several things."""
-_DRILL_TURNS = 14
-ACCOUNT = "#account"
-"""Ends the name of a picture of which only the tower's account is shown, and nothing of the patches."""
+_DENSE_TURNS = 14
+TOKENS_ALONE = "#tokens"
+"""Ends the name of a picture of which only the tower's structured tokens are shown, and no patches."""
 
 _STYLES_FOR = {
     "reading": ("word", "two_words"),
@@ -91,21 +93,25 @@ def write_split(
     np.save(out_dir / f"{name}-cells.npy", np.stack(cells))
 
 
-def write_drills(out_dir: Path, *, name: str, count: int, seed: int, styles: dict[str, float] | None = None) -> None:
-    """Write ``<name>-drills.json`` and so on: the pictures of a split again, with up to 15 questions each
-    (:data:`DRILLS`).
+def write_dense_questions(
+    out_dir: Path, *, name: str, count: int, seed: int, styles: dict[str, float] | None = None
+) -> None:
+    """Write ``<name>-dense.json`` and so on: the pictures of a split again, with up to 15 questions each
+    (:data:`DENSE`).
 
     A picture is most of what a question costs to learn, and is gone through once for all of them. Every second one is
-    shown by its account alone (:data:`ACCOUNT`), which a decoder that finds most answers in the patches hardly learns
-    to read.
+    shown by its structured tokens alone (:data:`TOKENS_ALONE`), which a decoder that finds most answers in the patches
+    hardly learns to read.
 
     Args:
         styles: as :func:`write_split`, whose pictures these are.
     """
     scenes = [training_scene(name, seed, styles or DEFAULT_STYLES, index)[0] for index in range(count)]
-    for kind, drill in DRILLS.items():
-        shown = range(1, count, 2) if drill.alone else range(count)
-        records = [_drill(kind, scenes[i], name, seed, i) for i in shown if len(scenes[i].things) >= drill.things]
+    for kind, asked in DENSE.items():
+        shown = range(1, count, 2) if asked.alone else range(count)
+        records = [
+            _dense_record(kind, scenes[i], name, seed, i) for i in shown if len(scenes[i].things) >= asked.things
+        ]
         _write_json(out_dir / f"{name}-{kind}.json", [record for record in records if record])
 
 
@@ -155,20 +161,20 @@ def _reading_first(turns: Iterable[QA], scene: Scene) -> list[QA]:
     return sorted(turns, key=lambda turn: turn.family not in ("reading", "description") and _quotes(turn, scene))
 
 
-def _drill(kind: str, scene: Scene, name: str, seed: int, index: int) -> dict[str, Any] | None:
-    kind, wanted = kind.removesuffix("s"), DRILLS[kind].wanted
+def _dense_record(kind: str, scene: Scene, name: str, seed: int, index: int) -> dict[str, Any] | None:
+    kind, wanted = kind.removesuffix("s"), DENSE[kind].wanted
     rng = random.Random(f"{name}-{kind}:{seed}:{index}")
     asked = [turn for _ in range(max(wanted.values())) for turn in questions(scene, rng)]
     unique = list({_plain(turn.question): turn for turn in asked}.values())
     rng.shuffle(unique)
     turns = [turn for family, most in wanted.items() for turn in [t for t in unique if t.family == family][:most]]
     rng.shuffle(turns)
-    turns = _reading_first(turns[:_DRILL_TURNS], scene)
+    turns = _reading_first(turns[:_DENSE_TURNS], scene)
     if rng.random() < DESCRIPTION_SHARE:
         turns.append(QA(*describe(scene, rng), "description"))  # last, as it gives all others away
     if not turns:
         return None
-    image = f"images/{name}/{index:06d}.png{ACCOUNT if index % 2 else ''}"
+    image = f"images/{name}/{index:06d}.png{TOKENS_ALONE if index % 2 else ''}"
     return _talk(f"{name}-{kind}-{index:06d}", image, turns)
 
 

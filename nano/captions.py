@@ -1,4 +1,4 @@
-"""One-sentence captions of scenes, the prompts that ask for them, and accounts in bare words."""
+"""One-sentence captions of scenes, the prompts that ask for them, and structured words."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def caption(scene: Scene) -> str:
     return f"A drawing with {_NUMBERS[len(shapes)]} shapes {ground}: {_listed(shapes)}."
 
 
-def account(scene: Scene) -> str:
+def structured_words(scene: Scene) -> str:
     """What is where, in the bare words that the hybrid tower tells a picture in.
 
     ``drawing white. large red heart left. NO5 black text bottom.``: shapes in reading order, then words from the top.
-    A decoder that has learnt to answer from accounts finds the same words in pictures.
+    A decoder that has learnt to answer from them finds the same words in pictures.
     """
     told = [f"drawing {scene.background}"]
     for thing in sorted(scene.shapes, key=reading_order):

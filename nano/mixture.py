@@ -24,7 +24,7 @@ from nano.stemcache import StemCache
 VISUAL_TOKENS = 84
 _BUDGET = 118
 """Tokens of the questions and answers about one picture."""
-_DRAWN = {"scenes": 0.25, "scenes-drills": 0.27, "scenes-lookups": 0.22, "signs-drills": 0.13, "signs-lookups": 0.08}
+_DRAWN = {"scenes": 0.25, "scenes-dense": 0.27, "scenes-retrieval": 0.22, "signs-dense": 0.13, "signs-retrieval": 0.08}
 _DRAWN |= {"scenes-captions": 0.05}
 """How often each file of drawings' records is taken."""
 

@@ -197,10 +197,10 @@ def imagined(index: int, rng: random.Random) -> dict[str, Any]:
     probabilities = likely(index, rng)
     color = rng.choice(tuple(COLORS))
     record = _record(f"imagined-{index:03d}", conversation(probabilities, color, rng))
-    return in_words(record, account(probabilities, color))
+    return in_words(record, structured_words(probabilities, color))
 
 
-def account(probabilities: np.ndarray, color: str) -> str:
+def structured_words(probabilities: np.ndarray, color: str) -> str:
     """What the tower tells of a photograph with class probabilities [1000], and its main color.
 
     ``photo sure tench. goldfish. fish. red.``: how sure the likeliest class is, the two likeliest, and their kind where
@@ -215,10 +215,10 @@ def account(probabilities: np.ndarray, color: str) -> str:
     return " ".join(f"{each}." for each in (*told, color))
 
 
-def in_words(record: dict[str, Any], account: str) -> dict[str, Any]:
-    """A record whose picture is replaced by an account of it."""
+def in_words(record: dict[str, Any], words: str) -> dict[str, Any]:
+    """A record whose picture is replaced by words about it."""
     turns = [dict(turn) for turn in record["conversations"]]
-    turns[0]["value"] = f"{account}\n{turns[0]['value'].removeprefix('<image>').lstrip()}"
+    turns[0]["value"] = f"{words}\n{turns[0]['value'].removeprefix('<image>').lstrip()}"
     return {"id": record["id"], "conversations": turns}
 
 

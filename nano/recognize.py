@@ -1,4 +1,4 @@
-"""Teaching the tower to find shapes and letters, from drawn scenes: what its account says of drawings.
+"""Teaching the tower to find shapes and letters, from drawn scenes: what its structured tokens say of drawings.
 
 The trunk below is trained by :mod:`nano.tower` and frozen here.
 """
@@ -91,13 +91,13 @@ def patch_features(trunk: HybridTrunk, cache: StemCache, names: list[str], batch
     return found
 
 
-def learn_account(
-    account: StructuredTokens, cells: np.ndarray, features: Tensor, scenes: list[Scene], *, epochs: int, seed: int = 0
+def learn_structured_tokens(
+    tokens: StructuredTokens, cells: np.ndarray, features: Tensor, scenes: list[Scene], *, epochs: int, seed: int = 0
 ) -> None:
     """Train the finders of shapes and of letters, above a frozen trunk.
 
     Args:
-        account: is changed.
+        tokens: they are changed.
         cells: gathered stem values of the scenes' pictures, [N,P,GATHERED].
         features: standardized features of the last block, [N,P,D].
         scenes: what the pictures show.
@@ -105,7 +105,7 @@ def learn_account(
         seed: of the weights and the order.
     """
     torch.manual_seed(seed)
-    things, lines = account.things, account.lines
+    things, lines = tokens.things, tokens.lines
     learned = [*things.fc1.parameters(), *things.fc2.parameters()]
     everything = np.arange(len(scenes))
     learn("shapes", things.logits, learned, [features], everything, shapes_of(scenes), epochs=epochs, seed=seed)

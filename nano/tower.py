@@ -232,9 +232,9 @@ class Words:
 
 
 @torch.no_grad()
-def start_account(account: StructuredTokens, words: Words) -> None:
-    """Start everything that the account says from the words that :func:`captions.account` and
-    :func:`photos.account` say it with.
+def start_structured_tokens(tokens: StructuredTokens, words: Words) -> None:
+    """Start all structured tokens from the words that :func:`captions.structured_words` and
+    :func:`photos.structured_words` say it with.
 
     A name of more than SLOTS tokens keeps its last ones, since English puts the noun there. The vectors of the finer
     scale of places are random.
@@ -247,15 +247,15 @@ def start_account(account: StructuredTokens, words: Words) -> None:
         vectors = words.tokens(f" {text}")[-count:]
         return F.pad(vectors, (0, 0, 0, count - len(vectors)))
 
-    names, things, lines, places = account.class_names, account.things, account.lines, account.places
+    names, things, lines, places = tokens.class_names, tokens.things, tokens.lines, tokens.places
     fill(names.table, [slots(classes.name(index), SLOTS) for index in range(CLASSES)])
     fill(names.how, [words.word(each) for each in ("sure", "perhaps", "hardly")])
     fill(names.kinds, [slots(kind, KIND_SLOTS) for kind in classes.kinds()])
     assert len(classes.kinds()) == KINDS
     for column, kind in enumerate(classes.kinds()):
         names.kind_of[list(classes.of_kind(kind)), column] = 1
-    fill(account.medium, [words.word(each) for each in ("photo", "drawing")])
-    fill(account.colors, [words.word(each) for each in COLOR_NAMES])
+    fill(tokens.medium, [words.word(each) for each in ("photo", "drawing")])
+    fill(tokens.colors, [words.word(each) for each in COLOR_NAMES])
     fill(things.sizes, [torch.zeros(WIDTH), *(words.word(each) for each in SIZES[1:])])
     fill(things.names, [words.word(each) for each in SHAPES])
     things.thing.copy_(words.word("thing"))

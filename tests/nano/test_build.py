@@ -20,7 +20,7 @@ SIZES = build.Sizes(
     questions=11,
     text_scenes=70,
     tower_epochs=1,
-    account_epochs=1,
+    structured_epochs=1,
     overrides=("train.max_steps=2", "train.batch_size=4", "train.log_steps=1"),
 )
 
@@ -36,7 +36,7 @@ def test_from_nothing_to_a_model_that_answers(
         Image.effect_noise((120, 90), 90).convert("RGB").save(photos / f"{i}.jpg")
     out = tmp_path / "out"
     trained = build.build(photos, out, sizes=SIZES, workers=1)
-    names = [out / "data" / f"images/signs/000001.png{end}" for end in ("", "#account")]
+    names = [out / "data" / f"images/signs/000001.png{end}" for end in ("", "#tokens")]
     store = FeatureStore.of(MobiLlamaVForConditionalGeneration.from_pretrained(out / "start"), out / "features")
     whole, alone = store.read(store.pictures.of(names))
     np.testing.assert_array_equal(alone[:-49], whole[:-49])

@@ -121,21 +121,21 @@ def test_conversations_follow_from_the_classes() -> None:
 def test_pictures_are_told_in_the_words_of_their_features() -> None:
     heart = Thing("shape", "heart", "red", "large", (10, 10, 90, 90))
     sign = Thing("word", "text", "black", "large", (20, 150, 200, 210), "NO5")
-    told = captions.account(Scene((sign, heart), "white", seed=1))
+    told = captions.structured_words(Scene((sign, heart), "white", seed=1))
     assert told == "drawing white. large red heart top left. NO5 black text bottom."
     row = shares(tabby_cat=0.4, tench=0.3, ear_of_corn=0.2)
-    assert photos.account(row, "gray") == "photo perhaps tabby cat. tench. gray."
+    assert photos.structured_words(row, "gray") == "photo perhaps tabby cat. tench. gray."
     row = shares(tabby_cat=0.6, tench=0.3)
-    assert photos.account(row, "gray") == "photo sure tabby cat. tench. cat. gray."
-    assert photos.account(shares(tabby_cat=0.1), "gray").startswith("photo hardly tabby cat. ")
+    assert photos.structured_words(row, "gray") == "photo sure tabby cat. tench. cat. gray."
+    assert photos.structured_words(shares(tabby_cat=0.1), "gray").startswith("photo hardly tabby cat. ")
 
 
 def test_imagined_photographs_are_told_before_the_first_question() -> None:
     for index in range(0, 1000, 97):
         record = photos.imagined(index, random.Random(index))
         first = record["conversations"][0]["value"]
-        account, question = first.split("\n")[:2]
-        assert classes.name(index) in account and account.startswith("photo ") and question
+        words, question = first.split("\n")[:2]
+        assert classes.name(index) in words and words.startswith("photo ") and question
         assert "image" not in record and "<image>" not in first
 
 

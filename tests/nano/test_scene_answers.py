@@ -234,14 +234,14 @@ def test_a_record_asks_to_read_before_a_question_quotes_the_word(tmp_path: Path)
         assert not quoting or max(reading, default=-1) < min(quoting)
 
 
-def test_drills_ask_much_of_a_picture_and_show_every_second_one_by_its_account(tmp_path: Path) -> None:
+def test_dense_questions_show_every_second_picture_by_its_structured_tokens(tmp_path: Path) -> None:
     build_scenes.write_split(tmp_path, name="made", count=40, seed=3)
-    build_scenes.write_drills(tmp_path, name="made", count=40, seed=3)
+    build_scenes.write_dense_questions(tmp_path, name="made", count=40, seed=3)
     told = json.loads((tmp_path / "made.json").read_text())
-    drills = json.loads((tmp_path / "made-drills.json").read_text())
-    for i, (record, drill) in enumerate(zip(told, drills, strict=True)):
-        assert drill["image"] == record["image"] + ("#account" if i % 2 else "")
-        questions, answers = ([turn["value"] for turn in drill["conversations"][start::2]] for start in (0, 1))
+    dense = json.loads((tmp_path / "made-dense.json").read_text())
+    for i, (record, each) in enumerate(zip(told, dense, strict=True)):
+        assert each["image"] == record["image"] + ("#tokens" if i % 2 else "")
+        questions, answers = ([turn["value"] for turn in each["conversations"][start::2]] for start in (0, 1))
         assert questions[0].startswith("<image>\n") and sum("<image>" in each for each in questions) == 1
         assert len({each.removeprefix("<image>\n").split("\n")[0].lower().rstrip("?.") for each in questions}) == len(
             answers
@@ -253,21 +253,21 @@ def test_drills_ask_much_of_a_picture_and_show_every_second_one_by_its_account(t
         quoted = [any(word.text in each for word in scene.words) for each in questions]
         read = [any(word.text in each for word in scene.words) for each in answers]
         assert not any(any(quoted[:j]) and read[j] for j in range(len(read) - 1))
-    assert sum(len(each["conversations"]) for each in drills) > 1.4 * sum(len(each["conversations"]) for each in told)
+    assert sum(len(each["conversations"]) for each in dense) > 1.4 * sum(len(each["conversations"]) for each in told)
 
 
-def test_lookups_are_about_pictures_of_several_things(tmp_path: Path) -> None:
-    build_scenes.write_drills(tmp_path, name="made", count=60, seed=3)
-    records = json.loads((tmp_path / "made-lookups.json").read_text())
+def test_retrieval_questions_are_about_pictures_of_several_things(tmp_path: Path) -> None:
+    build_scenes.write_dense_questions(tmp_path, name="made", count=60, seed=3)
+    records = json.loads((tmp_path / "made-retrieval.json").read_text())
     scenes = [build_scenes.training_scene("made", 3, build_scenes.DEFAULT_STYLES, i)[0] for i in range(60)]
-    numbers = [int(record["id"].removeprefix("made-lookup-")) for record in records]
+    numbers = [int(record["id"].removeprefix("made-retrieval-")) for record in records]
     assert len(set(numbers)) == len(numbers) > 20
     assert all(len(scenes[i].things) > 1 for i in numbers)
     asked = [turn["value"] for record in records for turn in record["conversations"][::2]]
     assert not any(re.search("how many|count the", each.lower()) for each in asked)
     assert sum(bool(re.search(r"\b[Ww]here\b|part of the", each)) for each in asked) > len(records)  # of places
     places = json.loads((tmp_path / "made-places.json").read_text())
-    assert places and all(record["image"].endswith("#account") for record in places)
+    assert places and all(record["image"].endswith("#tokens") for record in places)
     answers = {turn["value"] for record in places for turn in record["conversations"][1::2]}
     assert {each for each in answers if not each.startswith(("A drawing", "The "))} <= {
         f"{row}{column}" or "center" for row in ("top", "bottom", "") for column in (" left", " right", "")

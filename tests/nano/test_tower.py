@@ -57,10 +57,10 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> tower.Words:
     return tower.Words(torch.randn(3000, WIDTH) * 0.02, tokenizer)
 
 
-def test_the_account_starts_from_words(words: tower.Words) -> None:
-    account = to_torch(StructuredTokens())
-    tower.start_account(account, words)
-    names = account.class_names
+def test_structured_tokens_start_from_words(words: tower.Words) -> None:
+    tokens = to_torch(StructuredTokens())
+    tower.start_structured_tokens(tokens, words)
+    names = tokens.class_names
     expected = words.tokens(" golden retriever")
     torch.testing.assert_close(names.table[207, : len(expected)], expected)
     torch.testing.assert_close(expected.pow(2).mean(-1), torch.ones(len(expected)))
@@ -69,9 +69,9 @@ def test_the_account_starts_from_words(words: tower.Words) -> None:
     torch.testing.assert_close(names.kinds[dog, 0], words.word("dog"))
     assert names.kind_of[207, dog] == 1 and names.kind_of[207].sum() == 1 and names.kind_of[490].sum() == 0
     s, small_s = (recognize.LETTERS.index(letter) for letter in "Ss")
-    torch.testing.assert_close(account.lines.first[s], words.tokens(" S")[0])
-    torch.testing.assert_close(account.lines.later[s], words.tokens("S")[0])
-    torch.testing.assert_close(account.lines.later[small_s], words.tokens(" s")[0])
+    torch.testing.assert_close(tokens.lines.first[s], words.tokens(" S")[0])
+    torch.testing.assert_close(tokens.lines.later[s], words.tokens("S")[0])
+    torch.testing.assert_close(tokens.lines.later[small_s], words.tokens(" s")[0])
 
 
 def test_what_is_to_be_found() -> None:
@@ -92,25 +92,25 @@ def test_finding_can_be_learnt() -> None:
     torch.manual_seed(0)
     scenes = [sample_scene(random.Random(i), ("few", "word")[i % 2]) for i in range(8)]
     features = torch.randn(8, 49, WIDTH)
-    account = to_torch(StructuredTokens())
-    given = [account.colors.clone(), account.lines.first.clone(), account.places.rows.clone()]
+    tokens = to_torch(StructuredTokens())
+    given = [tokens.colors.clone(), tokens.lines.first.clone(), tokens.places.rows.clone()]
 
     cells = np.random.default_rng(0).normal(size=(8, 49, GATHERED)).astype(np.float16)
 
     def losses() -> list[float]:
         found = []
         for logits, wanted in (
-            (account.things.logits(features), recognize.shapes_of(scenes)),
-            (account.lines.logits(torch.from_numpy(cells).float(), features), recognize.letters_of(scenes)),
+            (tokens.things.logits(features), recognize.shapes_of(scenes)),
+            (tokens.lines.logits(torch.from_numpy(cells).float(), features), recognize.letters_of(scenes)),
         ):
             found.append(float(recognize.finding_loss(logits.detach(), wanted.rows, wanted.kinds)))
         return found
 
     before = losses()
-    recognize.learn_account(account, cells, features, scenes, epochs=80)
+    recognize.learn_structured_tokens(tokens, cells, features, scenes, epochs=80)
     after = losses()
     assert after[0] < 0.2 * before[0] and after[1] < 0.2 * before[1]
-    for old, new in zip(given, (account.colors, account.lines.first, account.places.rows), strict=True):
+    for old, new in zip(given, (tokens.colors, tokens.lines.first, tokens.places.rows), strict=True):
         assert torch.equal(old, new)
 
 
