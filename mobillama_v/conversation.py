@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 
 from mobillama_v.errors import PromptError
 from mobillama_v.prompt import Message, Slot, arrange, join_texts
+from mobillama_v.tables import stray_picture
 
 IMAGE_MARKER = "<image>"
 """The place of a picture in a record's text; in a chat it is only text."""
@@ -209,6 +210,11 @@ def _pictures_beside(record: Mapping[Any, Any], found: _Reading) -> list[Any]:
     if len(given) == 2:
         raise ConversationError("the conversation has both 'image' and 'images'; keep one.")
     if not given:
+        stray = stray_picture(record, ("id",))
+        if stray:
+            raise ConversationError(
+                f"the conversation has no 'image', and its {stray[0]!r} names a picture ({stray[1]}); call it 'image'."
+            )
         return []
     if isinstance(given[0], str) and not given[0].strip():
         found.note(NO_PICTURE)

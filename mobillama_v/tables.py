@@ -10,11 +10,12 @@ import csv
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any, Literal, NamedTuple, TextIO
 
 from mobillama_v.errors import DataError
+from mobillama_v.images.kinds import SUFFIXES
 from mobillama_v.json_stream import record_texts, unicode_of
 
 Pick = Literal["first", "most"]
@@ -22,6 +23,7 @@ BY_NAME = "is an object that holds records by their names; write them as a list"
 _DELIMITERS = ",;\t"
 _LONGEST = 1 << 24  # characters of a field
 _CHUNK = 1 << 20
+_LONGEST_PATH = 300  # characters; a longer text is none
 
 
 class Row(NamedTuple):
@@ -35,6 +37,23 @@ class Row(NamedTuple):
 def column_name(name: object) -> str:
     """A column's name as rows have it: small letters, no blanks around."""
     return str(name).strip().casefold()
+
+
+def stray_picture(row: Mapping[Any, Any], known: Collection[str]) -> tuple[str, str] | None:
+    """Where a row without a picture names one after all.
+
+    Args:
+        row: its values by column.
+        known: columns that are read as something else.
+
+    Returns:
+        The column and the file that it names; ``None`` where there is none.
+    """
+    for name, value in row.items():
+        text = value.strip() if isinstance(value, str) and len(value) <= _LONGEST_PATH else ""
+        if name not in known and "\n" not in text and PurePath(text).suffix.lower() in SUFFIXES:
+            return str(name), text
+    return None
 
 
 def is_json(path: Path) -> bool:

@@ -207,3 +207,10 @@ def test_anything_is_normalized_or_refused(value: Any, record: bool) -> None:
     again = read_chat(found.messages)
     assert again.messages == found.messages and not set(again.notes) - {names.NO_ANSWER}
     assert sum(part is Slot.IMAGE for each in body for part in each.content) == len(again.images)
+
+
+def test_a_picture_under_another_name_is_not_passed_over() -> None:
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red"}]
+    with pytest.raises(ConversationError, match=r"no 'image', and its 'photo' names a picture \(a\.png\)"):
+        read_record({"id": "7.png", "photo": "a.png", "conversations": turns})
+    assert read_record({"id": "7.png", "image": "", "photo": "a.png", "conversations": turns}).images == ()

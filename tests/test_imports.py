@@ -20,6 +20,7 @@ LAYERS = {
     "distributed": 1,
     "fields": 1,
     "progress": 2,
+    "images.kinds": 1,
     "images.upright": 1,
     "images": 2,
     "config": 5,

@@ -25,7 +25,7 @@ from mobillama_v.eval.benchmarks.base import SHORT_ANSWER, Benchmark, Example, S
 from mobillama_v.eval.benchmarks.evalai import soft_accuracy
 from mobillama_v.eval.ocr import ocr_mode
 from mobillama_v.ocr import tokens_line
-from mobillama_v.tables import is_json, read_table, text_of
+from mobillama_v.tables import is_json, read_table, stray_picture, text_of
 
 Metric = Literal["exact", "vqa", "anls", "yesno"]
 _NAMES: Mapping[Metric, str] = {
@@ -201,6 +201,13 @@ def _answers(value: Any, where: str, listed: bool) -> list[str]:
 
 def _images(value: Mapping[str, Any], where: str) -> list[str]:
     given = value.get("image") or value.get("images") or []
+    stray = (
+        None
+        if {"image", "images"} & value.keys()
+        else stray_picture(value, ("id", "question_id", *_QUESTION, *_ANSWER))
+    )
+    if stray:
+        raise DataError(f"{where} has no 'image', and its {stray[0]!r} names a picture ({stray[1]}); call it 'image'.")
     paths = given if isinstance(given, list) else [given]
     if not all(isinstance(path, str) and path for path in paths):
         raise DataError(f"{where} has an 'image' that is neither a path nor a list of paths; write it as one.")

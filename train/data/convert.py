@@ -7,6 +7,7 @@ chooses the reader by what it is given; :func:`records_of` makes records of what
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,7 +19,7 @@ from mobillama_v.errors import DataError, ImageError
 from mobillama_v.hf_datasets import is_saved, open_rows, reading
 from mobillama_v.json_stream import record_texts
 from mobillama_v.prompt import Slot
-from mobillama_v.tables import Pick, column_name, is_json, read_table, text_of
+from mobillama_v.tables import Pick, column_name, is_json, read_table, stray_picture, text_of
 from mobillama_v.train.data import folders, hub_files
 from mobillama_v.train.data.preprocess import MISSING, Problem
 
@@ -26,6 +27,10 @@ NO_TEXT, UNREADABLE_ROW = "question or answer is no text", "row cannot be read"
 _VQAV2_IMAGE = "COCO_{subtype}_{image_id:012d}.jpg"
 _FROM = {"system": "system", "user": "human", "assistant": "gpt"}
 _COCO = ("images", "annotations")
+_IMAGES = ("file_name", "filename", "image_path", "image_file", "img", "picture", "photo")
+"""Columns that are the image's where there is none of the name that was asked for."""
+_CAPTIONS = ("caption", "captions", "text", "description")
+"""Columns of what is to be said of an image, where there is neither question nor answer."""
 
 
 class Pair(NamedTuple):
@@ -114,16 +119,26 @@ def _item(row: Mapping[str, Any], source: str, place: str, options: Options, pat
     name = str(place if row.get("id") in (None, "") else row["id"])
     where = f"{source}, {place}"
     question, answer = column_name(options.question), column_name(options.answer)
-    if options.prompt is not None and question not in row:
+    talks = not {question, answer} <= row.keys() and turns_of(row) is not None
+    columns = _image_columns(row, column_name(options.image), talks=talks)
+    caption = next((each for each in _CAPTIONS if each in row), None)
+    if caption and columns and not talks and not {question, answer} & row.keys():
+        row, answer = {question: folders.DESCRIBE, **row}, caption
+    if options.prompt is not None and (question not in row or answer == caption):
         row = {**row, question: options.prompt}
     missing = [each for each in (question, answer) if each not in row]
-    talks = missing and turns_of(row) is not None
-    named = column_name(options.image)
-    columns = ("image", "images") if talks or named == "image" else (named,)
+    stray = None if columns else stray_picture(row, {"id", question, answer})
+    if stray:
+        reason = (
+            f"{where}: its column {stray[0]!r} names a picture ({stray[1]}), and --image {options.image} does not; "
+        )
+        return Problem(source, place, name, MALFORMED, f"{reason}give --image {shlex.quote(stray[0])}.")
     try:
         images = {key: _paths(row[key], path_of) for key in columns if row.get(key) is not None}
         if talks:
-            return Talk(name, read_record({**row, **images}))
+            rest = {key: value for key, value in row.items() if key not in columns}
+            own = {key if key == "images" else "image": paths for key, paths in images.items()}
+            return Talk(name, read_record(rest | own))
     except ConversationError as error:
         return Problem(source, place, name, error.kind, f"{where}: {error}")
     except ImageError as error:
@@ -135,7 +150,7 @@ def _item(row: Mapping[str, Any], source: str, place: str, options: Options, pat
             name,
             MALFORMED,
             f"{where} has no column {', '.join(missing)}; its columns are {', '.join(row)}: name the right ones with "
-            "--question and --answer.",
+            "--question and --answer, or give --prompt where nothing is asked.",
         )
     paths = [path for each in images.values() for path in each]
     if not all(isinstance(path, str) for path in paths):
@@ -148,6 +163,14 @@ def _item(row: Mapping[str, Any], source: str, place: str, options: Options, pat
         except ValueError as error:
             return Problem(source, place, name, NO_TEXT, f"{where}: the {column} is {error}.")
     return Pair(name, tuple(paths), *texts)
+
+
+def _image_columns(row: Mapping[str, Any], named: str, *, talks: bool) -> tuple[str, ...]:
+    """Those of a row that hold its images: the one that was named, or what is usual where that is ``image``."""
+    usual = [("image", "images"), *(() if talks else ((each,) for each in _IMAGES))]
+    asked = usual if named == "image" else [(named,), *usual[:1]] if talks else [(named,)]
+    found = (tuple(each for each in columns if each in row) for columns in asked)
+    return next((columns for columns in found if columns), ())
 
 
 def _paths(value: Any, path_of: Callable[[Any], Any]) -> list[Any]:

@@ -72,6 +72,9 @@ def test_csv(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("id,question,answer\n1,Why, so,yes\n", encoding="utf-8")
     with pytest.raises(DataError, match="line 2 has more columns than the header"):
         get("custom").load(tmp_path / "q.csv")
+    (tmp_path / "q.csv").write_text("picture,question,answer\na.jpg,What?,red\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 2 has no 'image', and its 'picture' names a picture \(a\.jpg\)"):
+        get("custom").load(tmp_path / "q.csv")
 
 
 def test_what_is_written_is_the_answer(tmp_path: Path) -> None:

@@ -60,6 +60,37 @@ def test_tables(tmp_path: Path) -> None:
         run(tmp_path / "a.json", tmp_path / "out.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "image,caption\na.png,A red square.\n"),
+        ("metadata.csv", "file_name,text\na.png,A red square.\n"),
+        ("a.jsonl", '{"image_path": "a.png", "captions": ["A red square.", "Red."]}'),
+    ],
+)
+def test_captions(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    run(tmp_path / name, tmp_path / "out.json", "--pick", "first")
+    (record,) = read_records(tmp_path / "out.json")
+    assert record.images == ("a.png",)
+    assert turns(tmp_path / "out.json") == [["\nDescribe the image.", "A red square."]]
+    run(tmp_path / name, tmp_path / "out.json", "--pick", "first", "--prompt", "What is it?")
+    assert turns(tmp_path / "out.json") == [["\nWhat is it?", "A red square."]]
+
+
+def test_no_picture_is_lost_with_its_columns_name(tmp_path: Path) -> None:
+    talk = {"shown": "a.png", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
+    for name, text in (("a.csv", "Shown,question,answer\na.png,What?,Red\n"), ("a.jsonl", json.dumps(talk))):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=r"column 'shown' names a picture \(a\.png\).*; give --image shown\."):
+            run(tmp_path / name, tmp_path / "out.json")
+        run(tmp_path / name, tmp_path / "out.json", "--image", "Shown")
+        (record,) = read_records(tmp_path / "out.json")
+        assert record.images == ("a.png",)
+    (tmp_path / "text.csv").write_text("question,answer\nWhich file?,a.png\n")
+    assert "1 of them are text only" in run(tmp_path / "text.csv", tmp_path / "out.json")
+
+
 def test_an_answer_is_text_and_a_row_without_is_counted(tmp_path: Path) -> None:
     votes = ["blue", "red", "red"]
     rows = [
