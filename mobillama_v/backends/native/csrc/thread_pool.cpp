@@ -4,7 +4,7 @@
 #include <sched.h>
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
-#include <immintrin.h>
+#include <emmintrin.h>
 #endif
 
 // GCC 12 gave waiting a newer version of the same symbol. The old one is in every libstdc++, so that a library that was
