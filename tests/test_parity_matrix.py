@@ -210,6 +210,7 @@ def test_the_hybrid_tower_stays_in_fp32(model_folder) -> None:
 
 
 def test_the_picture_comes_first_in_every_door(model_folder) -> None:
+    pytest.importorskip("prometheus_client", reason="needs the extra serve")
     from transformers import AutoProcessor
 
     from mobillama_v.demo.limits import Limits

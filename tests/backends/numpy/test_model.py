@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from mobillama_v.backends import select
 from mobillama_v.backends.native import library
-from mobillama_v.backends.numpy.layers import NUMPY, Tensors, to_numpy
+from mobillama_v.backends.numpy.layers import NUMPY, Tensors, to_numpy, widened
 from mobillama_v.backends.numpy.model import NumpyVisionEncoder
 from mobillama_v.backends.select import select_backend
 from mobillama_v.config import ModelConfig, ProjectorConfig
@@ -107,6 +107,14 @@ def test_gelu_is_exact_to_fp32() -> None:
     x = np.linspace(-9, 9, 20001, dtype=np.float32)
     exact = np.array([each * 0.5 * math.erfc(-each / math.sqrt(2)) for each in x.tolist()])
     assert np.abs(NUMPY.gelu(x) - exact).max() < 1e-6
+
+
+def test_fp16_becomes_the_same_fp32() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)  # all of them, infinities and NaNs too
+    np.testing.assert_array_equal(widened(halves, np.empty(1 << 16, np.float32)), halves.astype(np.float32))
+    finite = halves[np.isfinite(halves)].reshape(-1, 2)
+    bits = widened(finite.T, np.empty(finite.T.shape, np.float32)).view(np.int32)
+    np.testing.assert_array_equal(bits, finite.T.astype(np.float32).view(np.int32))
 
 
 def in_both(part: Part) -> tuple[Any, Any]:
