@@ -313,9 +313,10 @@ def decode_step(generations: Sequence[Generation]) -> None:
         batch = [each for each in waiting if each.engine is engine]
         sequences = [sequence for each in batch for sequence in each.sequences]
         logits = engine.decode(sequences, [token for each in batch for token in each.tokens])
-        ends = np.cumsum([len(each.tokens) for each in batch])[:-1]
-        for each, found in zip(batch, np.split(logits, ends), strict=True):
-            each.set_logits(found)
+        done = 0
+        for each in batch:
+            begin, done = done, done + len(each.tokens)
+            each.set_logits(logits[begin:done])
 
 
 def generate(engine: Engine, tokenizer: Detokenizer, prompts: Sequence[Prompt], sampling: Sampling) -> list[Completion]:

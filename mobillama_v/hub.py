@@ -5,7 +5,6 @@ Nothing heavy is imported, so that a mistyped name is answered at once.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 from mobillama_v.config import ModelConfig
 from mobillama_v.errors import CheckpointError, ModelNotFoundError
 from mobillama_v.fields import parse_json
-from mobillama_v.presets import PRESETS
 
 DEFAULT = "nano"
 _EMBEDDED = Path(__file__).parent / "weights"
@@ -45,6 +43,10 @@ def find_model(name: str) -> Path:
         return Path(folder)
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
         return _from_hub(name, _HUB_FILES)
+    import difflib
+
+    from mobillama_v.presets import PRESETS
+
     if name in PRESETS:
         raise ModelNotFoundError(
             f"{name!r} is a preset, the shape of a model to train, and has no weights here: {_choices()}."
