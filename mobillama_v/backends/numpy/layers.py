@@ -5,7 +5,6 @@ Channels are last, so that a convolution is a product with a matrix.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,7 +18,6 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 
 _EPS = 1e-5
 _STRIP = 1 << 16  # values of a strip of a depthwise convolution, few enough to stay in a core's own cache
-_PIECE = 1 << 22  # values of a piece of memory, large enough for the system's large pages
 _HALF_BITS, _HALF_SCALE, _HALF_LARGEST = np.int32(-0x70002000), np.float32(2.0**112), 65504
 
 
@@ -27,33 +25,17 @@ class MisfitError(Exception):
     """A tensor that is not there, or has another shape than the layer that takes it; says what was found instead."""
 
 
-class _Memory:
-    """Room for many fp32 arrays that live equally long: large pieces are made faster than small ones."""
-
-    def __init__(self) -> None:
-        self._free = np.empty(0, np.float32)
-
-    def empty(self, shape: tuple[int, ...]) -> Array:
-        """An array of any numbers."""
-        size = math.prod(shape)
-        if size > self._free.size:
-            self._free = np.empty(max(size, _PIECE), np.float32)
-        made, self._free = self._free[:size], self._free[size:]
-        return made.reshape(shape)
-
-
 class Tensors:
     """Tensors of a file by name, to be taken once each by who knows their shapes."""
 
-    def __init__(self, tensors: Mapping[str, Array], prefix: str = "", whole: Tensors | None = None) -> None:
+    def __init__(self, tensors: Mapping[str, Array], prefix: str = "", left: set[str] | None = None) -> None:
         self._tensors, self._prefix = tensors, prefix
-        self._memory: _Memory = _Memory() if whole is None else whole._memory
-        self.left: set[str] = set(tensors) if whole is None else whole.left
+        self.left = set(tensors) if left is None else left
         """Names that nobody has taken."""
 
     def under(self, name: str) -> Tensors:
         """Those whose names begin with ``name`` and a dot."""
-        return Tensors(self._tensors, f"{self._prefix}{name}.", self)
+        return Tensors(self._tensors, f"{self._prefix}{name}.", self.left)
 
     def has(self, name: str) -> bool:
         """Whether there is such a tensor."""
@@ -78,29 +60,41 @@ class Tensors:
         return tensor
 
     def floats(self, name: str, *shape: int) -> Array:
-        """:meth:`take` to fp32. Those of a file lie in few pieces of memory, which are kept while one of them is.
+        """:meth:`take` to fp32.
 
         Raises:
             CheckpointError: a norm or a bias that is not finite.
         """
         tensor = self.take(name, *shape)
         if tensor.dtype == np.float16:
-            tensor = widened(tensor, self._memory.empty(shape))
+            tensor = widened(tensor)
         tensor = tensor.astype(np.float32, copy=False)
         if tensor.ndim < 2 and not np.isfinite(tensor).all():
             raise CheckpointError(f"{self._prefix}{name} holds numbers that are not finite; copy the model again.")
         return tensor
+
+    def matrix(self, layer: parts.Conv | parts.Linear) -> _Matrix:
+        """The weight of a layer, [N,...], as a matrix.
+
+        Raises:
+            MisfitError: as :meth:`take`.
+        """
+        stored = self.take("weight", *layer.shapes["weight"])
+        return _Matrix(
+            (stored if stored.dtype == np.float16 else stored.astype(np.float32, copy=False)).reshape(len(stored), -1)
+        )
 
     def declared(self, layer: parts.Layer) -> list[Array]:
         """All tensors of a layer, in fp32."""
         return [self.floats(name, *shape) for name, shape in layer.shapes.items()]
 
 
-def widened(halves: Array, out: Array) -> Array:
-    """Fill ``out``, fp32 and contiguous, with the numbers of an fp16 array; numpy's own way takes twice as long.
+def widened(halves: Array) -> Array:
+    """The numbers of an fp16 array in fp32; numpy's own way takes twice as long.
 
     Bits are moved to their places in fp32, whose exponents count from another number.
     """
+    out = np.empty(halves.shape, np.float32)
     source, target = halves.reshape(-1), out.reshape(-1)
     for start in range(0, source.size, _STRIP):
         half, values = source[start : start + _STRIP], target[start : start + _STRIP]
@@ -114,16 +108,35 @@ def widened(halves: Array, out: Array) -> Array:
     return out
 
 
+class _Matrix:
+    """A matrix [N,K] of a file, which gives [K,N] in fp32.
+
+    One in fp16 is converted at each of its first two calls, and kept from the second on. A single picture needs each
+    matrix once, and numbers that stay in the processor's cache ask the system for no memory.
+    """
+
+    def __init__(self, stored: Array) -> None:
+        self._stored, self._asked = stored, False
+
+    def __call__(self) -> Array:
+        """The matrix."""
+        values = widened(self._stored) if self._stored.dtype == np.float16 else self._stored
+        if self._asked:
+            self._stored = values
+        self._asked = True
+        return values.T
+
+
 class Linear:
     """[...,K] to [...,N]."""
 
     def __init__(self, tensors: Tensors, declared: parts.Linear) -> None:
-        weight, *bias = tensors.declared(declared)
-        self._weight, self._bias = weight.T, bias[0] if bias else np.float32(0)
+        self._weight = tensors.matrix(declared)
+        self._bias = tensors.floats("bias", declared.outputs) if declared.bias else np.float32(0)
 
     def __call__(self, x: Array) -> Array:
         """The product of each row."""
-        y: Array = x.reshape(-1, x.shape[-1]) @ self._weight
+        y: Array = x.reshape(-1, x.shape[-1]) @ self._weight()
         y += self._bias
         return y.reshape(*x.shape[:-1], -1)
 
@@ -145,8 +158,7 @@ class Conv:
     """A square convolution, [N,H,W,C] to [N,ceil(H/stride),ceil(W/stride),C'], padded as TensorFlow does."""
 
     def __init__(self, tensors: Tensors, declared: parts.Conv) -> None:
-        weight, self._bias = tensors.declared(declared)
-        self._weight = weight.reshape(declared.outputs, -1).T
+        self._weight, self._bias = tensors.matrix(declared), tensors.floats("bias", declared.outputs)
         self._kernel, self._stride = declared.kernel, declared.stride
 
     def __call__(self, x: Array) -> Array:
@@ -156,10 +168,10 @@ class Conv:
         windows = np.lib.stride_tricks.sliding_window_view(
             padded(x, self._kernel, self._stride), (self._kernel, self._kernel), axis=(1, 2)
         )[:, :: self._stride, :: self._stride]
-        return self._finish(windows.reshape(-1, self._weight.shape[0]), windows.shape[:3])
+        return self._finish(windows.reshape(-1, x.shape[-1] * self._kernel**2), windows.shape[:3])
 
     def _finish(self, rows: Array, shape: tuple[int, ...]) -> Array:
-        y: Array = rows @ self._weight
+        y: Array = rows @ self._weight()
         y += self._bias
         return y.reshape(*shape, -1)
 
