@@ -106,8 +106,15 @@ def by_transformers(folder: Path, dtype: torch.dtype) -> tuple[list[int], np.nda
 
 
 def agree(got: np.ndarray, expected: np.ndarray, precision: str) -> None:
-    """Within the tolerance of ``precision``, a share of the greatest logit."""
-    np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCES[precision] * np.abs(expected).max())
+    """Within the tolerance of ``precision``, a share of the greatest value.
+
+    In 16 bits everything is rounded, and how far the worst of hundreds of values lies depends on the processor's order
+    of sums: there the differences together are a share of the values together.
+    """
+    if precision in ("bf16", "fp16"):
+        assert np.linalg.norm(got - expected) < TOLERANCES[precision] * np.linalg.norm(expected)
+    else:
+        np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCES[precision] * np.abs(expected).max())
 
 
 def test_every_kind_of_tower_is_tried() -> None:
@@ -139,8 +146,12 @@ def test_backends_agree_on_every_tower_and_projector(kind: str, projector: str, 
     assert (not numpy_model.supports(config), not native_vision.supports(config)) == (by_numpy, by_library)
     agree(logits, expected, "native")
     agree(logits, over_numpy, "native")
-    # The same decoder behind the tower in torch. Of plain towers the sums differ, and keys rounded the other way.
-    agree(by_engine(folder, engine="native", dtype=torch.float32)[1], logits, "native" if by_library else "fp32")
+    # The tower in torch before the same decoder, bit for bit. Its keys are fp16, so logits of other sums would not do.
+    other = by_engine(folder, engine="native", dtype=torch.float32)[2]
+    seen, seen_in_torch = (np.asarray(each.encode_image(picture()).features) for each in (assistant, other))
+    agree(seen_in_torch, seen, "native" if by_library else "fp32")
+    prompt = Prompt(other.encode_messages([user(QUESTION, images=1)]), [seen])
+    np.testing.assert_array_equal(other.engine.prefill([prompt], room=1)[1][0], logits)
 
 
 DECODERS: dict[str, dict[str, Any]] = {
