@@ -16,6 +16,7 @@ from mobillama_v.demo.sessions import COOKIE, Sessions
 
 _MAX_BODY = 4_000_000  # of a call: a conversation's words and the names of its pictures
 _BODY_SECONDS = 60.0  # for a request to arrive
+_TOO_LATE = "The request took too long to arrive."
 _CALL_PATHS = ("/queue/join", "/run/", "/api/", "/call/")
 _CLOSED_PATHS = (
     *(
@@ -33,6 +34,10 @@ _CLOSED_PATHS = (
 
 class _NoRoomError(Exception):
     """An upload is larger than the room that is left."""
+
+
+class _TooLateError(Exception):
+    """A request took too long to arrive."""
 
 
 class AccessMiddleware:
@@ -72,10 +77,11 @@ class AccessMiddleware:
 
     async def _upload(self, scope: Any, receive: Any, send: Any) -> None:
         room, came = await asyncio.to_thread(self.sessions.room), 0
+        receive = _in_time(receive)
 
         async def counted() -> Any:
             nonlocal came
-            message = await asyncio.wait_for(receive(), _BODY_SECONDS)
+            message = await receive()
             size = len(message.get("body", b""))
             came += size
             self._arriving += size
@@ -87,13 +93,19 @@ class AccessMiddleware:
             await self.app(scope, counted, send)
         except _NoRoomError:
             await _refuse(send, 413, "There is no room for more uploads; come back later.")
+        except _TooLateError:
+            await _refuse(send, 408, _TOO_LATE)
         finally:
             self._arriving -= came
 
     async def _call(self, scope: Any, receive: Any, send: Any, token: str) -> None:
-        body = bytearray()
+        body, arriving = bytearray(), _in_time(receive)
         while True:
-            message = await asyncio.wait_for(receive(), _BODY_SECONDS)
+            try:
+                message = await arriving()
+            except _TooLateError:
+                await _refuse(send, 408, _TOO_LATE)
+                return
             if message["type"] == "http.disconnect":
                 return
             body += message.get("body", b"")
@@ -145,6 +157,29 @@ class AccessMiddleware:
             await send(message)
 
         return recording
+
+
+def _in_time(receive: Any) -> Any:
+    """A ``receive`` of a request that has to arrive whole in time; what comes after it may take any time.
+
+    Raises:
+        _TooLateError: the time is over, when called.
+    """
+    loop = asyncio.get_running_loop()
+    end, whole = loop.time() + _BODY_SECONDS, False
+
+    async def receiving() -> Any:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), end - loop.time())
+        except asyncio.TimeoutError:
+            raise _TooLateError from None
+        whole = not message.get("more_body")
+        return message
+
+    return receiving
 
 
 def _paths(body: bytes) -> list[str]:

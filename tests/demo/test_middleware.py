@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from starlette.requests import HTTPConnection
 
+from mobillama_v.demo import middleware as module
 from mobillama_v.demo.middleware import AccessMiddleware
 from mobillama_v.demo.sessions import COOKIE, Sessions
 
@@ -76,3 +77,49 @@ def upload(tmp_path: Path, room: int, *chunks: bytes) -> list[int]:
 @pytest.mark.parametrize(("room", "statuses"), [(100, [200, 200]), (50, [200, 200]), (49, [413, 413]), (0, [413, 413])])
 def test_the_uploads_of_all_are_bounded(tmp_path: Path, room: int, statuses: list[int]) -> None:
     assert upload(tmp_path, room, b"x" * 20, b"x" * 30) == statuses
+
+
+@pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/join"])
+def test_a_request_that_comes_byte_by_byte_ends_in_time(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BODY_SECONDS", 0.3)
+    statuses: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    async def receive() -> Any:
+        await asyncio.sleep(0.05)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None:
+        statuses.extend([message["status"]] if "status" in message else [])
+
+    scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+    middleware = AccessMiddleware(app, Sessions(tmp_path, shared=tmp_path))
+    asyncio.run(asyncio.wait_for(middleware(scope, receive, send), 60))
+    assert statuses == [408]
+
+
+def test_after_an_upload_has_come_its_answer_may_take_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_BODY_SECONDS", 0.1)
+    parts: list[dict[str, Any]] = [{"type": "http.request", "body": b"x", "more_body": False}]
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend([(await receive())["type"], (await receive())["type"]])
+
+    async def receive() -> Any:
+        if parts:
+            return parts.pop()
+        await asyncio.sleep(0.3)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": []}
+    asyncio.run(AccessMiddleware(app, Sessions(tmp_path, shared=tmp_path))(scope, receive, send))
+    assert seen == ["http.request", "http.disconnect"]
