@@ -10,14 +10,21 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobillama_v.hub import find_model
 from nano import build, caption_qa, small_talk, stemcache, vocabulary
 from nano.human_data import Asked, Captioned, read_captions, read_questions
 from nano.human_train import Stage
 from nano.phrases import DESCRIBE_PROMPTS
+from nano.stemcache import StemCache
+
+if TYPE_CHECKING:
+    from nano.human_train import Learner
+    from nano.mixture import Mixture
 
 NEW_TOKENS = 2048
+_HEAD_EPOCHS = 5
 FIRST_SHARE = 0.4
 """Of the first stage's model in the averaged one."""
 _EVERYTHING = {"captions": 0.48, "rooms": 0.13, "classes": 0.12, "drawings": 0.13, "reading": 0.09, "easy-vqa": 0.02}
@@ -47,6 +54,8 @@ class Sizes:
     batch: int = 16
     photos: int | None = None
     stages: tuple[Stage, ...] = STAGES
+    head_batches: int = 560
+    """Of 16 samples, from which the head learns again at the end."""
 
 
 def learn_photographs(
@@ -80,7 +89,8 @@ def learn_photographs(
     for stage in sizes.stages:
         _train(stage, folder, out, flickr8k, daquar, sizes, seed, processes)
         folder = out / stage.name / "final"
-    return average(out / sizes.stages[0].name / "final", folder, out / "averaged")
+    averaged = average(out / sizes.stages[0].name / "final", folder, out / "averaged")
+    return _refit_head(averaged, out, flickr8k, daquar, sizes.head_batches, seed)
 
 
 def average(first: Path, last: Path, out: Path) -> Path:
@@ -107,6 +117,36 @@ def average(first: Path, last: Path, out: Path) -> Path:
     save_file(mean, partial / "model.safetensors", metadata={"format": "pt"})
     partial.rename(out)
     return out
+
+
+def _refit_head(averaged: Path, out: Path, flickr8k: Path, daquar: Path, batches: int, seed: int) -> Path:
+    """The model whose head has learnt again (:mod:`nano.head`)."""
+    folder = out / "refitted"
+    if folder.exists():
+        return folder
+    import torch
+
+    from nano import head
+
+    learner, mixture, stems = _learning(averaged, out, flickr8k, daquar)
+    seen = head.states(learner, mixture, stems, batches=batches, seed=seed)
+    weight = learner.model.lm_head.weight
+    learnt = head.refit(weight, seen, epochs=_HEAD_EPOCHS, seed=seed)
+    with torch.no_grad():
+        weight.copy_(learnt)
+    learner.save(folder)
+    return folder
+
+
+def _learning(folder: Path, out: Path, flickr8k: Path, daquar: Path) -> tuple[Learner, Mixture, dict[str, StemCache]]:
+    """A model in training and what it learns from."""
+    from nano.human_train import Learner
+    from nano.mixture import Mixture
+
+    captioned, asked = _human(flickr8k, daquar)
+    stems = {path.name: StemCache(path) for path in (out / "stem").iterdir()}
+    learner = Learner(folder, out / "start" / "tokenizer.json")
+    return learner, Mixture(learner.encoder, stems, captioned, asked, out / "data"), stems
 
 
 def _human(flickr8k: Path, daquar: Path) -> tuple[list[Captioned], list[Asked]]:
@@ -182,7 +222,7 @@ def _write_start(start: str, captioned: list[Captioned], asked: list[Asked], out
         layer.weight = nn.Parameter(weight)
     model.config.text_config.vocab_size = rows + len(added)
     trunk = model.vision_tower.visual.trunk
-    caches = [stemcache.StemCache(out / "stem" / name) for name in ("flickr8k", "flickr8k-mirrored")]
+    caches = [StemCache(out / "stem" / name) for name in ("flickr8k", "flickr8k-mirrored")]
     found = photo_words.learn(trunk, caches, captioned, seed)
     tokenizer = TextTokenizer.from_file(partial / "tokenizer.json", bos_id=1, eos_id=2, pad_id=0)
     tower.start_words(trunk.account.words, tower.Words(model.language_model.embed_tokens.weight, tokenizer), found)
@@ -224,19 +264,15 @@ def _work(
     import torch.distributed as dist
 
     from nano import own_words
-    from nano.human_train import Learner, Trainer
-    from nano.mixture import Mixture
+    from nano.human_train import Trainer
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are small: a process a core does more than one process over all cores
     if processes > 1:
         dist.init_process_group("gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=processes)
-    captioned, asked = _human(flickr8k, daquar)
-    stems = {path.name: stemcache.StemCache(path) for path in (out / "stem").iterdir()}
-    learner = Learner(start, out / "start" / "tokenizer.json")
-    mixture = Mixture(learner.encoder, stems, captioned, asked, out / "data")
+    learner, mixture, stems = _learning(start, out, flickr8k, daquar)
     if "own" in stage.mix:
-        mixture.own = own_words.of_photographs(learner, stems, captioned)
+        mixture.own = own_words.of_photographs(learner, stems, _human(flickr8k, daquar)[0])
     trainer = Trainer(learner, mixture, stems, seed=seed, batch=batch, rank=rank, world=processes)
     trainer.run(stage, out / stage.name)
     if processes > 1:

@@ -302,7 +302,7 @@ def test_photographs_are_learnt_from_drawings_on(tmp_path: Path, few_easy_pictur
         Stage("learn", 3, 1e-3, mix),
         Stage("agree", 2, 1e-4, {**mix, "own": 4.0}, decay=True),
     )
-    sizes = human_build.Sizes(scenes=70, signs=64, batch=3, stages=stages)
+    sizes = human_build.Sizes(scenes=70, signs=64, batch=3, stages=stages, head_batches=2)
     out = tmp_path / "out"
 
     def build() -> Path:
@@ -311,8 +311,11 @@ def test_photographs_are_learnt_from_drawings_on(tmp_path: Path, few_easy_pictur
         )
 
     trained = build()
-    assert build() == trained == out / "averaged"
-    start, end = (load(str(folder), engine="torch").network.state_dict() for folder in (out / "start", trained))
+    assert build() == trained == out / "refitted"
+    start, before, end = (
+        load(str(folder), engine="torch").network.state_dict() for folder in (out / "start", out / "averaged", trained)
+    )
+    assert {name for name in end if not np.array_equal(before[name].numpy(), end[name].numpy())} == {"lm_head.weight"}
     changed = {name for name in end if not np.array_equal(start[name].numpy(), end[name].numpy())}
     assert not any("stem" in name or "projector" in name for name in changed)
     for part in ("trunk.photo_patches", "trunk.account.words", "language_model.layers", "lm_head"):
