@@ -108,10 +108,10 @@ def by_transformers(folder: Path, dtype: torch.dtype) -> tuple[list[int], np.nda
 def agree(got: np.ndarray, expected: np.ndarray, precision: str) -> None:
     """Within the tolerance of ``precision``, a share of the greatest value.
 
-    In 16 bits everything is rounded, and how far the worst of hundreds of values lies depends on the processor's order
-    of sums: there the differences together are a share of the values together.
+    In fp16 how far the worst of hundreds of values lies depends on the processor's order of sums: there the differences
+    together are that share of the values together.
     """
-    if precision in ("bf16", "fp16"):
+    if precision == "fp16":
         assert np.linalg.norm(got - expected) < TOLERANCES[precision] * np.linalg.norm(expected)
     else:
         np.testing.assert_allclose(got, expected, rtol=0, atol=TOLERANCES[precision] * np.abs(expected).max())
